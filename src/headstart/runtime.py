@@ -1,0 +1,163 @@
+"""The machine: device, threads, seed, versions, memory, cache folder, progress. Sees no other room but `errors`."""
+
+from __future__ import annotations
+
+import os
+import platform
+import random
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+_PACKAGES = ("headstart", "torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn", "safetensors")
+
+
+def cache_folder() -> Path:
+    """The folder for everything that can be recomputed: `HEADSTART_CACHE`, else the platform's cache folder."""
+    given = os.environ.get("HEADSTART_CACHE")
+    if given:
+        return Path(given).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("headstart", appauthor=False))
+
+
+def device() -> torch.device:
+    """The fastest device that torch can use here: CUDA, else the CPU."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def cpu_count() -> int:
+    """Cores that this process may run on (containers and affinity masks counted)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy's legacy generator and torch, so that what draws from them repeats."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002  (third-party code may draw from it)
+    torch.manual_seed(seed)
+
+
+def versions() -> dict[str, str]:
+    """Python, platform and the versions of the packages that decide a result."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident memory of this process so far, in bytes."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return int(getattr(psutil.Process().memory_info(), "peak_wset", psutil.Process().memory_info().rss))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+class Advance(Protocol):
+    """Tells a progress bar that `count` more units are done; `fields` replace words in its description."""
+
+    def __call__(self, count: int = 1, /, **fields: object) -> None: ...
+
+
+class Progress(Protocol):
+    """Opens a progress bar of `total` units; use as `with progress("Extracting", n, "images") as advance:`."""
+
+    def __call__(self, description: str, total: int, unit: str = "images") -> _Bar: ...
+
+
+class _Bar(Protocol):
+    def __enter__(self) -> Advance: ...
+    def __exit__(self, *exc: object) -> bool | None: ...
+
+
+@contextmanager
+def silent(description: str, total: int, unit: str = "images") -> Iterator[Advance]:
+    """A progress bar that shows nothing: the default everywhere below the command line."""
+
+    def advance(count: int = 1, /, **fields: object) -> None:
+        return None
+
+    yield advance
+
+
+@contextmanager
+def bar(description: str, total: int, unit: str = "images") -> Iterator[Advance]:
+    """A progress bar on stderr with rate and remaining time; silent where stderr is not a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+    from rich.progress import ProgressColumn, Task
+    from rich.text import Text
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        with silent(description, total, unit) as quiet:
+            yield quiet
+        return
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text("" if speed is None else f"{speed:,.0f} {unit}/s", style="progress.data.speed")
+
+    columns = (
+        TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with RichProgress(*columns, console=console, transient=False) as shown:
+        task = shown.add_task(description, total=total, note="")
+
+        def advance(count: int = 1, /, **fields: object) -> None:
+            note = "  ".join(f"{name} {value}" for name, value in fields.items())
+            if note:
+                shown.update(task, advance=count, note=note)
+            else:
+                shown.update(task, advance=count)
+
+        yield advance
+
+
+def environment() -> Mapping[str, object]:
+    """What a measurement must be read with: versions, processor, cores, threads, device, memory."""
+    import psutil
+    import torch
+
+    return {
+        **versions(),
+        "processor": _processor(),
+        "cores": cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "device": str(device()),
+        "memory_bytes": int(psutil.virtual_memory().total),
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
