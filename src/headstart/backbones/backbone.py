@@ -1,0 +1,294 @@
+"""Backbone: a network as ordered stages. Freezing, learning rates, caching, depth profile and report share this list."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from headstart.backbones.program import Activation, Program
+from headstart.errors import BackboneError, WeightsError
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """The preprocessing that the weights were trained with.
+
+    `size` (height, width) in pixels; `mean` and `std` per channel (RGB) of values in 0..1; `interpolation` "bicubic",
+    "bilinear", ...; `crop` the side of the centre crop as a share of the resized image.
+    """
+
+    size: tuple[int, int] = (224, 224)
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    interpolation: str = "bicubic"
+    crop: float = 0.875
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where weights come from. `digest` is the sha256 of the weights file, "" for weights drawn at random."""
+
+    name: str
+    source: str
+    licence: str
+    url: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What is known of one stage's output: per tensor its `shape` without the batch axis, and which of those axes
+    is the channel axis. `flops` are the forward FLOPs per image of the stage (matrix products and convolutions)."""
+
+    shapes: tuple[tuple[int, ...], ...]
+    axes: tuple[int, ...]
+    flops: int
+
+
+class Part(nn.Module):
+    """A piece of the original module tree: what one stage owns, under the original names. It is never called."""
+
+
+@final
+class Stage(nn.Module):
+    """A run of consecutive steps of the original network, with the parameters and buffers that they need.
+
+    `net` holds them under their original names. What an earlier stage already owns (a bias table that all blocks
+    share) is looked up there through `lenders`.
+    """
+
+    def __init__(self, name: str, program: Program, net: Part, lenders: Mapping[str, Part]) -> None:
+        super().__init__()
+        self.name = name
+        self.program = program
+        self.net = net
+        self._lenders = dict(lenders)  # a plain dict: borrowed modules must not be registered twice
+
+    def forward(self, activation: Activation) -> Activation:
+        return self.program.run(activation, self._module, self._weight)
+
+    def _module(self, path: str) -> nn.Module:
+        return self._lenders.get(path, self.net).get_submodule(path)
+
+    def _weight(self, path: str) -> Tensor:
+        holder, _, name = path.rpartition(".")
+        found = getattr(self._lenders.get(path, self.net).get_submodule(holder), name)
+        assert isinstance(found, Tensor)
+        return found
+
+
+@final
+class Backbone(nn.Module):
+    """A network cut into ordered stages that, run in turn, equal the original network's pooled features.
+
+    Every parameter and buffer of the original belongs to exactly one stage. A new backbone is frozen throughout and
+    in eval mode; see `train_from`.
+
+    stages: the stages in order.
+    names: what each stage is called: the original names of the modules that it spans.
+    input: the preprocessing that the weights expect; inputs are (N, 3, *input.size) float32, normalised.
+    origin: where the weights come from.
+    widths: pooled width of each stage's output.
+    shapes: per stage the shape(s) of its output without the batch axis: a tuple of one or more tensors.
+    flops: forward FLOPs per image of each stage.
+    """
+
+    stages: nn.ModuleList
+
+    def __init__(
+        self,
+        stages: list[Stage],
+        layouts: list[Layout],
+        input: InputSpec,
+        origin: Origin,
+        network: nn.Module,
+        aliases: Mapping[str, str],
+        fixed: frozenset[str],
+    ) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+        self.names = tuple(stage.name for stage in stages)
+        self.input = input
+        self.origin = origin
+        self.shapes = tuple(layout.shapes for layout in layouts)
+        self.flops = tuple(layout.flops for layout in layouts)
+        self._axes = tuple(layout.axes for layout in layouts)
+        self.widths = tuple(
+            sum(shape[axis] for shape, axis in zip(layout.shapes, layout.axes, strict=True)) for layout in layouts
+        )
+        self._network = (network,)  # in a tuple: the stages register its parts, and only they do
+        self._aliases = dict(aliases)
+        self._fixed = fixed
+        self.train_from(len(stages))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pooled features (N, widths[-1]) float32 of images x (N, 3, *input.size), normalised."""
+        return self.pool(len(self.stages) - 1, self.run(x, 0, len(self.stages)))
+
+    def run(self, activation: Activation, start: int, stop: int) -> Activation:
+        """Run `stages[start:stop]` in turn on the activation at cut `start` (images, for 0).
+
+        Stages may work in place: the activation that is passed in is spent, clone it to keep it.
+        """
+        self._expect(start, activation)
+        for stage in self._between(start, stop):
+            activation = stage(activation)
+        return activation
+
+    def pooled(self, activation: Activation, start: int = 0) -> tuple[Tensor, ...]:
+        """Run `stages[start:]`; each output pooled to (N, widths[i]) float32."""
+        return self.run_and_pool(activation, start, len(self.stages))[1]
+
+    def run_and_pool(
+        self, activation: Activation, start: int, stop: int
+    ) -> tuple[Activation, tuple[Tensor, ...]]:
+        """Run `stages[start:stop]`; the last output, and each output pooled to (N, widths[i]) float32."""
+        self._expect(start, activation)
+        pooled = []
+        for index, stage in enumerate(self._between(start, stop), start):
+            activation = stage(activation)
+            pooled.append(self.pool(index, activation))  # now: the next stage may work in place
+        return activation, tuple(pooled)
+
+    def pool(self, index: int, activation: Activation) -> Tensor:
+        """The output of stage `index` averaged over all but batch and channel axis: (N, widths[index]) float32."""
+        tensors = (activation,) if isinstance(activation, Tensor) else activation
+        parts = []
+        for tensor, axis in zip(tensors, self._axes[index], strict=True):
+            others = [i for i in range(1, tensor.ndim) if i != axis + 1]
+            parts.append(tensor.mean(others, dtype=torch.float32) if others else tensor.float())
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def activation_shapes(self, cut: int) -> tuple[tuple[int, ...], ...]:
+        """Shape(s) without the batch axis of the activation at a cut: what `stages[cut:]` take in."""
+        return self.shapes[cut - 1] if cut else ((3, *self.input.size),)
+
+    def flatten(self, activation: Activation) -> Tensor:
+        """One row per image (N, L): the tensors of an activation, row-major, one after the other."""
+        if isinstance(activation, Tensor):
+            return activation.flatten(1)
+        return torch.cat([tensor.flatten(1) for tensor in activation], dim=1)
+
+    def unflatten(self, cut: int, flat: Tensor) -> Activation:
+        """The activation at `cut` again, contiguous, from its rows (N, L)."""
+        shapes = self.activation_shapes(cut)
+        lengths = [math.prod(shape) for shape in shapes]
+        if flat.ndim != 2 or flat.shape[1] != sum(lengths):
+            raise BackboneError(
+                f"rows of shape {tuple(flat.shape)} do not fit cut {cut} of {self.origin.name}, which has {sum(lengths)} "
+                "values per image. They were made at another cut or by another backbone; extract them again."
+            )
+        parts = tuple(
+            part.reshape(-1, *shape) for part, shape in zip(flat.split(lengths, dim=1), shapes, strict=True)
+        )
+        return parts[0] if len(parts) == 1 else parts
+
+    def train_from(self, cut: int) -> None:
+        """Freeze `stages[:cut]` and make `stages[cut:]` trainable.
+
+        Frozen stages take no gradient and stay in eval mode, so that dropout is off and no buffer moves. Trainable
+        stages go to train mode, but whatever keeps running statistics stays in eval: the statistics of a large source
+        set are better than those of a small target. Later calls of `train()` and `eval()` keep to this cut.
+        """
+        if not 0 <= cut <= len(self.stages):
+            raise BackboneError(f"cut {cut} is not within 0..{len(self.stages)}, the cuts of {self.origin.name}.")
+        self.cut = cut
+        for index, stage in enumerate(self.stages):
+            for name, parameter in stage.named_parameters():
+                name = name.removeprefix("net.")
+                parameter.requires_grad_(index >= cut and name not in self._fixed and parameter.is_floating_point())
+                if index < cut:
+                    parameter.grad = None
+        self.train(cut < len(self.stages))
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Switch the trainable stages between train and eval mode; frozen ones and running statistics stay in eval."""
+        # The one override of a concrete method: a `model.train()` in somebody's loop reaches every submodule through
+        # it, and a frozen BatchNorm that still learns is the commonest bug of transfer-learning code.
+        super().train(False)
+        self.training = mode
+        for stage in self.stages[self.cut :]:
+            stage.train(mode)
+            for module in stage.modules():
+                if "running_mean" in module._buffers:
+                    module.eval()
+        return self
+
+    def trainable(self) -> list[list[nn.Parameter]]:
+        """Per stage, the parameters that train at the present cut; empty lists for frozen stages."""
+        return [[p for p in stage.parameters() if p.requires_grad] for stage in self.stages]
+
+    def state(self) -> dict[str, Tensor]:
+        """Parameters and persistent buffers under the original network's names; it loads there with `strict=True`."""
+        own: dict[str, Tensor] = {}
+        for stage in self._between(0, len(self.stages)):
+            own.update(stage.net.state_dict())
+        own.update({alias: own[name] for alias, name in self._aliases.items() if name in own})
+        return own
+
+    def load_state(self, mapping: Mapping[str, Tensor]) -> None:
+        """Copy weights in, strictly.
+
+        Raises:
+            WeightsError: names are missing, unexpected, or of another shape.
+        """
+        own = self.state()
+        missing, unexpected = sorted(own.keys() - mapping.keys()), sorted(mapping.keys() - own.keys())
+        misfit = [
+            f"{name} is {tuple(mapping[name].shape)}, expected {tuple(tensor.shape)}"
+            for name, tensor in own.items()
+            if name in mapping and mapping[name].shape != tensor.shape
+        ]
+        if missing or unexpected or misfit:
+            raise WeightsError(
+                f"the weights do not fit {self.origin.name}: {_some('missing', missing)}; "
+                f"{_some('unexpected', unexpected)}; {_some('wrong shape', misfit)}. "
+                "Give weights that were saved from this very architecture."
+            )
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(mapping[name])
+
+    def digest(self, stop: int | None = None) -> str:
+        """BLAKE2b hex digest of `stages[:stop]`: their names, and name, dtype, shape and bytes of every weight."""
+        total = hashlib.blake2b(digest_size=32)
+        for stage in self._between(0, len(self.stages) if stop is None else stop):
+            total.update(f"stage {stage.name} {len(stage.program.steps)}\n".encode())
+            for name, tensor in sorted([*stage.net.named_parameters(), *stage.net.named_buffers()]):
+                plain = tensor.detach().cpu().contiguous()
+                total.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
+                total.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
+        return total.hexdigest()
+
+    def original(self) -> nn.Module:
+        """A copy of the original network, in eval mode on this backbone's device, with the present weights."""
+        import copy
+
+        device = next((tensor.device for tensor in self.state().values()), torch.device("cpu"))
+        network = copy.deepcopy(self._network[0]).to(device).eval()
+        network.load_state_dict(self.state(), strict=True)
+        return network
+
+    def _between(self, start: int, stop: int) -> list[Stage]:
+        return [stage for stage in self.stages[start:stop] if isinstance(stage, Stage)]
+
+    def _expect(self, cut: int, activation: Activation) -> None:
+        # Shapes of the recorded pass are built into the stages; another input size could compute something wrong.
+        tensors = (activation,) if isinstance(activation, Tensor) else activation
+        got, expected = tuple(tuple(tensor.shape[1:]) for tensor in tensors), self.activation_shapes(cut)
+        if got != expected:
+            raise BackboneError(
+                f"got an activation of shape {got} (without the batch axis), expected {expected} at cut {cut} of "
+                f"{self.origin.name}. Images must have the size of `backbone.input.size`."
+            )
+
+
+def _some(what: str, names: list[str]) -> str:
+    shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+    return f"{what} {len(names)}" + (f" ({shown})" if names else "")
