@@ -1,0 +1,181 @@
+"""Bootstrap metrics against slow, plain ones; pairing, repeats, degenerate sets, and bad input."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from headstart.errors import DataError
+from headstart.evaluate import Interval, TestReport, evaluate, sign_test
+from headstart.tasks.catalog import TASKS
+from headstart.tasks.classification import softmax
+from headstart.tasks.resampling import bootstrap
+
+Belief = NDArray[np.float64]
+
+
+def made(
+    images: int, classes: int, strengths: dict[str, float]
+) -> tuple[NDArray[np.int64], dict[str, Belief]]:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, classes, images)
+    return labels, {
+        name: softmax(rng.normal(size=(images, classes)) + pull * np.eye(classes)[labels])
+        for name, pull in strengths.items()
+    }
+
+
+def all_intervals(report: TestReport) -> list[Interval]:
+    found = [getattr(scores, name) for scores in report.models.values() for name in type(scores).model_fields]
+    return [interval for interval in found if interval is not None]
+
+
+def test_resampled_metrics_equal_the_plain_ones_on_the_resampled_images() -> None:
+    labels, beliefs = made(40, 6, {"final": 1.5, "head": 0.5})
+    draws = bootstrap(labels, beliefs, {"final": beliefs["head"]}, 40, 30, seed=5)
+    chosen = np.random.default_rng(5).integers(0, 40, (30, 40))
+    for name, belief in beliefs.items():
+        for metric, measure in TASKS["classification"].metrics.items():
+            plain = [measure(labels[rows], belief[rows]) for rows in chosen]
+            np.testing.assert_allclose(draws[name][metric], plain, atol=1e-12)
+    np.testing.assert_allclose(draws["final"]["ece_uncalibrated"], draws["head"]["ece"])
+
+
+def test_blocks_do_not_change_the_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels, beliefs = made(50, 4, {"final": 1.0})
+    whole = bootstrap(labels, beliefs, {}, 50, 20, seed=1)
+    monkeypatch.setattr("headstart.tasks.resampling._BLOCK", 50 * 3)
+    parts = bootstrap(labels, beliefs, {}, 50, 20, seed=1)
+    np.testing.assert_array_equal(whole["final"]["macro_f1"], parts["final"]["macro_f1"])
+
+
+def test_report_holds_point_values_and_intervals_around_them() -> None:
+    labels, beliefs = made(150, 5, {"final": 3.0, "head": 2.5, "scratch_cnn": 1.0, "pixels": 0.6})
+    beliefs["majority"] = np.tile(np.bincount(labels, minlength=5) / 150, (150, 1))
+    report = evaluate(labels, beliefs, uncalibrated={"final": beliefs["head"]}, resamples=500)
+    assert (report.images, report.opened, report.protocol) == (150, 1, "sealed test")
+    for name, belief in beliefs.items():
+        for metric, measure in TASKS["classification"].metrics.items():
+            assert getattr(report.models[name], metric).value == measure(labels, belief)
+    assert all(i.low <= i.value <= i.high for i in all_intervals(report))
+    assert all(d.low <= d.value <= d.high for d in report.differences)
+    uncalibrated = report.models["final"].ece_uncalibrated
+    assert uncalibrated is not None and uncalibrated.value == report.models["head"].ece.value
+    assert report.models["head"].ece_uncalibrated is None
+    pairs = {(d.a, d.b) for d in report.differences}
+    assert pairs == {("final", other) for other in beliefs if other != "final"} | {
+        ("head", "scratch_cnn"), ("scratch_cnn", "majority"), ("pixels", "majority")
+    }
+
+
+def test_intervals_of_accuracy_cover_the_truth_about_95_times_in_100() -> None:
+    covered = 0
+    for seed in range(200):
+        right = np.random.default_rng(seed).random(120) < 0.8
+        belief = np.where(right[:, None], [0.9, 0.1], [0.1, 0.9])
+        report = evaluate(np.zeros(120, int), {"final": belief}, resamples=300, seed=seed)
+        covered += report.models["final"].accuracy.low <= 0.8 <= report.models["final"].accuracy.high
+    assert 0.89 <= covered / 200 <= 0.99
+
+
+def test_paired_interval_is_narrower_than_the_models_own_where_they_err_together() -> None:
+    labels, beliefs = made(300, 4, {"final": 1.2})
+    other = beliefs["final"].copy()
+    other[:6] = np.roll(other[:6], 1, axis=1)
+    report = evaluate(labels, {**beliefs, "head": other}, resamples=500)
+    pair, own = report.difference("final", "head"), report.models["final"].accuracy
+    assert pair is not None and pair.high - pair.low < 0.4 * (own.high - own.low)
+
+
+def test_no_mistake_seen_is_no_proof_of_none() -> None:
+    sure = np.tile([1.0, 0.0], (20, 1))
+    report = evaluate(np.zeros(20, int), {"final": sure, "head": 0.9 * sure + 0.05, "majority": sure})
+    assert report.models["final"].accuracy.low == pytest.approx(0.025 ** (1 / 20))
+    differ, same = report.difference("final", "head"), report.difference("final", "majority")
+    assert differ is not None and (differ.low, differ.high) == pytest.approx((-0.168, 0.168), abs=1e-3)
+    assert same is not None and (same.low, same.high, same.p) == (0, 0, 1)
+
+
+def test_repeats_resample_images_not_rows() -> None:
+    labels, beliefs = made(80, 3, {"final": 1.0})
+    thrice = evaluate(np.tile(labels, 3), {"final": np.tile(beliefs["final"], (3, 1))}, repeats=3)
+    once = evaluate(labels, beliefs)
+    assert (thrice.images, thrice.repeats, thrice.opened) == (80, 3, 0)
+    assert thrice.protocol == "repeated cross-validation"
+    assert thrice.models["final"].accuracy == once.models["final"].accuracy
+
+
+def test_confusion_class_rows_and_reliability_add_up() -> None:
+    labels, beliefs = made(200, 4, {"final": 1.0})
+    labels[labels == 3] = 2
+    report = evaluate(labels, beliefs, classes=("a", "b", "c", "d"), resamples=50)
+    matrix = np.zeros((4, 4), int)
+    for label, predicted, count in report.confusion:
+        matrix[label, predicted] = count
+    np.testing.assert_array_equal(matrix.sum(1), np.bincount(labels, minlength=4))
+    assert [row.support for row in report.classes] == matrix.sum(1).tolist()
+    assert report.classes[3].recall is None and report.classes[3].predicted > 0
+    assert report.classes[0].recall == matrix[0, 0] / matrix[0].sum()
+    assert report.classes[0].precision == matrix[0, 0] / matrix[:, 0].sum()
+    assert sum(b.count for b in report.reliability) == 200
+    gap = sum(b.count * abs(b.accuracy - b.confidence) for b in report.reliability) / 200
+    assert gap == pytest.approx(report.models["final"].ece.value)
+
+
+def test_json_is_the_outline_and_reads_back() -> None:
+    labels, beliefs = made(30, 3, {"final": 2.0, "scratch_cnn": 1.0})
+    report = evaluate(labels, beliefs, resamples=50)
+    data = json.loads(report.model_dump_json())
+    assert set(data["models"]["final"]["accuracy"]) == {"value", "low", "high"}
+    assert {"images", "opened", "models", "differences"} <= set(data)
+    assert {"a", "b", "metric", "value", "low", "high", "p"} == set(data["differences"][0])
+    assert TestReport.model_validate_json(report.model_dump_json()) == report
+
+
+def test_the_seed_decides() -> None:
+    labels, beliefs = made(60, 3, {"final": 1.0})
+    assert evaluate(labels, beliefs, resamples=80) == evaluate(labels, beliefs, resamples=80)
+    assert evaluate(labels, beliefs, resamples=80, seed=1) != evaluate(labels, beliefs, resamples=80)
+
+
+def test_sign_test_by_hand() -> None:
+    assert sign_test(0, 0) == 1.0
+    assert sign_test(5, 0) == pytest.approx(2 / 32 - 1 / 32)
+    assert sign_test(7, 7) == pytest.approx(1.0)
+    assert sign_test(3, 9) == sign_test(9, 3)
+
+
+def test_ten_thousand_images_of_a_thousand_classes_take_seconds() -> None:
+    labels, beliefs = made(10_000, 1000, {"final": 6.0, "head": 5.0})
+    start = time.perf_counter()
+    report = evaluate(labels, beliefs)
+    assert time.perf_counter() - start < 10
+    f1 = report.models["final"].macro_f1
+    assert f1.low < f1.value < f1.high  # every class is rare: without the shift the value lies on the border
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda y, p: (y, {"head": p}), "expected 'final' among"),
+        (lambda y, p: (y, {"final": p[:-1]}), r"shape \(9, 3\) for 'final'; expected \(10, 3\)"),
+        (lambda y, p: (y, {"final": p * np.nan}), "'final' must be"),
+        (lambda y, p: (y, {"final": p * 2}), "rows that sum to 1"),
+        (lambda y, p: (y + 1, {"final": p}), "Got labels 1 to 3; expected 0 to 2"),
+        (lambda y, p: (y[:0], {"final": p[:0]}), r"labels of shape \(0,\)"),
+    ],
+)
+def test_bad_input_is_told(change, message) -> None:  # type: ignore[no-untyped-def]
+    labels = np.arange(10) % 3
+    given, beliefs = change(labels, np.full((10, 3), 1 / 3))
+    with pytest.raises(DataError, match=message):
+        evaluate(given, beliefs)
+
+
+def test_repeats_that_list_other_images_are_told() -> None:
+    with pytest.raises(DataError, match="labels differ"):
+        evaluate(np.array([0, 1, 1, 0]), {"final": np.full((4, 2), 0.5)}, repeats=2)
