@@ -129,8 +129,8 @@ def evaluate(
     is "sealed test" unless `repeats` or `protocol` says otherwise.
 
     Intervals are 95 % percentile intervals over `resamples` bootstrap draws; those of macro-F1 and ECE are
-    shifted by the bootstrap's estimate of their bias; a share of 0 or 1, which no image speaks against, has the
-    exact interval (Clopper & Pearson 1934).
+    shifted by the bootstrap's estimate of their bias; a share of 0 or 1, which no image speaks against, has
+    the exact interval (Clopper & Pearson 1934).
 
     Raises:
         DataError: where shapes, labels or probabilities do not fit together.

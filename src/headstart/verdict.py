@@ -1,0 +1,202 @@
+"""Did the pretrained weights earn their keep? A pure function of the test report, answered in plain words."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from headstart.errors import DataError
+from headstart.evaluate import Difference, TestReport
+
+Outcome = Literal["helped", "hurt", "not distinguishable"]
+
+# The opponents: nothing here has seen another data set.
+BASELINES = {
+    "scratch_cnn": "a small network trained from scratch",
+    "pixels": "a linear model on raw pixels",
+    "majority": "always answering the commonest class",
+}
+LEVEL = 0.05
+TIE = 0.005  # half a point: less than this is a tie, however sure
+WIDE = 0.20  # an interval wider than ±10 points
+
+
+class Verdict(BaseModel):
+    """Whether transfer helped, in a sentence, with its reasons and what to be careful about.
+
+    `baseline` is the most accurate model without pretrained weights; `overkill` says that a much simpler
+    model ties with the final one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    outcome: Outcome
+    overkill: bool
+    baseline: str
+    sentence: str
+    reasons: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+
+
+def decide_verdict(report: TestReport, *, final: str = "final", head: str = "head") -> Verdict:
+    """Compare `final` with the best baseline that used no pretrained weights, by accuracy.
+
+    *helped* needs the paired bootstrap interval above zero and the sign test to agree at 5 %. *hurt* needs
+    both below, the test at 5 % divided by the number of baselines: the best of several is lucky, and would
+    beat an equal model too often. (For *helped* that luck works against us, and no correction is due.) All
+    else is *not distinguishable*.
+
+    Raises:
+        DataError: where the report holds no baseline, or not its paired difference.
+    """
+    present = [name for name in BASELINES if name in report.models]
+    if final not in report.models or not present:
+        raise DataError(
+            f"Got a report of {sorted(report.models)}; "
+            f"a verdict needs '{final}' and one of {list(BASELINES)}."
+        )
+    best = max(present, key=lambda name: report.models[name].accuracy.value)
+    gain = _paired(report, final, best)
+    outcome = _outcome(gain, len(present))
+    simple = _simple_tie(report, final, present)
+    return Verdict(
+        outcome=outcome,
+        overkill=simple is not None,
+        baseline=best,
+        sentence=_sentence(report, final, best, gain, outcome),
+        reasons=tuple(_reasons(report, final, head, _decided(gain, outcome, len(present)), simple)),
+        warnings=tuple(_warnings(report, final, gain)),
+    )
+
+
+def _paired(report: TestReport, a: str, b: str) -> Difference:
+    found = report.difference(a, b)
+    if found is None:
+        raise DataError(f"The report lacks the paired accuracy difference of '{a}' and '{b}'.")
+    return found
+
+
+def _outcome(gain: Difference, baselines: int) -> Outcome:
+    p = 1.0 if gain.p is None else gain.p
+    if gain.low > 0 and p <= LEVEL:
+        return "helped"
+    if gain.high < 0 and p <= LEVEL / baselines:
+        return "hurt"
+    return "not distinguishable"
+
+
+def _simple_tie(report: TestReport, final: str, present: list[str]) -> str | None:
+    """The best simple model that ties with `final` and clearly beats the majority class, if there is one.
+
+    Where the interval is too wide to tell anything, nothing is called a tie but equal numbers within `TIE`.
+    """
+    ties = []
+    for name in present:
+        gap, above = report.difference(final, name), report.difference(name, "majority")
+        if name == "majority" or gap is None or above is None or _outcome(above, 1) != "helped":
+            continue
+        undecided = gap.low <= 0 <= gap.high and gap.high - gap.low <= WIDE
+        if undecided or abs(gap.value) <= TIE:
+            ties.append(name)
+    return max(ties, key=lambda name: report.models[name].accuracy.value, default=None)
+
+
+def percent(share: float) -> str:
+    """0.9619 -> "96.2 %"."""
+    return f"{100 * share:.1f} %"
+
+
+def points(difference: Difference, sign: int = 1) -> str:
+    """A difference of shares: "21.0 points (17.1 to 24.9)"; with `sign` -1 told the other way round."""
+    value, *ends = (sign * 100 * x for x in (difference.value, difference.low, difference.high))
+    low, high = sorted(ends)
+    # Adding 0.0 turns a rounded -0.0 into 0.0.
+    return f"{round(value, 1) + 0.0:.1f} points ({round(low, 1) + 0.0:.1f} to {round(high, 1) + 0.0:.1f})"
+
+
+def _sentence(report: TestReport, final: str, best: str, gain: Difference, outcome: Outcome) -> str:
+    share, opponent = percent(report.models[final].accuracy.value), BASELINES[best]
+    if report.protocol == "sealed test":
+        where = f"{share} of the {report.images:,} sealed test images are right"
+    else:
+        where = (
+            f"in repeated cross-validation on all {report.images:,} images (no test set was cut) "
+            f"{share} are right"
+        )
+    if outcome == "helped":
+        return f"Transfer helped: {where}, {points(gain)} more than {opponent}."
+    if outcome == "hurt":
+        return f"Transfer hurt: {where}, {points(gain, -1)} fewer than {opponent}."
+    other = percent(report.models[best].accuracy.value)
+    return (
+        f"Whether transfer helped cannot be told: {where}, against {other} for {opponent}; "
+        f"the difference is {points(gain)}."
+    )
+
+
+def _reasons(
+    report: TestReport, final: str, head: str, decided: str, simple: str | None
+) -> list[str]:
+    reasons = [decided]
+    added = report.difference(final, head)
+    if added is not None:
+        reasons.append(_added(added))
+    if simple is not None:
+        above = _paired(report, simple, "majority")
+        share = percent(report.models[simple].accuracy.value)
+        reasons.append(
+            f"Pretrained weights are overkill here: {BASELINES[simple]} reaches {share}, which ties, and is "
+            f"{points(above)} above {BASELINES['majority']}."
+        )
+    if report.protocol != "sealed test":
+        reasons.append(
+            f"No test set was cut, because the data are too few: each image was predicted {report.repeats} "
+            f"time{'s' if report.repeats > 1 else ''} by models that had not seen it."
+        )
+    return reasons
+
+
+def _decided(gain: Difference, outcome: Outcome, baselines: int) -> str:
+    p = 1.0 if gain.p is None else gain.p
+    said = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    if outcome != "not distinguishable":
+        return f"The paired 95 % interval leaves out zero, and the sign test agrees ({said})."
+    if gain.low <= 0 <= gain.high:
+        return f"The paired 95 % interval holds zero (sign test: {said})."
+    level = LEVEL if gain.value > 0 else LEVEL / baselines
+    against = "" if gain.value > 0 else f", its level for the best of {baselines} baselines"
+    return (
+        f"The paired interval leaves out zero, but too few images decide it: the sign test gives {said}, "
+        f"above {level:.3f}{against}."
+    )
+
+
+def _added(added: Difference) -> str:
+    if added.low == added.high == 0:
+        return "The final model answers as the head on frozen features does: no fine-tuning was kept."
+    if added.low > 0:
+        return f"Fine-tuning added {points(added)} over the head on frozen features."
+    if added.high < 0:
+        return f"Fine-tuning lost {points(added, -1)} against the head on frozen features."
+    return (
+        "Fine-tuning added nothing that this test can show over the head on frozen features: "
+        f"{points(added)}."
+    )
+
+
+def _warnings(report: TestReport, final: str, gain: Difference) -> list[str]:
+    warnings = []
+    own = report.models[final].accuracy
+    if own.high - own.low > WIDE:
+        warnings.append(
+            f"The accuracy is known only within {percent(own.low)} to {percent(own.high)}: "
+            f"{report.images:,} images are few. Label more before relying on it."
+        )
+    if gain.high - gain.low > WIDE:
+        warnings.append("The difference is known to no better than ±10 points: read the verdict with care.")
+    if report.protocol != "sealed test":
+        warnings.append(
+            "Cross-validated models share most of their training images: true intervals are somewhat wider."
+        )
+    return warnings

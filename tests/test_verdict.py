@@ -1,0 +1,159 @@
+"""The verdict's outcomes, its sentences word for word, and its error rates where nothing differs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from headstart.errors import DataError
+from headstart.evaluate import Difference, Interval, Scores, TestReport, evaluate
+from headstart.verdict import Verdict, decide_verdict, points
+
+Bools = NDArray[np.bool_]
+
+
+def belief(right: Bools) -> NDArray[np.float64]:
+    """Two classes, all labels 0: sure of 0 where right, of 1 where not."""
+    return np.where(right[:, None], [0.9, 0.1], [0.1, 0.9])
+
+
+def judged(images: int, shares: dict[str, float], head: float | None = None, repeats: int = 1) -> Verdict:
+    """Models that are right on the first `share` of the images: where one errs, all worse ones do."""
+    right = {name: np.arange(images) < round(share * images) for name, share in shares.items()}
+    if head is not None:
+        right["head"] = np.arange(images) < round(head * images)
+    beliefs = {name: belief(np.tile(values, repeats)) for name, values in right.items()}
+    return decide_verdict(evaluate(np.zeros(images * repeats, int), beliefs, repeats=repeats))
+
+
+def test_helped_in_words() -> None:
+    shares = {"final": 0.962, "scratch_cnn": 0.752, "pixels": 0.4, "majority": 0.2}
+    verdict = judged(420, shares, head=0.943)
+    assert (verdict.outcome, verdict.overkill, verdict.baseline) == ("helped", False, "scratch_cnn")
+    assert verdict.sentence == (
+        "Transfer helped: 96.2 % of the 420 sealed test images are right, "
+        "21.0 points (17.1 to 25.0) more than a small network trained from scratch."
+    )
+    assert verdict.reasons == (
+        "The paired 95 % interval leaves out zero, and the sign test agrees (p < 0.001).",
+        "Fine-tuning added 1.9 points (0.7 to 3.3) over the head on frozen features.",
+    )
+    assert verdict.warnings == ()
+
+
+def test_hurt_in_words() -> None:
+    verdict = judged(300, {"final": 0.7, "scratch_cnn": 0.8, "pixels": 0.3, "majority": 0.2})
+    assert verdict.outcome == "hurt"
+    assert "hurt: 70.0 % of the 300 sealed test images are right, 10.0 points (" in verdict.sentence
+    assert verdict.sentence.endswith("fewer than a small network trained from scratch.")
+
+
+def test_overkill_is_a_tie_that_beats_the_majority() -> None:
+    tie = judged(400, {"final": 0.97, "scratch_cnn": 0.9675, "pixels": 0.8, "majority": 0.2})
+    assert (tie.outcome, tie.overkill) == ("not distinguishable", True)
+    assert "overkill here: a small network trained from scratch reaches 96.8 %, which ties" in tie.reasons[1]
+    nothing_helps = judged(400, {"final": 0.5, "scratch_cnn": 0.5, "pixels": 0.5, "majority": 0.5})
+    assert (nothing_helps.outcome, nothing_helps.overkill) == ("not distinguishable", False)
+
+
+def test_pixels_that_tie_are_overkill_too() -> None:
+    verdict = judged(400, {"final": 0.97, "scratch_cnn": 0.6, "pixels": 0.97, "majority": 0.2})
+    assert verdict.overkill and "a linear model on raw pixels" in verdict.reasons[1]
+
+
+def test_a_sure_gain_below_half_a_point_is_helped_and_overkill() -> None:
+    verdict = judged(10_000, {"final": 0.99, "scratch_cnn": 0.987, "majority": 0.1})
+    assert (verdict.outcome, verdict.overkill) == ("helped", True)
+
+
+def test_ignorance_is_not_called_overkill() -> None:
+    rng = np.random.default_rng(1)
+    right = {"final": rng.random(24) < 0.85, "scratch_cnn": rng.random(24) < 0.75}
+    right["majority"] = np.zeros(24, bool)
+    report = evaluate(np.zeros(24, int), {name: belief(values) for name, values in right.items()})
+    gap = report.difference("final", "scratch_cnn")
+    assert gap is not None and gap.low < 0 < gap.high and gap.high - gap.low > 0.2
+    verdict = decide_verdict(report)
+    assert (verdict.outcome, verdict.overkill) == ("not distinguishable", False)
+    assert len(verdict.warnings) == 2
+
+
+def test_few_discordant_images_do_not_decide() -> None:
+    # Four of thirty images, all in favour: the bootstrap alone would say so, the sign test does not.
+    verdict = judged(30, {"final": 1.0, "scratch_cnn": 26 / 30, "majority": 0.3})
+    assert verdict.outcome == "not distinguishable"
+    assert "too few images decide it: the sign test gives p = 0.062" in verdict.reasons[0]
+    assert judged(30, {"final": 1.0, "scratch_cnn": 24 / 30, "majority": 0.3}).outcome == "helped"
+
+
+def test_the_final_model_that_is_the_head_is_said_so() -> None:
+    verdict = judged(100, {"final": 0.9, "scratch_cnn": 0.5, "majority": 0.2}, head=0.9)
+    assert "no fine-tuning was kept" in verdict.reasons[1]
+
+
+def test_cross_validation_says_that_no_test_set_was_cut() -> None:
+    verdict = judged(60, {"final": 0.9, "scratch_cnn": 0.5, "majority": 0.2}, head=0.88, repeats=4)
+    said = "in repeated cross-validation on all 60 images (no test set was cut) 90.0 % are right"
+    assert said in verdict.sentence
+    assert "each image was predicted 4 times by models that had not seen it" in " ".join(verdict.reasons)
+    assert "added nothing that this test can show" in verdict.reasons[1]
+    assert "somewhat wider" in verdict.warnings[-1]
+
+
+def report_of(gain: Difference, baselines: tuple[str, ...]) -> TestReport:
+    level = Interval(value=0.8, low=0.7, high=0.88)
+    scores = Scores(accuracy=level, balanced_accuracy=level, macro_f1=level, log_loss=level, ece=level)
+    pairs = [gain] + [gain.model_copy(update={"b": name}) for name in baselines if name != gain.b]
+    return TestReport(
+        images=100, opened=1, protocol="sealed test", repeats=1, differences=tuple(pairs), classes=(),
+        models=dict.fromkeys(("final", *baselines), scores), confusion=(), reliability=(),
+    )
+
+
+def test_beating_the_best_of_three_asks_more_than_beating_one() -> None:
+    loss = Difference(
+        a="final", b="scratch_cnn", metric="accuracy", value=-0.05, low=-0.09, high=-0.01, p=0.03
+    )
+    assert decide_verdict(report_of(loss, ("scratch_cnn",))).outcome == "hurt"
+    three = decide_verdict(report_of(loss, ("scratch_cnn", "pixels", "majority")))
+    assert three.outcome == "not distinguishable"
+    assert "above 0.017, its level for the best of 3 baselines" in three.reasons[0]
+
+
+@pytest.mark.parametrize("images", [12, 40, 150])
+@pytest.mark.parametrize("share", [0.6, 0.9])
+@pytest.mark.parametrize("baselines", [1, 3])
+def test_false_verdicts_are_at_most_five_in_a_hundred(images: int, share: float, baselines: int) -> None:
+    rng, trials, wrong = np.random.default_rng(images), 200, 0
+    names = ("final", "scratch_cnn", "pixels", "majority")[: baselines + 1]
+    for seed in range(trials):
+        shared = rng.random(images)  # images that are hard are hard for all
+        draws = {name: np.where(rng.random(images) < 0.4, shared, rng.random(images)) for name in names}
+        beliefs = {name: belief(draw < share) for name, draw in draws.items()}
+        report = evaluate(np.zeros(images, int), beliefs, resamples=200, seed=seed)
+        wrong += decide_verdict(report).outcome != "not distinguishable"
+    # 5 % of 200 is 10; 18 is what a true rate of 5 % exceeds once in a hundred times.
+    assert wrong <= 18
+
+
+def test_real_gains_are_found() -> None:
+    rng, found = np.random.default_rng(0), 0
+    for seed in range(60):
+        draws = {"final": rng.random(200) < 0.9, "scratch_cnn": rng.random(200) < 0.75}
+        beliefs = {name: belief(draw) for name, draw in draws.items()}
+        report = evaluate(np.zeros(200, int), beliefs, resamples=200, seed=seed)
+        found += decide_verdict(report).outcome == "helped"
+    assert found >= 54
+
+
+def test_points_never_write_minus_zero() -> None:
+    gap = Difference(a="a", b="b", metric="accuracy", value=-0.0001, low=-0.02, high=0.0)
+    assert points(gap) == "0.0 points (-2.0 to 0.0)"
+    assert points(gap, -1) == "0.0 points (0.0 to 2.0)"
+
+
+def test_a_report_without_baselines_is_told() -> None:
+    report = evaluate(np.zeros(5, int), {"final": belief(np.ones(5, bool))}, resamples=10)
+    with pytest.raises(DataError, match="a verdict needs 'final' and one of"):
+        decide_verdict(report)
