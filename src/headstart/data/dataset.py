@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -40,6 +40,14 @@ class Images(Protocol):
         """
         ...
 
+    def fetch(self, index: int) -> tuple[str, Callable[[], Image]]:
+        """`content` and a function that does `open`, both from one reading of the raw content.
+
+        Raises:
+            UnreadableImage: with the name and the reason, where nothing can be read at all.
+        """
+        ...
+
     def select(self, indices: Sequence[int]) -> Images:
         """The same source, restricted to `indices` in their order."""
         ...
@@ -54,7 +62,8 @@ class Dataset:
     `fold`    (N,) int64, cross-validation fold of the training pool (split "train"); -1 elsewhere.
     `groups`  (N,) int64; pictures that share a group (given, or near-duplicates) never straddle splits or folds.
     `digests` N hex digests of the raw contents.
-    `given`   the splits that the person laid out; they are respected.
+    `given`   the splits that the person laid out; they are respected. With "train" and "val" but no "test", `split`
+              calls the pictures of "val" "test": they stay sealed, and folds of "train" take val's place.
     """
 
     images: Images

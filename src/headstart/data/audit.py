@@ -1,0 +1,249 @@
+"""What is wrong with this data: findings as plain records, written as `audit.json` and shown as a table."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from headstart.data.facts import Facts
+from headstart.data.listing import Listing
+
+Severity = Literal["error", "warning", "note"]
+SHOWN = 50  # names listed per finding; `total` counts them all
+FEW = 10  # images per class below which a class is called small
+IMBALANCE = 10.0  # ratio of the largest to the smallest class that is worth a warning
+ELONGATED = 4.0  # ratio of the sides from which the central crop leaves most of a picture out
+TINY = 32  # pixels of the shortest side below which a picture is small beside larger ones
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Finding(_Record):
+    """One thing worth knowing: `kind` for programs, `message` and `next_step` for people, `items` the first names."""
+
+    kind: str
+    severity: Severity
+    message: str
+    next_step: str = ""
+    items: tuple[str, ...] = ()
+    total: int = 0
+
+
+class ClassCount(_Record):
+    """Images of one class that are used, on each side."""
+
+    name: str
+    images: int
+    train: int
+    val: int
+    test: int
+
+
+class Audit(_Record):
+    """A data set as found, cleaned and split.
+
+    `images` pictures found; `usable` of them after cleaning.  `ignored` what else lay there: reason -> files.
+    `modes`, `formats` Pillow's names -> pictures.  `sizes` width and height in pixels: smallest, median, largest.
+    """
+
+    format: int = 1
+    source: str
+    layout: str
+    images: int
+    usable: int
+    classes: tuple[ClassCount, ...]
+    splits: dict[str, int]
+    folds: int
+    ignored: dict[str, int]
+    modes: dict[str, int]
+    formats: dict[str, int]
+    sizes: dict[str, tuple[int, int]]
+    findings: tuple[Finding, ...]
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """The findings that forbid going on."""
+        return tuple(finding for finding in self.findings if finding.severity == "error")
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """(severity, message, next step) of each finding, the gravest first: what a table shows."""
+        rank = {"error": 0, "warning": 1, "note": 2}
+        ordered = sorted(self.findings, key=lambda finding: rank[finding.severity])
+        return [(finding.severity, finding.message, finding.next_step) for finding in ordered]
+
+    def class_rows(self) -> list[tuple[str, int, int, int, int]]:
+        """(class, images, train, val, test) of each class."""
+        return [(row.name, row.images, row.train, row.val, row.test) for row in self.classes]
+
+
+def finding(
+    kind: str, severity: Severity, message: str, next_step: str = "", items: Iterable[str] = (), total: int | None = None
+) -> Finding:
+    """A finding with at most `SHOWN` items and the number of all."""
+    names = list(items)
+    return Finding(
+        kind=kind,
+        severity=severity,
+        message=message,
+        next_step=next_step,
+        items=tuple(names[:SHOWN]),
+        total=len(names) if total is None else total,
+    )
+
+
+def plural(count: int, one: str, many: str = "") -> str:
+    """"1 picture", "2,000 pictures"."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def source_findings(listing: Listing, facts: Facts, unreadable: Severity) -> list[Finding]:
+    """What can be said before cleaning: notes of the reader, ignored files, unreadable pictures."""
+    found = [finding("layout", "note", note) for note in listing.notes]
+    if listing.ignored:
+        parts = [f"{count:,} {what}" for what, count in listing.ignored.items()]
+        photos = [what for what in listing.ignored if what.split(" ")[0] in (".heic", ".heif", ".raw", ".cr2", ".nef", ".dng")]
+        found.append(
+            finding(
+                "ignored",
+                "warning" if photos or any(what.startswith("pictures") for what in listing.ignored) else "note",
+                f"{plural(sum(listing.ignored.values()), 'file')} left aside: {', '.join(parts)}.",
+                "Convert them to JPEG to use them." if photos else "",
+                parts,
+            )
+        )
+    bad = [f"{listing.images.names[i]}: {why}" for i, why in enumerate(facts.reasons) if why]
+    if bad:
+        found.append(
+            finding(
+                "unreadable",
+                unreadable,
+                f"{plural(len(bad), 'picture')} of {len(facts.reasons):,} cannot be read. The first: {bad[0]}",
+                "Repair or remove them." if unreadable == "error" else "They are skipped. Repair them to use them.",
+                bad,
+            )
+        )
+    return found
+
+
+def shape_findings(facts: Facts, chosen: Sequence[int], names: Sequence[str]) -> list[Finding]:
+    """Odd sizes and mixed channel modes among the pictures `chosen`."""
+    found = []
+    width, height = facts.width[list(chosen)], facts.height[list(chosen)]
+    shortest = np.minimum(width, height)
+    described = [f"{names[i]}: {facts.width[i]} x {facts.height[i]}" for i in chosen]
+    long = np.flatnonzero(np.maximum(width, height) >= ELONGATED * np.maximum(shortest, 1))
+    if len(long):
+        found.append(
+            finding(
+                "elongated",
+                "warning",
+                f"{plural(len(long), 'picture')} at least {ELONGATED:g} times as long as wide: the central crop sees little of them.",
+                "Crop them to what matters, if that is not their middle.",
+                [described[i] for i in long],
+            )
+        )
+    tiny = np.flatnonzero(shortest < TINY)
+    if len(tiny) and np.median(shortest) >= 2 * TINY:
+        found.append(
+            finding(
+                "tiny",
+                "warning",
+                f"{plural(len(tiny), 'picture')} less than {TINY} pixels high or wide among larger ones.",
+                "Check that they are no icons or thumbnails.",
+                [described[i] for i in tiny],
+            )
+        )
+    modes = Counter(facts.modes[i] for i in chosen)
+    if len(modes) > 1:
+        listed = ", ".join(f"{mode} {count:,}" for mode, count in modes.most_common())
+        usual = modes.most_common(1)[0][0]
+        found.append(
+            finding(
+                "modes",
+                "note",
+                f"The pictures have different channel modes ({listed}); all are read as RGB.",
+                items=[f"{names[i]}: {facts.modes[i]}" for i in chosen if facts.modes[i] != usual],
+            )
+        )
+    return found
+
+
+def telltale_findings(facts: Facts, chosen: Sequence[int], labels: Sequence[str]) -> list[Finding]:
+    """Whether format, mode or size give the class away: a model would learn how pictures were made, not what they show."""
+    if len(chosen) < 20:
+        return []
+    majority = Counter(labels).most_common(1)[0][1] / len(labels)
+    traits = {
+        "file format": [facts.formats[i] for i in chosen],
+        "channel mode": [facts.modes[i] for i in chosen],
+        "size": [f"{facts.width[i]} x {facts.height[i]}" for i in chosen],
+    }
+    found = []
+    for trait, values in traits.items():
+        counts: dict[str, Counter[str]] = {}
+        for value, label in zip(values, labels, strict=True):
+            counts.setdefault(value, Counter())[label] += 1
+        guessed = sum(max(inner.values()) for inner in counts.values()) / len(labels)
+        # A trait with nearly as many values as pictures guesses all of them and means nothing.
+        if len(counts) <= math.sqrt(len(chosen)) and guessed - majority > 0.5 * (1 - majority):
+            found.append(
+                finding(
+                    "telltale",
+                    "warning",
+                    f"The {trait} alone tells the class of {guessed:.0%} of the pictures (the commonest class: {majority:.0%}).",
+                    "A model can learn that instead of what the pictures show. Bring the classes to one "
+                    "format and size before trusting a score.",
+                    [f"{value}: {inner.most_common(1)[0][0]} {max(inner.values())} of {sum(inner.values())}" for value, inner in counts.items()],
+                )
+            )
+    return found
+
+
+def class_findings(counts: dict[str, int]) -> list[Finding]:
+    """Too few classes, too few pictures in some, imbalance."""
+    if len(counts) < 2:
+        only = f"one class ('{next(iter(counts))}')" if counts else "no class"
+        return [
+            finding(
+                "classes",
+                "error",
+                f"Got {only} with usable pictures. Expected at least two classes.",
+                "Add a folder (or label) of pictures that are something else.",
+            )
+        ]
+    found = []
+    if max(counts.values()) < 2:
+        found.append(
+            finding("few", "error", "No class has more than one picture.", "Add pictures: two per class at the very least.")
+        )
+    small = [f"{name}: {count}" for name, count in counts.items() if 2 <= count < FEW]
+    if small:
+        found.append(
+            finding(
+                "few",
+                "warning",
+                f"{plural(len(small), 'class has', 'classes have')} fewer than {FEW} pictures.",
+                "Figures for them will be rough. Add pictures, or merge classes.",
+                small,
+            )
+        )
+    ratio = max(counts.values()) / min(counts.values())
+    if ratio >= IMBALANCE:
+        largest, smallest = max(counts, key=lambda name: counts[name]), min(counts, key=lambda name: counts[name])
+        found.append(
+            finding(
+                "imbalance",
+                "warning",
+                f"The largest class ('{largest}', {counts[largest]:,}) has {ratio:.0f} times the pictures of the "
+                f"smallest ('{smallest}', {counts[smallest]:,}).",
+                "Look at balanced accuracy, not accuracy alone.",
+            )
+        )
+    return found

@@ -1,0 +1,143 @@
+"""Which pictures stay, and which of them belong together: copies, near-duplicates, conflicts, leaks between splits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headstart.data.audit import Finding, finding, plural
+from headstart.data.duplicates import Pairs, components, near_pairs, shorten
+from headstart.data.facts import Facts
+from headstart.data.listing import Listing
+
+_SEALED = {"": 0, "train": 0, "val": 1, "test": 2}
+
+
+@dataclass(frozen=True, eq=False)
+class Cleaned:
+    """`kept` (M,) indices into the listing, ascending; `groups` (M,) what must not be parted; what was found."""
+
+    kept: NDArray[np.int64]
+    groups: NDArray[np.int64]
+    findings: tuple[Finding, ...]
+
+
+def clean(listing: Listing, facts: Facts) -> Cleaned:
+    """Drop copies, and whatever of the training side is also on a more sealed side; group what shows the same.
+
+    Of copies with one label one stays, on the most sealed side (test before val before train). Copies with different
+    labels all stay on that side, in one group. A near-duplicate of a picture on a more sealed side is dropped; other
+    near-duplicates stay and share a group. Given groups are kept, and parted only where given splits part them.
+    """
+    kept, findings = _without_copies(listing, facts)
+    pairs, more = _near(listing, facts, kept)
+    findings += more
+    kept, pairs, leaked = _without_leaks(listing, kept, pairs)
+    findings += leaked
+    return Cleaned(kept, _groups(listing, facts, kept, pairs), tuple(findings))
+
+
+def _without_copies(listing: Listing, facts: Facts) -> tuple[NDArray[np.int64], list[Finding]]:
+    same: dict[str, list[int]] = {}
+    for index in facts.readable.tolist():
+        same.setdefault(facts.digests[index], []).append(index)
+    kept, copies, crossing, conflicts = list[int](), list[str](), list[str](), list[str]()
+    names = listing.images.names
+    for members in same.values():
+        sealed = max((listing.split[i] for i in members), key=lambda split: _SEALED[split])
+        stay: dict[str, int] = {}
+        for index in members:
+            if listing.split[index] == sealed:
+                stay.setdefault(listing.labels[index], index)
+        kept += stay.values()
+        if len({listing.labels[i] for i in members}) > 1:
+            conflicts.append(" = ".join(f"{names[i]} ({listing.labels[i]})" for i in members))
+        for index in set(members) - set(stay.values()):
+            keeper = stay.get(listing.labels[index], next(iter(stay.values())))
+            (copies if listing.split[index] == sealed else crossing).append(f"{names[index]} = {names[keeper]}")
+    return np.array(sorted(kept), dtype=np.int64), [*_copy_findings(sorted(copies), sorted(crossing), conflicts)]
+
+
+def _copy_findings(copies: list[str], crossing: list[str], conflicts: list[str]) -> list[Finding]:
+    found = []
+    if copies:
+        message = f"{plural(len(copies), 'picture is an exact copy', 'pictures are exact copies')} of another with the same label."
+        found.append(finding("duplicates", "warning", message, "One of each is kept; the copies may be deleted.", copies))
+    if crossing:
+        message = f"{plural(len(crossing), 'picture is', 'pictures are')} in two of the given splits."
+        next_step = "The test copy stays sealed; the train copy is not used. Earlier scores on this test set were too good."
+        found.append(finding("leak", "warning", message, next_step, crossing))
+    if conflicts:
+        message = f"{plural(len(conflicts), 'picture has', 'pictures have')} more than one label."
+        next_step = "Decide which is right and delete the other; until then both are kept on one side."
+        found.append(finding("conflict", "warning", message, next_step, conflicts))
+    return found
+
+
+def _near(listing: Listing, facts: Facts, kept: NDArray[np.int64]) -> tuple[Pairs, list[Finding]]:
+    """Near-duplicates among the kept, as positions in `kept`, and what to say of them."""
+    shortest = np.minimum(facts.width[kept], facts.height[kept])
+    pairs = near_pairs(facts.hashes[kept], facts.thumbnails[kept], shortest)
+    digests = [facts.digests[i] for i in kept]
+    different = np.array([digests[a] != digests[b] for a, b in pairs.index], dtype=bool)
+    pairs, crowded = shorten(len(kept), pairs.keep(different))
+    found = []
+    names, labels = listing.images.names, listing.labels
+    shown = [(int(kept[a]), int(kept[b])) for a, b in pairs.index]
+    if shown:
+        groups = components(len(kept), pairs.index)
+        largest = int(np.bincount(groups).max())
+        pictures = len(np.unique(pairs.index))
+        message = f"{plural(pictures, 'picture')} nearly the same as another (groups of up to {largest})."
+        items = [f"{names[a]} ~ {names[b]}" for a, b in shown]
+        found.append(finding("near_duplicates", "note", message, "They are kept on one side of every split.", items))
+    apart = [f"{names[a]} ({labels[a]}) ~ {names[b]} ({labels[b]})" for a, b in shown if labels[a] != labels[b]]
+    if apart:
+        message = f"{plural(len(apart), 'pair')} of nearly the same pictures with different labels."
+        found.append(finding("near_conflict", "warning", message, "Look at them: one label may be wrong.", apart))
+    if len(crowded):
+        message = (
+            f"{plural(len(crowded), 'picture')} resemble so many others that they were not all kept together "
+            "(simple drawings, a fixed camera, or frames of a film?)."
+        )
+        next_step = "If they come from a few recordings, say which in a table with a 'group' column."
+        found.append(finding("crowded", "warning", message, next_step, [names[int(kept[i])] for i in crowded]))
+    return pairs, found
+
+
+def _without_leaks(
+    listing: Listing, kept: NDArray[np.int64], pairs: Pairs
+) -> tuple[NDArray[np.int64], Pairs, list[Finding]]:
+    """Drop the less sealed one of near-duplicates that given splits part."""
+    if not any(listing.split):
+        return kept, pairs, []
+    rank = np.array([_SEALED[listing.split[i]] for i in kept], dtype=np.int64)
+    first, second = pairs.index[:, 0], pairs.index[:, 1]
+    loser = np.where(rank[first] < rank[second], first, second)[rank[first] != rank[second]]
+    names = listing.images.names
+    items = [
+        f"{names[int(kept[a])]} ~ {names[int(kept[b])]}" for a, b in pairs.index[rank[first] != rank[second]]
+    ]
+    stays = np.ones(len(kept), dtype=bool)
+    stays[loser] = False
+    moved = np.cumsum(stays) - 1
+    inside = pairs.keep(stays[first] & stays[second])
+    found = []
+    if len(loser):
+        message = f"{plural(len(np.unique(loser)), 'picture')} nearly the same as one in a more sealed split."
+        found.append(finding("near_leak", "warning", message, "They are not used; the test pictures stay sealed.", items))
+    return kept[stays], Pairs(moved[inside.index].astype(np.int64), inside.alike), found
+
+
+def _groups(listing: Listing, facts: Facts, kept: NDArray[np.int64], pairs: Pairs) -> NDArray[np.int64]:
+    """Numbers (M,) joined by near-duplicates, by equal content, and by given groups within a split."""
+    links = [pairs.index]
+    seen: dict[tuple[str, str, str], int] = {}
+    for position, index in enumerate(kept.tolist()):
+        split = listing.split[index]
+        for key in (("content", split, facts.digests[index]), ("group", split, listing.group[index])):
+            if key[2]:
+                links.append(np.array([[seen.setdefault(key, position), position]], dtype=np.int64))
+    return components(len(kept), np.concatenate(links))

@@ -1,0 +1,193 @@
+"""What one pass over the pictures finds out: readable or why not, size, mode, format, perceptual hash, thumbnail."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+import PIL
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.fft import dctn
+
+from headstart.data.dataset import Images
+from headstart.data.images import decode, quiet_pillow
+from headstart.errors import UnreadableImage
+from headstart.runtime import Progress, cpu_count, silent
+
+_GREY = 32  # side of the grey picture that hash and thumbnail are made of
+_DECODED = 64  # shortest side to decode at: twice `_GREY`, so that the reduction still averages
+_CHUNK = 64  # pictures whose file contents are held at a time; 64 large photographs are about 300 MB
+_RECORD = struct.Struct("<I?II8s8s1024s200s")
+_VERSION = zlib.crc32(f"facts-1 pillow-{PIL.__version__}".encode())  # another Pillow may read what this one cannot
+
+
+class Memory(Protocol):
+    """Remembers facts between runs: content digest -> a record of `RECORD_BYTES` bytes."""
+
+    def get_many(self, digests: Sequence[str]) -> Mapping[str, bytes]:
+        """The records that are known, of those asked for."""
+        ...
+
+    def put_many(self, records: Mapping[str, bytes]) -> None:
+        """Remember records."""
+        ...
+
+
+RECORD_BYTES = _RECORD.size
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One picture: upright `width` and `height` in pixels, `grey` (32 * 32 bytes); or `reason` why it is unreadable."""
+
+    reason: str
+    width: int = 0
+    height: int = 0
+    mode: str = ""
+    format: str = ""
+    grey: bytes = b""
+
+    def pack(self) -> bytes:
+        """The fact as a record of fixed length."""
+        why = self.reason.encode()[:200].decode(errors="ignore").encode()
+        readable = not self.reason
+        return _RECORD.pack(
+            _VERSION, readable, self.width, self.height, self.mode.encode()[:8], self.format.encode()[:8], self.grey, why
+        )
+
+    @classmethod
+    def unpack(cls, record: bytes) -> Fact | None:
+        """The fact in a record; None for a record of another version or length."""
+        if len(record) != _RECORD.size:
+            return None
+        version, readable, width, height, mode, kind, grey, why = _RECORD.unpack(record)
+        if version != _VERSION:
+            return None
+        text = [field.rstrip(b"\0").decode() for field in (why, mode, kind)]
+        return cls("" if readable else text[0], width, height, text[1], text[2], grey if readable else b"")
+
+
+@dataclass(frozen=True, eq=False)
+class Facts:
+    """Facts of N pictures.
+
+    `digests` N content digests; "" where nothing could be read.  `reasons` N texts; "" where readable.
+    `width`, `height` (N,) int64 pixels, upright.  `modes`, `formats` N of Pillow's names.
+    `hashes` (N,) uint64 perceptual hash.  `thumbnails` (N, 32, 32) uint8 grey.
+    """
+
+    digests: tuple[str, ...]
+    reasons: tuple[str, ...]
+    width: NDArray[np.int64]
+    height: NDArray[np.int64]
+    modes: tuple[str, ...]
+    formats: tuple[str, ...]
+    hashes: NDArray[np.uint64]
+    thumbnails: NDArray[np.uint8]
+
+    @property
+    def readable(self) -> NDArray[np.int64]:
+        """Indices (M,) of the pictures that can be used."""
+        return np.flatnonzero(np.array([not why for why in self.reasons], dtype=bool))
+
+
+def measure(images: Images, memory: Memory | None = None, progress: Progress = silent) -> Facts:
+    """Read every picture once for its digest and, unless remembered, decode it whole at a reduced scale.
+
+    A damaged picture is a fact and no error; only pictures whose content could not even be read are never remembered.
+    """
+    digests: list[str] = []
+    facts: list[Fact] = []
+    total = len(images)
+    with quiet_pillow(), ThreadPoolExecutor(cpu_count()) as pool, progress("Reading pictures", total) as advance:
+        for start in range(0, total, _CHUNK):
+            chunk = range(start, min(start + _CHUNK, total))
+            fetched = list(pool.map(partial(_fetch, images), chunk))
+            known = _remembered(memory, [digest for digest, _ in fetched])
+            missing = [index for index, (digest, _) in zip(chunk, fetched, strict=True) if digest not in known]
+            found = dict(zip(missing, pool.map(lambda i: fetched[i - start][1](), missing), strict=True))  # noqa: B023
+            if memory is not None:
+                memory.put_many({d: found[i].pack() for i, (d, _) in zip(chunk, fetched, strict=True) if d and i in found})
+            digests += [digest for digest, _ in fetched]
+            facts += [found[i] if i in found else known[d] for i, (d, _) in zip(chunk, fetched, strict=True)]
+            advance(len(chunk))
+    return _assemble(digests, facts)
+
+
+class _Look(Protocol):
+    def __call__(self) -> Fact: ...
+
+
+def _fetch(images: Images, index: int) -> tuple[str, _Look]:
+    prefix = f"{images.names[index]}: "
+    try:
+        digest, open_picture = images.fetch(index)
+    except UnreadableImage as error:
+        lost = Fact(str(error).removeprefix(prefix))
+        return "", lambda: lost
+    return digest, lambda: _look(open_picture, prefix)
+
+
+def _look(open_picture: _Open, prefix: str) -> Fact:
+    try:
+        with open_picture() as opened:
+            mode, kind, full = opened.mode, opened.format or "", opened.size
+            picture = decode(opened, _DECODED)
+    except UnreadableImage as error:
+        return Fact(str(error).removeprefix(prefix) or "unreadable")
+    # `decode` may have turned the picture and reduced it; only the turning matters for the size on record.
+    turned = (picture.width > picture.height) != (full[0] > full[1]) and picture.width != picture.height
+    width, height = (full[1], full[0]) if turned else full
+    grey = picture.convert("L").resize((_GREY, _GREY), Image.Resampling.BILINEAR)
+    return Fact("", width, height, mode, kind, grey.tobytes())
+
+
+class _Open(Protocol):
+    def __call__(self) -> Image.Image: ...
+
+
+def _remembered(memory: Memory | None, digests: Sequence[str]) -> dict[str, Fact]:
+    if memory is None:
+        return {}
+    unpacked = {digest: Fact.unpack(record) for digest, record in memory.get_many([d for d in digests if d]).items()}
+    return {digest: fact for digest, fact in unpacked.items() if fact is not None}
+
+
+def _assemble(digests: Sequence[str], facts: Sequence[Fact]) -> Facts:
+    count = len(facts)
+    empty = bytes(_GREY * _GREY)
+    grey = np.frombuffer(b"".join(fact.grey or empty for fact in facts), np.uint8).reshape(count, _GREY, _GREY)
+    return Facts(
+        digests=tuple(digests),
+        reasons=tuple(fact.reason for fact in facts),
+        width=np.array([fact.width for fact in facts], dtype=np.int64),
+        height=np.array([fact.height for fact in facts], dtype=np.int64),
+        modes=tuple(fact.mode for fact in facts),
+        formats=tuple(fact.format for fact in facts),
+        hashes=perceptual_hash(grey),
+        thumbnails=grey,
+    )
+
+
+def perceptual_hash(grey: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """64 bits per picture: which of its 8 x 8 lowest cosine frequencies lie above their median.
+
+    Args:
+        grey: (N, 32, 32) uint8.
+
+    Returns:
+        (N,) uint64. Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions, 2010 (pHash).
+    """
+    parts = []
+    for start in range(0, len(grey), 4096):  # bounds the float copies
+        low = dctn(grey[start : start + 4096].astype(np.float32), axes=(1, 2), type=2)[:, :8, :8].reshape(-1, 64)
+        bits = low > np.median(low, axis=1, keepdims=True)
+        parts.append(np.packbits(bits, axis=1).view(np.uint64)[:, 0])
+    return np.concatenate(parts) if parts else np.zeros(0, np.uint64)

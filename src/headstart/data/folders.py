@@ -1,0 +1,158 @@
+"""Class folders, with or without train/val/test above them, and IDX-free: only picture files are looked at."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from headstart.data.listing import Listing, natural, printable, split_of
+from headstart.data.sources import FileImages, extensions
+from headstart.errors import DataError
+
+LAYOUTS = """\
+Expected one folder per class:        or the same below train/, val/ and test/:
+    photos/                               photos/
+      cat/  a.jpg  b.jpg                    train/  cat/  dog/
+      dog/  c.jpg  d.png                    test/   cat/  dog/"""
+_CLUTTER = frozenset({"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin"})
+_TABLES = (".csv", ".tsv", ".parquet")
+
+
+@dataclass
+class _Tree:
+    """One folder as walked: its pictures, and its sub-folders that may hold more."""
+
+    path: Path
+    pictures: list[Path] = field(default_factory=list)
+    folders: list[_Tree] = field(default_factory=list)
+    tables: list[Path] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return printable(self.path.name)
+
+    def all_pictures(self) -> list[Path]:
+        return [*self.pictures, *(path for tree in self.folders for path in tree.all_pictures())]
+
+    def full_folders(self) -> list[_Tree]:
+        return [tree for tree in self.folders if tree.all_pictures()]
+
+
+def read_folder(root: Path) -> Listing:
+    """Class folders, or split folders with class folders in them; pictures may lie deeper inside a class folder.
+
+    Raises:
+        DataError: where there is no picture, or no class folder, or no train/ beside test/.
+    """
+    ignored: Counter[str] = Counter()
+    tree, notes = _walk(root, ignored, ()), list[str]()
+    if not tree.all_pictures():
+        endings = ", ".join(f"{count} {what}" for what, count in ignored.most_common(5)) or "nothing"
+        raise DataError(f"{root}: no pictures in this folder (found {endings}).\n{_hint(tree)}{LAYOUTS}")
+    while not tree.pictures and len(tree.full_folders()) == 1 and tree.full_folders()[0].full_folders():
+        if split_of(tree.full_folders()[0].name) == "train" and _is_class_level(tree.full_folders()[0]):
+            break  # a lone train/ is a split, not a wrapper
+        tree = tree.full_folders()[0]
+        notes.append(f"The only folder '{tree.name}' was followed to find the classes.")
+    if not tree.full_folders():
+        raise DataError(
+            f"{root}: got {len(tree.pictures)} pictures directly in '{tree.name}' and no class folders.\n"
+            f"{_hint(tree)}{LAYOUTS}"
+        )
+    splits = _splits(tree)
+    if splits:
+        others = [other for other in tree.full_folders() if other not in splits.values()]
+        stray = len(tree.pictures) + sum(len(part.pictures) for part in splits.values())
+        ignored.update({f"pictures in {other.name}/ (not train, val or test)": len(other.all_pictures()) for other in others})
+    else:
+        splits, stray = {"": tree}, len(tree.pictures)
+    if stray:
+        ignored["pictures outside any class folder"] = stray
+    return _listing(root, splits, ignored, notes)
+
+
+def _listing(root: Path, splits: dict[str, _Tree], ignored: Counter[str], notes: list[str]) -> Listing:
+    rows = [
+        (path, printable(path.relative_to(root).as_posix()), folder.name, split)
+        for split, tree in splits.items()
+        for folder in sorted(tree.full_folders(), key=lambda folder: natural(folder.name))
+        for path in sorted(folder.all_pictures(), key=lambda path: natural(path.as_posix()))
+    ]
+    return Listing(
+        images=FileImages(tuple(row[0] for row in rows), tuple(row[1] for row in rows)),
+        labels=tuple(row[2] for row in rows),
+        split=tuple(row[3] for row in rows),
+        group=("",) * len(rows),
+        source=str(root),
+        layout="split folders" if "train" in splits else "class folders",
+        ignored={what: count for what, count in ignored.items() if count},
+        notes=tuple(notes),
+    )
+
+
+def _splits(tree: _Tree) -> dict[str, _Tree]:
+    """The sub-folders that are splits; none where a class merely happens to be called "train"."""
+    found: dict[str, _Tree] = {}
+    full = tree.full_folders()
+    for folder in full:
+        split = split_of(folder.name)
+        if split is None or not _is_class_level(folder):
+            continue
+        if split in found:
+            raise DataError(
+                f"{tree.path}: '{found[split].name}' and '{folder.name}' both name the {split} split. "
+                "Expected one of them; rename or remove the other."
+            )
+        found[split] = folder
+    if "train" in found:
+        return found if len(found) > 1 or len(full) == 1 else {}
+    if found and len(found) == len(full):
+        raise DataError(
+            f"{tree.path}: got {', '.join(sorted(f.name for f in full))} without a train folder. "
+            f"Rename the one to learn from to 'train'.\n{LAYOUTS}"
+        )
+    return {}
+
+
+def _is_class_level(tree: _Tree) -> bool:
+    return bool(tree.full_folders())
+
+
+def _walk(path: Path, ignored: Counter[str], above: tuple[tuple[int, int], ...]) -> _Tree:
+    """The tree below `path`; links are followed except to a folder that the walk is already inside."""
+    try:
+        entries = sorted(os.scandir(path), key=lambda entry: natural(entry.name))
+    except OSError as error:
+        raise DataError(f"{path}: cannot list this folder ({error.strerror}). Check its permissions.") from error
+    tree = _Tree(path)
+    info = path.stat()
+    above = (*above, (info.st_dev, info.st_ino))
+    for entry in entries:
+        here = path / entry.name
+        ending = here.suffix.lower()
+        if entry.name.startswith(".") or entry.name.lower() in _CLUTTER:
+            ignored["hidden"] += 1
+        elif entry.is_dir():
+            inner = here.stat()
+            if (inner.st_dev, inner.st_ino) in above:
+                ignored["links that lead back"] += 1
+            else:
+                tree.folders.append(_walk(here, ignored, above))
+        elif ending in extensions() and (entry.is_file() or entry.is_symlink()):
+            tree.pictures.append(here)  # a broken link stays: the audit names it as unreadable
+        elif not entry.is_file():
+            ignored["not regular files"] += 1
+        else:
+            ignored[f"{ending} files" if ending else "files without an ending"] += 1
+            if ending in _TABLES:
+                tree.tables.append(here)
+    return tree
+
+
+def _hint(tree: _Tree) -> str:
+    if len(tree.tables) != 1:
+        return ""
+    table = tree.tables[0]
+    return f"There is a table '{table.name}' in it. If it holds the labels, give that instead:  {table}\n"

@@ -1,0 +1,285 @@
+"""From an opened picture to the pixels a backbone sees: decode, the clean view, random views. No torch here."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import PIL
+from numpy.typing import NDArray
+from PIL import Image
+
+from headstart.data.dataset import Images
+from headstart.errors import UnreadableImage
+
+VERSION = 1  # raise it whenever the same file would give other pixels: it enters every cache key
+INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
+}
+_ORIENTATION = 0x0112  # EXIF tag; 1 is upright
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_quiet_lock = threading.Lock()
+_quiet_depth: list[warnings.catch_warnings[None]] = []
+_quiet_users = [0]
+
+
+@contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Silence Pillow's own warnings (odd EXIF, large pictures) in every thread until the last user leaves.
+
+    `warnings.catch_warnings` alone is not safe in threads: the filters are one list for the whole process, so
+    users are counted, the first saves the filters and the last restores them.
+    """
+    with _quiet_lock:
+        _quiet_users[0] += 1
+        if _quiet_users[0] == 1:
+            saved = warnings.catch_warnings()
+            saved.__enter__()
+            _quiet_depth.append(saved)
+            warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
+    try:
+        yield
+    finally:
+        with _quiet_lock:
+            _quiet_users[0] -= 1
+            if _quiet_users[0] == 0:
+                _quiet_depth.pop().__exit__(None, None, None)
+
+
+class Spec(Protocol):
+    """What a transform needs to know of a backbone's input: the part of `InputSpec` that concerns geometry."""
+
+    @property
+    def size(self) -> tuple[int, int]: ...
+    @property
+    def interpolation(self) -> str: ...
+    @property
+    def crop(self) -> float: ...
+
+
+def decode(image: Image.Image, shortest: int | None = None) -> Image.Image:
+    """The picture as upright 8-bit RGB: EXIF orientation applied, alpha laid over white, first frame of several.
+
+    Args:
+        image: opened by Pillow, not yet loaded.
+        shortest: the shortest side that will be needed, in pixels. A JPEG is then decoded at 1/2, 1/4 or 1/8
+            scale where its shortest side stays at least this long; other formats are decoded in full. The result
+            depends on `shortest`, so training and prediction must pass the same.
+
+    Raises:
+        UnreadableImage: with the reason, when any part of the stream cannot be decoded.
+    """
+    with quiet_pillow():
+        try:
+            if shortest is not None:
+                image.draft(None, (shortest, shortest))  # type: ignore[arg-type]  # None: leave the mode alone
+            image.load()
+            return _flatten(_upright(image))
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow's decoders raise a dozen types on broken streams; none may pass as a crash
+            raise UnreadableImage(reason(error)) from error
+
+
+def reason(error: BaseException) -> str:
+    """Why a picture could not be read, in a few words for a person."""
+    if isinstance(error, PIL.UnidentifiedImageError):
+        return "not an image in a format that Pillow can open"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels: refused as a decompression bomb"
+    if isinstance(error, FileNotFoundError):
+        return "no such file (or a broken link)"
+    if isinstance(error, PermissionError):
+        return "permission denied"
+    text = str(error) or type(error).__name__
+    return f"damaged: {text}" if "truncated" not in text else f"truncated: {text}"
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # EXIF is a note beside the picture: where it is garbage, the pixels still count, as stored
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _eight_bits(values: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """Deep greyscale (H, W) to 8 bits: a known range is scaled as such, any other is stretched to its extremes."""
+    deep = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
+    low, high = float(deep.min()), float(deep.max())
+    if low < 0 or high > 65535 or (high > 255 and values.dtype.kind == "f"):
+        deep = (deep - low) * (255.0 / max(high - low, 1e-12))
+    elif values.dtype.kind == "f" and high <= 1.0:
+        deep = deep * 255.0
+    elif high > 255 or values.dtype.itemsize == 2:
+        deep = deep / 257.0  # 65535 / 255
+    return np.rint(deep).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Transform:
+    """From a decoded picture to the (H, W, 3) uint8 pixels of a view; mean and std are applied by the engine.
+
+    `size`           (height, width) in pixels.
+    `interpolation`  a name in `INTERPOLATIONS`.
+    `crop`           the share of the resized picture's side that the central crop keeps (timm's `crop_pct`).
+    `scale`, `ratio` area and aspect ratio that a random view's crop is drawn from; `flip` mirrors half of them.
+    """
+
+    size: tuple[int, int]
+    interpolation: str = "bicubic"
+    crop: float = 0.875
+    scale: tuple[float, float] = (0.5, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(f"interpolation {self.interpolation!r} is not one of {', '.join(INTERPOLATIONS)}")
+        if min(self.size) < 1 or not 0 < self.crop <= 1:
+            raise ValueError(f"size {self.size} must be positive and crop {self.crop} in (0, 1]")
+
+    @classmethod
+    def of(cls, spec: Spec, *, flip: bool = True) -> Transform:
+        """The transform that a backbone was evaluated with."""
+        return cls(tuple(spec.size), spec.interpolation, min(float(spec.crop), 1.0), flip=flip)
+
+    @property
+    def fingerprint(self) -> str:
+        """Everything that decides the pixels of the views, as text for cache keys."""
+        return f"{self._clean} scale {self.scale} ratio {self.ratio} flip {self.flip}"
+
+    @property
+    def needed_side(self) -> int:
+        """The shortest side that `decode` must leave, in pixels; one value for all views, so that they share a decode."""
+        return max(self._resized)
+
+    @property
+    def _resized(self) -> tuple[int, int]:
+        return (math.floor(self.size[0] / self.crop), math.floor(self.size[1] / self.crop))
+
+    @property
+    def _clean(self) -> str:
+        height, width = self.size
+        return f"images-{VERSION} pillow-{PIL.__version__} {height}x{width} {self.interpolation} crop {self.crop:.6g}"
+
+    def key(self, view: int, seed: int) -> str:
+        """The part of a cache key that tells one view: the clean view does not depend on how views are drawn."""
+        return self._clean if view == 0 else f"{self.fingerprint} view {view} seed {seed}"
+
+    def clean(self, image: Image.Image) -> NDArray[np.uint8]:
+        """The evaluation view (H, W, 3): shortest side resized to floor(size / crop), then the centre.
+
+        Only the part inside the crop is computed: Pillow's `box` still reads its true neighbours, so the pixels are
+        those of resizing first and cropping afterwards, and a picture of 10 x 10,000 costs no more than any other.
+        """
+        height, width = self.size
+        goal_height, goal_width = self._resized
+        if goal_height == goal_width:  # as torchvision: shortest side exact, the other rounded down
+            short = min(image.size)
+            resized = [goal_width * side // short for side in image.size]
+        else:  # as timm's ResizeKeepRatio: the smallest size that covers both goals
+            ratio = min(image.width / goal_width, image.height / goal_height)
+            resized = [round(side / ratio) for side in image.size]
+        left = round((resized[0] - width) / 2.0)
+        top = round((resized[1] - height) / 2.0)
+        across, down = image.width / resized[0], image.height / resized[1]
+        box = (
+            left * across,
+            top * down,
+            min((left + width) * across, image.width),
+            min((top + height) * down, image.height),
+        )
+        return self._sample(image, box)
+
+    def view(self, image: Image.Image, content: str, number: int, seed: int) -> NDArray[np.uint8]:
+        """A random resized crop (H, W, 3), perhaps mirrored, fixed by content, view number and seed alone.
+
+        Crop drawn as in Szegedy et al., arXiv 1409.4842 (torchvision's RandomResizedCrop).
+        """
+        recipe = hashlib.blake2b(f"{content} {number} {seed}".encode(), digest_size=16).digest()
+        draw = np.random.Generator(np.random.PCG64(int.from_bytes(recipe, "little"))).random
+        box = self._random_box(image.width, image.height, draw(20))
+        pixels = self._sample(image, box)
+        if self.flip and draw() < 0.5:
+            pixels = np.ascontiguousarray(pixels[:, ::-1])
+        return pixels
+
+    def _random_box(self, width: int, height: int, draws: NDArray[np.float64]) -> tuple[float, float, float, float]:
+        """Ten tries at a crop that fits, two numbers each; then the central crop of the nearest allowed aspect."""
+        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
+        for step in range(0, 16, 2):
+            area = width * height * (self.scale[0] + (self.scale[1] - self.scale[0]) * float(draws[step]))
+            ratio = math.exp(low + (high - low) * float(draws[step + 1]))
+            across, down = math.sqrt(area * ratio), math.sqrt(area / ratio)
+            if across <= width and down <= height:
+                left = float(draws[16]) * (width - across)
+                top = float(draws[17]) * (height - down)
+                return (left, top, left + across, top + down)
+        across = min(float(width), height * self.ratio[1])
+        down = min(float(height), width / self.ratio[0])
+        left, top = float(draws[16]) * (width - across), float(draws[17]) * (height - down)
+        return (left, top, left + across, top + down)
+
+    def _sample(self, image: Image.Image, box: tuple[float, float, float, float]) -> NDArray[np.uint8]:
+        size = (self.size[1], self.size[0])
+        return np.asarray(image.resize(size, INTERPOLATIONS[self.interpolation], box=box))
+
+
+def load_views(
+    images: Images, index: int, transform: Transform, views: Sequence[int], seed: int = 0
+) -> NDArray[np.uint8]:
+    """Several views of one picture from one decode: (len(views), H, W, 3) uint8; view 0 is the clean one.
+
+    Raises:
+        UnreadableImage: with the picture's name and the reason.
+    """
+    content, open_picture = images.fetch(index)
+    with open_picture() as opened:
+        try:
+            picture = decode(opened, transform.needed_side)
+        except UnreadableImage as error:
+            raise UnreadableImage(f"{images.names[index]}: {error}") from error
+    return np.stack(
+        [transform.clean(picture) if view == 0 else transform.view(picture, content, view, seed) for view in views]
+    )
+
+
+def load_view(images: Images, index: int, transform: Transform, view: int = 0, seed: int = 0) -> NDArray[np.uint8]:
+    """One view of one picture, (H, W, 3) uint8; view 0 is the clean one.
+
+    Raises:
+        UnreadableImage: with the picture's name and the reason.
+    """
+    pixels: NDArray[np.uint8] = load_views(images, index, transform, (view,), seed)[0]
+    return pixels
