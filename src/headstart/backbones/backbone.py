@@ -254,6 +254,9 @@ class Backbone(nn.Module):
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(mapping[name])
+        mode = self.training
+        super().train(True)  # modules that keep tables computed from their weights in eval mode drop them now
+        self.train(mode)
 
     def digest(self, stop: int | None = None) -> str:
         """BLAKE2b hex digest of `stages[:stop]`: their names, and name, dtype, shape and bytes of every weight."""

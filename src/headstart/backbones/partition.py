@@ -1,0 +1,269 @@
+"""Cut any network into stages: record its forward pass, find where one tensor carries everything, group, verify."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headstart.backbones.backbone import Backbone, InputSpec, Layout, Origin, Part, Stage
+from headstart.backbones.flow import Flow
+from headstart.backbones.grouping import Span, group
+from headstart.backbones.ownership import Owners
+from headstart.backbones.program import Program, Step, Submodule, Value, leaves, values_in, weights_in
+from headstart.backbones.record import Call, Op, Recording, meta_copy, record, unify
+from headstart.errors import PartitionError
+
+BATCHES = (2, 3)  # two recordings; an integer that differs between them follows the batch size
+WIDEST = 4  # tensors that may cross a cut together
+
+
+def partition(network: nn.Module, input: InputSpec, origin: Origin, *, verify: bool = True) -> Backbone:
+    """Cut `network` (images to one tensor, no classifier) into stages that hold its own modules and weights.
+
+    `verify` runs network and stages once on a random image and compares bit by bit; only what is too large to run
+    should go without.
+
+    Raises:
+        PartitionError: fewer than three stages can be cut, or the stages do not equal the network.
+    """
+    network.eval()
+    recording = _record(network, (3, *input.size), origin.name)
+    flow = Flow(recording)
+    owners = Owners(network, (op.target.path for op in flow.ops if isinstance(op.target, Submodule)))
+    spans = _spans(flow, owners)
+    if len(spans) < 3:
+        raise PartitionError(
+            f"{origin.name} can be cut into {len(spans)} stages, expected at least 3: too many tensors stay in use "
+            "along its whole depth. Use another backbone; `headstart backbones` lists some."
+        )
+    parts: list[Part] = [Part() for _ in spans]
+    stages, layouts, inputs = [], [], (0,)
+    for index, span in enumerate(spans):
+        items = _items(flow, owners, span, index)
+        outputs = span.end.live if span.end else flow.final
+        program = _program(flow, items, inputs, outputs)
+        lenders = {path: parts[at] for path, at in _take(owners, program, index).items() if at != index}
+        stages.append(Stage(_name(items, index, [s.name for s in stages]), program, parts[index], lenders))
+        layouts.append(_layout(flow, span, outputs, network))
+        inputs = outputs
+    owners.take_rest(len(spans) - 1)
+    owners.fill(parts)
+    fixed = frozenset(name for name, p in network.named_parameters() if not p.requires_grad)
+    fixed = frozenset() if len(fixed) == sum(1 for _ in network.parameters()) else fixed
+    backbone = Backbone(stages, layouts, input, origin, network, owners.aliases, fixed)
+    _check_complete(backbone, network)
+    if verify:
+        check_equal(backbone, network, batch=1)
+    return backbone
+
+
+def check_equal(backbone: Backbone, reference: nn.Module, batch: int, seed: int = 0) -> None:
+    """Compare the stages in turn with the reference's pooled output, bit by bit, on random images (eval mode).
+
+    Raises:
+        PartitionError: they differ.
+    """
+    weight = next(iter(backbone.state().values()))
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(batch, 3, *backbone.input.size, generator=generator).to(weight.device)
+    modes = backbone.training
+    with torch.no_grad():
+        expected = backbone.pool(len(backbone.stages) - 1, reference(x.clone()))
+        activation: Any = x
+        backbone.eval()
+        for stage in backbone.stages:
+            # Cloned, so that stages which only agree because they share memory are found out.
+            activation = activation.clone() if isinstance(activation, Tensor) else tuple(a.clone() for a in activation)
+            activation = stage(activation)
+        got = backbone.pool(len(backbone.stages) - 1, activation)
+        backbone.train(modes)
+    if got.shape != expected.shape or not torch.equal(got.view(torch.int32), expected.view(torch.int32)):
+        raise PartitionError(
+            f"the stages of {backbone.origin.name} do not equal the original network at batch size {batch}, expected "
+            "bit-equal features. It computes something that cannot be cut (state kept between calls, randomness, "
+            "memory shared across modules). Use another backbone."
+        )
+
+
+def _record(network: nn.Module, image: tuple[int, ...], name: str) -> Recording:
+    """Two recordings made one. On the meta device, for speed; on the network's own where it insists on values."""
+    try:  # a copy for each pass: some networks keep tables from the first pass to the second
+        on = torch.device("meta")
+        return unify(*(record(meta_copy(network), (batch, *image), on) for batch in BATCHES), BATCHES)
+    except Exception:  # whatever meta tensors cannot do in somebody's network; a true fault shows again below
+        on = next((p.device for p in network.parameters()), torch.device("cpu"))
+    try:
+        return unify(*(record(copy.deepcopy(network), (batch, *image), on) for batch in BATCHES), BATCHES)
+    except PartitionError:
+        raise
+    except Exception as error:
+        raise PartitionError(
+            f"{name} cannot run on images of shape {image}: {error}. Give the input size that it expects."
+        ) from error
+
+
+def _spans(flow: Flow, owners: Owners) -> list[Span]:
+    """Group the possible cuts; a position's cost is 0.7 of its share in FLOPs plus 0.3 of its share in weights."""
+    shape = flow.recording.root.result
+    if not isinstance(shape, Value) or not flow.order:
+        raise PartitionError("the network must return one tensor that depends on the image; it returned something else.")
+    flops = [op.flops for op in flow.order]
+    sizes, counted = [], set()
+    for op in flow.order:
+        names = weights_in(op.args, op.kwargs)
+        if isinstance(op.target, Submodule):
+            names += owners.under(op.target.path)
+        fresh = [name for name in names if name not in counted and name in owners.weights]
+        counted.update(fresh)
+        sizes.append(sum(owners.weights[name].numel() for name in fresh))
+    total, weight = max(sum(flops), 1), max(sum(sizes), 1)
+    costs = [0.7 * f / total + 0.3 * s / weight for f, s in zip(flops, sizes, strict=True)]
+    return group(flow.candidates(BATCHES[0], 1), flow.candidates(BATCHES[0], WIDEST), costs, flops)
+
+
+def _items(flow: Flow, owners: Owners, span: Span, stage: int) -> list[Op | Call]:
+    """What runs in a span: whole module calls where they fit, single ops where a call is cut through."""
+    items: list[Op | Call] = []
+
+    def walk(call: Call) -> None:
+        for child in call.children:
+            if isinstance(child, Op):
+                if child in flow.index and span.start <= flow.index[child] < span.stop:
+                    items.append(child)
+            elif child in flow.spans:
+                first, last = flow.spans[child]
+                within = span.start <= first and last < span.stop
+                if within and owners.free(stage, child.path) and _closed(flow, child):
+                    items.append(child)
+                elif last >= span.start and first < span.stop:
+                    walk(child)
+
+    walk(flow.recording.root)
+    return items
+
+
+def _closed(flow: Flow, call: Call) -> bool:
+    """Whether a module call takes in all that it reads, and hands out all that is read of it, through its signature."""
+    inside = set(call.ops())
+    given, handed = values_in(call.args, call.kwargs), values_in(call.result)
+    made: set[int] = set().union(*(flow.made[op] for op in inside))
+    read: set[int] = set().union(*(flow.reads[op] for op in inside))
+    born = made - given
+    escaped = {
+        value
+        for value in born - handed
+        if value not in flow.makers and (value in flow.final or not set(flow.readers.get(value, [])) <= inside)
+    }
+    return read - made <= given and not escaped
+
+
+def _program(flow: Flow, items: list[Op | Call], inputs: tuple[int, ...], outputs: tuple[int, ...]) -> Program:
+    """Steps for the items, preceded by the static ops that they need (recomputed in every stage that uses them)."""
+    known, static = set(inputs), set[Op]()
+
+    def need(value: int) -> None:
+        for op in flow.makers.get(value, []):
+            if op not in static:
+                static.add(op)
+                for other in flow.reads[op]:
+                    need(other)
+        if value not in flow.makers:
+            raise PartitionError("a value is used across a cut that was not counted; please report this network.")
+
+    for item in items:
+        for value in values_in(item.args, item.kwargs) - known:
+            need(value)
+        known |= values_in(item.result)
+    ordered = [*sorted(static, key=flow.place.__getitem__), *items]
+    steps = [
+        Step(Submodule(item.path) if isinstance(item, Call) else item.target, item.args, item.kwargs, item.result)
+        for item in ordered
+    ]
+    return Program(inputs, tuple(_with_drops(steps, inputs, outputs)), outputs)
+
+
+def _with_drops(steps: list[Step], inputs: tuple[int, ...], outputs: tuple[int, ...]) -> list[Step]:
+    """The same steps, each forgetting the values that nothing after it needs."""
+    needed, result = set(outputs), []
+    for step in reversed(steps):
+        touched = values_in(step.args, step.kwargs, step.result)
+        result.append(replace(step, drop=tuple(sorted(touched - needed))))
+        needed |= touched
+    return result[::-1]
+
+
+def _take(owners: Owners, program: Program, stage: int) -> dict[str, int]:
+    """Claim what a program refers to; the stage that holds each name."""
+    held: dict[str, int] = {}
+    for step in program.steps:
+        if isinstance(step.target, Submodule):
+            held[step.target.path] = owners.take_module(stage, step.target.path)
+        for path in weights_in(step.args, step.kwargs):
+            held[path] = owners.take_weight(stage, path)
+    return held
+
+
+def _name(items: list[Op | Call], index: int, taken: list[str]) -> str:
+    """The original names of the first and last module that do the stage's work, without repeating their prefix."""
+    paths = []
+    for item in items:
+        cost = item.flops if isinstance(item, Op) else sum(op.flops for op in item.ops())
+        if cost and isinstance(item, Call):
+            paths.append(item.path)
+        elif cost and isinstance(item, Op) and isinstance(item.target, Submodule):
+            paths.append(item.target.path)
+    if not paths:
+        return f"part{index}"
+    first, last = paths[0].split("."), paths[-1].split(".")
+    shared = 0
+    while shared < min(len(first), len(last)) - 1 and first[shared] == last[shared]:
+        shared += 1
+    name = paths[0] if first == last else f"{paths[0]}-{'.'.join(last[shared:])}"
+    return name if name not in taken else f"{name}#{index}"
+
+
+def _layout(flow: Flow, span: Span, outputs: tuple[int, ...], network: nn.Module) -> Layout:
+    """Shapes of a stage's outputs and their channel axes.
+
+    The channel axis is the one as long as the last convolution, projection or norm before the cut is wide; where that
+    leaves a choice, the last axis for token sequences and the first for maps.
+    """
+    shapes = tuple(flow.recording.shapes[value][1:] for value in outputs)
+    axes = tuple(_channel_axis(shape, flow, span.stop, network) for shape in shapes)
+    return Layout(shapes, axes, sum(op.flops for op in flow.order[span.start : span.stop]))
+
+
+def _channel_axis(shape: tuple[int, ...], flow: Flow, stop: int, network: nn.Module) -> int:
+    if len(shape) == 1:
+        return 0
+    for op in reversed(flow.order[:stop]):
+        weights = [p for p in _weights_of(op, network) if p.ndim]
+        matches = {axis for p in weights[:1] for axis, length in enumerate(shape) if length == p.shape[0]}
+        if len(matches) == 1:
+            return matches.pop()
+    return 0 if len(shape) == 3 else len(shape) - 1
+
+
+def _weights_of(op: Op, network: nn.Module) -> list[Tensor]:
+    return list(network.get_submodule(op.target.path).parameters()) if isinstance(op.target, Submodule) else []
+
+
+def _check_complete(backbone: Backbone, network: nn.Module) -> None:
+    """Every name of the original state once, no tensor in two stages."""
+    own, expected = backbone.state(), network.state_dict()
+    seen: set[int] = set()
+    for stage in backbone.stages:
+        ids = {id(tensor) for tensor in [*stage.parameters(), *stage.buffers()]}
+        if ids & seen:
+            raise PartitionError(f"a weight of {backbone.origin.name} stands in two stages. Use another backbone.")
+        seen |= ids
+    if own.keys() != expected.keys():
+        odd = sorted(own.keys() ^ expected.keys())[:4]
+        raise PartitionError(
+            f"the stages of {backbone.origin.name} do not hold exactly the original weights (see {odd}). "
+            "Use another backbone."
+        )
