@@ -22,20 +22,27 @@ _IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0
 _NPZ_PAIRS = (("x", "y"), ("images", "labels"), ("X", "y"), ("data", "labels"))
 
 
-def read_arrays(parts: Mapping[str, tuple[ArrayLike, ArrayLike]], source: str, layout: str = "arrays") -> Listing:
+def read_arrays(
+    parts: Mapping[str, tuple[ArrayLike, ArrayLike]], source: str, layout: str = "arrays"
+) -> Listing:
     """Pictures from arrays: split name ("" where none is given) -> (images, labels).
 
     Args:
-        parts: images (N, H, W) or (N, H, W, C) with C in 1, 3, 4; integers or floats in 0..255, floats in 0..1 or
-            booleans. Labels (N,) integers or strings.
+        parts: images (N, H, W) or (N, H, W, C) with C in 1, 3, 4; integers or floats in 0..255, floats in
+            0..1 or booleans. Labels (N,) integers or strings.
 
     Raises:
         DataError: for another shape, type or range, or where the lengths differ.
     """
-    blocks = [(split, *_checked(images, labels, f"{source} {split}".strip())) for split, (images, labels) in parts.items()]
+    blocks = [
+        (split, *_checked(images, labels, f"{source} {split}".strip()))
+        for split, (images, labels) in parts.items()
+    ]
     shapes = {block[1].shape[1:] for block in blocks}
     if len(shapes) > 1:
-        raise DataError(f"{source}: the parts hold pictures of different shapes: {', '.join(map(str, shapes))}.")
+        raise DataError(
+            f"{source}: the parts hold pictures of different shapes: {', '.join(map(str, shapes))}."
+        )
     pixels = np.concatenate([block[1] for block in blocks]) if len(blocks) > 1 else blocks[0][1]
     names = tuple(f"{split or 'images'}[{row}]" for split, images, _ in blocks for row in range(len(images)))
     count = len(pixels)
@@ -49,8 +56,31 @@ def read_arrays(parts: Mapping[str, tuple[ArrayLike, ArrayLike]], source: str, l
     )
 
 
+def read_memory(source: object) -> Listing:
+    """Arrays in memory: a tuple (images, labels), or a dict from train, val and test to such tuples.
+
+    Raises:
+        DataError: for another key or value, or no "train"; and as `read_arrays`.
+    """
+    if isinstance(source, tuple):
+        images, labels = source
+        return read_arrays({"": (images, labels)}, "arrays")
+    parts: dict[str, tuple[ArrayLike, ArrayLike]] = {}
+    for name, part in source.items() if isinstance(source, dict) else ():
+        split = split_of(str(name))
+        if split is None or not (isinstance(part, tuple) and len(part) == 2):
+            raise DataError(
+                f"Got a dict with the key {name!r}. Expected train, val or test, each with a tuple "
+                "(images, labels)."
+            )
+        parts[split] = part
+    if "train" not in parts:
+        raise DataError(f"Got a dict of {', '.join(parts) or 'nothing'}. Expected at least 'train' in it.")
+    return read_arrays(parts, "arrays")
+
+
 def read_npz(path: Path) -> Listing:
-    """An .npz file with x and y (or images and labels), or x_train, y_train, x_test, y_test and perhaps x_val, y_val."""
+    """An .npz file: x and y (or images and labels), or x_train, y_train, x_test, y_test, maybe x_val, y_val."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             held = {name: archive[name] for name in archive.files}
@@ -76,11 +106,15 @@ def read_npz(path: Path) -> Listing:
 
 def has_idx(folder: Path) -> bool:
     """Whether a folder holds the IDX files of a training set."""
-    return any(match["part"] == "train" for match in map(_IDX.match, (path.name for path in folder.iterdir())) if match)
+    return any(
+        match["part"] == "train"
+        for match in map(_IDX.match, (path.name for path in folder.iterdir()))
+        if match
+    )
 
 
 def read_idx(folder: Path) -> Listing:
-    """A folder of IDX files: train-images-idx3-ubyte[.gz], train-labels-idx1-ubyte[.gz], t10k-... as the test set.
+    """A folder of IDX files: train-images-idx3-ubyte[.gz], train-labels-idx1-ubyte[.gz], t10k-... for test.
 
     Format: http://yann.lecun.com/exdb/mnist (big-endian; magic 0 0 type dimensions, sizes, values).
     """
@@ -91,13 +125,19 @@ def read_idx(folder: Path) -> Listing:
             continue
         key = ("train" if match["part"] == "train" else "test", match["what"])
         if key in found and found[key].name.removesuffix(".gz") != path.name.removesuffix(".gz"):
-            raise DataError(f"{folder}: '{found[key].name}' and '{path.name}' are both {key[0]} {key[1]}. Keep one data set per folder.")
+            raise DataError(
+                f"{folder}: '{found[key].name}' and '{path.name}' are both {key[0]} {key[1]}. Keep "
+                "one data set per folder."
+            )
         found.setdefault(key, path)
     parts: dict[str, tuple[ArrayLike, ArrayLike]] = {}
     for split in ("train", "test"):
         present = [what for what in ("images", "labels") if (split, what) in found]
         if len(present) == 1:
-            raise DataError(f"{folder}: found '{found[split, present[0]].name}' but not its counterpart. Both files are needed.")
+            raise DataError(
+                f"{folder}: found '{found[split, present[0]].name}' but not its counterpart. Both "
+                "files are needed."
+            )
         if present:
             parts[split] = (idx_array(found[split, "images"]), idx_array(found[split, "labels"]))
     return read_arrays(parts, str(folder), "idx")
@@ -115,26 +155,37 @@ def idx_array(path: Path) -> NDArray[np.generic]:
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read: {error}. Download it again.") from error
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in _IDX_TYPES:
-        raise DataError(f"{path}: not an IDX file (starts with {content[:4].hex(' ')}). Expected 00 00 08 ...")
+        raise DataError(
+            f"{path}: not an IDX file (starts with {content[:4].hex(' ')}). Expected 00 00 08 ..."
+        )
     dimensions = content[3]
     start = 4 + 4 * dimensions
-    shape = tuple(int(size) for size in np.frombuffer(content[4:start], ">u4")) if len(content) >= start else ()
+    shape = (
+        tuple(int(size) for size in np.frombuffer(content[4:start], ">u4")) if len(content) >= start else ()
+    )
     kind = np.dtype(_IDX_TYPES[content[2]])
     expected = start + math.prod(shape) * kind.itemsize
     if len(shape) != dimensions or len(content) != expected:
-        raise DataError(f"{path}: {len(content)} bytes where its header promises {expected}. Download it again.")
+        raise DataError(
+            f"{path}: {len(content)} bytes where its header promises {expected}. Download it again."
+        )
     return np.frombuffer(content, kind, offset=start).reshape(shape).astype(kind.newbyteorder("="))
 
 
-def _checked(images: ArrayLike, labels: ArrayLike, what: str) -> tuple[NDArray[np.uint8], NDArray[np.generic]]:
+def _checked(
+    images: ArrayLike, labels: ArrayLike, what: str
+) -> tuple[NDArray[np.uint8], NDArray[np.generic]]:
     pixels, names = np.asarray(images), np.asarray(labels)
     if pixels.ndim not in (3, 4) or (pixels.ndim == 4 and pixels.shape[3] not in (1, 3, 4)):
         channels_first = pixels.ndim == 4 and pixels.shape[1] in (1, 3, 4)
         hint = " Move the channels last:  numpy.moveaxis(images, 1, -1)" if channels_first else ""
-        raise DataError(f"{what}: got images of shape {pixels.shape}. Expected (N, H, W) or (N, H, W, 1, 3 or 4).{hint}")
+        raise DataError(
+            f"{what}: got images of shape {pixels.shape}. Expected (N, H, W) or (N, H, W, 1, 3 or 4).{hint}"
+        )
     if names.ndim != 1 or len(names) != len(pixels):
         raise DataError(
-            f"{what}: got {len(pixels)} images and labels of shape {names.shape}. Expected one label per image, ({len(pixels)},)."
+            f"{what}: got {len(pixels)} images and labels of shape {names.shape}. Expected one label "
+            f"per image, ({len(pixels)},)."
         )
     if names.dtype.kind == "f" and np.array_equal(names, np.rint(names)):
         names = names.astype(np.int64)
@@ -145,13 +196,17 @@ def _checked(images: ArrayLike, labels: ArrayLike, what: str) -> tuple[NDArray[n
 
 def _to_bytes(pixels: NDArray[np.generic], what: str) -> NDArray[np.uint8]:
     if pixels.dtype == np.uint8:
-        return pixels.view(np.uint8)
+        kept: NDArray[np.uint8] = pixels.view(np.uint8)
+        return kept
     if pixels.dtype == np.bool_:
         return pixels.astype(np.uint8) * np.uint8(255)
     if pixels.dtype.kind not in "iuf":
         raise DataError(f"{what}: got images of type {pixels.dtype}. Expected numbers in 0..255 or 0..1.")
     low, high = (float(pixels.min()), float(pixels.max())) if pixels.size else (0.0, 0.0)
     if not (low >= 0 and high <= 255):  # written so that NaN fails too
-        raise DataError(f"{what}: got pixel values from {low:g} to {high:g}. Expected 0..255, or 0..1 in floats; scale them first.")
+        raise DataError(
+            f"{what}: got pixel values from {low:g} to {high:g}. Expected 0..255, or 0..1 in floats; "
+            "scale them first."
+        )
     scale = 255.0 if pixels.dtype.kind == "f" and high <= 1 else 1.0
     return np.rint(pixels.astype(np.float32) * scale).astype(np.uint8)

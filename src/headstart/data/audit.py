@@ -26,7 +26,7 @@ class _Record(BaseModel):
 
 
 class Finding(_Record):
-    """One thing worth knowing: `kind` for programs, `message` and `next_step` for people, `items` the first names."""
+    """One thing worth knowing: `kind` for programs, `message` and `next_step` for people, `items` names."""
 
     kind: str
     severity: Severity
@@ -50,7 +50,8 @@ class Audit(_Record):
     """A data set as found, cleaned and split.
 
     `images` pictures found; `usable` of them after cleaning.  `ignored` what else lay there: reason -> files.
-    `modes`, `formats` Pillow's names -> pictures.  `sizes` width and height in pixels: smallest, median, largest.
+    `modes`, `formats` Pillow's names -> pictures.  `sizes` width and height in pixels: smallest, median,
+    largest.
     """
 
     format: int = 1
@@ -84,7 +85,12 @@ class Audit(_Record):
 
 
 def finding(
-    kind: str, severity: Severity, message: str, next_step: str = "", items: Iterable[str] = (), total: int | None = None
+    kind: str,
+    severity: Severity,
+    message: str,
+    next_step: str = "",
+    items: Iterable[str] = (),
+    total: int | None = None,
 ) -> Finding:
     """A finding with at most `SHOWN` items and the number of all."""
     names = list(items)
@@ -99,7 +105,7 @@ def finding(
 
 
 def plural(count: int, one: str, many: str = "") -> str:
-    """"1 picture", "2,000 pictures"."""
+    """ "1 picture", "2,000 pictures"."""
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
@@ -108,11 +114,17 @@ def source_findings(listing: Listing, facts: Facts, unreadable: Severity) -> lis
     found = [finding("layout", "note", note) for note in listing.notes]
     if listing.ignored:
         parts = [f"{count:,} {what}" for what, count in listing.ignored.items()]
-        photos = [what for what in listing.ignored if what.split(" ")[0] in (".heic", ".heif", ".raw", ".cr2", ".nef", ".dng")]
+        photos = [
+            what
+            for what in listing.ignored
+            if what.split(" ")[0] in (".heic", ".heif", ".raw", ".cr2", ".nef", ".dng")
+        ]
         found.append(
             finding(
                 "ignored",
-                "warning" if photos or any(what.startswith("pictures") for what in listing.ignored) else "note",
+                "warning"
+                if photos or any(what.startswith("pictures") for what in listing.ignored)
+                else "note",
                 f"{plural(sum(listing.ignored.values()), 'file')} left aside: {', '.join(parts)}.",
                 "Convert them to JPEG to use them." if photos else "",
                 parts,
@@ -124,8 +136,11 @@ def source_findings(listing: Listing, facts: Facts, unreadable: Severity) -> lis
             finding(
                 "unreadable",
                 unreadable,
-                f"{plural(len(bad), 'picture')} of {len(facts.reasons):,} cannot be read. The first: {bad[0]}",
-                "Repair or remove them." if unreadable == "error" else "They are skipped. Repair them to use them.",
+                f"{plural(len(bad), 'picture')} of {len(facts.reasons):,} cannot be read. "
+                f"The first: {bad[0]}",
+                "Repair or remove them."
+                if unreadable == "error"
+                else "They are skipped. Repair them to use them.",
                 bad,
             )
         )
@@ -144,7 +159,8 @@ def shape_findings(facts: Facts, chosen: Sequence[int], names: Sequence[str]) ->
             finding(
                 "elongated",
                 "warning",
-                f"{plural(len(long), 'picture')} at least {ELONGATED:g} times as long as wide: the central crop sees little of them.",
+                f"{plural(len(long), 'picture')} at least {ELONGATED:g} times as long as wide: the "
+                "central crop sees little of them.",
                 "Crop them to what matters, if that is not their middle.",
                 [described[i] for i in long],
             )
@@ -176,7 +192,7 @@ def shape_findings(facts: Facts, chosen: Sequence[int], names: Sequence[str]) ->
 
 
 def telltale_findings(facts: Facts, chosen: Sequence[int], labels: Sequence[str]) -> list[Finding]:
-    """Whether format, mode or size give the class away: a model would learn how pictures were made, not what they show."""
+    """Whether format, mode or size give the class away: a model would learn how the pictures were made."""
     if len(chosen) < 20:
         return []
     majority = Counter(labels).most_common(1)[0][1] / len(labels)
@@ -197,10 +213,15 @@ def telltale_findings(facts: Facts, chosen: Sequence[int], labels: Sequence[str]
                 finding(
                     "telltale",
                     "warning",
-                    f"The {trait} alone tells the class of {guessed:.0%} of the pictures (the commonest class: {majority:.0%}).",
+                    f"The {trait} alone tells the class of {guessed:.0%} of the pictures (the "
+                    f"commonest class: {majority:.0%}).",
                     "A model can learn that instead of what the pictures show. Bring the classes to one "
                     "format and size before trusting a score.",
-                    [f"{value}: {inner.most_common(1)[0][0]} {max(inner.values())} of {sum(inner.values())}" for value, inner in counts.items()],
+                    [
+                        f"{value}: {inner.most_common(1)[0][0]} {max(inner.values())} of "
+                        f"{sum(inner.values())}"
+                        for value, inner in counts.items()
+                    ],
                 )
             )
     return found
@@ -221,7 +242,12 @@ def class_findings(counts: dict[str, int]) -> list[Finding]:
     found = []
     if max(counts.values()) < 2:
         found.append(
-            finding("few", "error", "No class has more than one picture.", "Add pictures: two per class at the very least.")
+            finding(
+                "few",
+                "error",
+                "No class has more than one picture.",
+                "Add pictures: two per class at the very least.",
+            )
         )
     small = [f"{name}: {count}" for name, count in counts.items() if 2 <= count < FEW]
     if small:
@@ -236,12 +262,16 @@ def class_findings(counts: dict[str, int]) -> list[Finding]:
         )
     ratio = max(counts.values()) / min(counts.values())
     if ratio >= IMBALANCE:
-        largest, smallest = max(counts, key=lambda name: counts[name]), min(counts, key=lambda name: counts[name])
+        largest, smallest = (
+            max(counts, key=lambda name: counts[name]),
+            min(counts, key=lambda name: counts[name]),
+        )
         found.append(
             finding(
                 "imbalance",
                 "warning",
-                f"The largest class ('{largest}', {counts[largest]:,}) has {ratio:.0f} times the pictures of the "
+                f"The largest class ('{largest}', {counts[largest]:,}) has {ratio:.0f} times the "
+                "pictures of the "
                 f"smallest ('{smallest}', {counts[smallest]:,}).",
                 "Look at balanced accuracy, not accuracy alone.",
             )

@@ -1,4 +1,4 @@
-"""Which pictures stay, and which of them belong together: copies, near-duplicates, conflicts, leaks between splits."""
+"""Which pictures stay, and which belong together: copies, near-duplicates, conflicts, leaks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SEALED = {"": 0, "train": 0, "val": 1, "test": 2}
 
 @dataclass(frozen=True, eq=False)
 class Cleaned:
-    """`kept` (M,) indices into the listing, ascending; `groups` (M,) what must not be parted; what was found."""
+    """`kept` (M,) indices into the listing, ascending; `groups` (M,) what must not be parted."""
 
     kept: NDArray[np.int64]
     groups: NDArray[np.int64]
@@ -25,11 +25,12 @@ class Cleaned:
 
 
 def clean(listing: Listing, facts: Facts) -> Cleaned:
-    """Drop copies, and whatever of the training side is also on a more sealed side; group what shows the same.
+    """Drop copies, and what a more sealed side shows as well; group what shows the same.
 
-    Of copies with one label one stays, on the most sealed side (test before val before train). Copies with different
-    labels all stay on that side, in one group. A near-duplicate of a picture on a more sealed side is dropped; other
-    near-duplicates stay and share a group. Given groups are kept, and parted only where given splits part them.
+    Of copies with one label one stays, on the most sealed side (test before val before train). Copies with
+    different labels all stay on that side, in one group. A near-duplicate of a picture on a more sealed side
+    is dropped; other near-duplicates stay and share a group. Given groups are kept, and parted only where
+    given splits part them.
     """
     kept, findings = _without_copies(listing, facts)
     pairs, more = _near(listing, facts, kept)
@@ -56,18 +57,32 @@ def _without_copies(listing: Listing, facts: Facts) -> tuple[NDArray[np.int64], 
             conflicts.append(" = ".join(f"{names[i]} ({listing.labels[i]})" for i in members))
         for index in set(members) - set(stay.values()):
             keeper = stay.get(listing.labels[index], next(iter(stay.values())))
-            (copies if listing.split[index] == sealed else crossing).append(f"{names[index]} = {names[keeper]}")
-    return np.array(sorted(kept), dtype=np.int64), [*_copy_findings(sorted(copies), sorted(crossing), conflicts)]
+            (copies if listing.split[index] == sealed else crossing).append(
+                f"{names[index]} = {names[keeper]}"
+            )
+    return np.array(sorted(kept), dtype=np.int64), [
+        *_copy_findings(sorted(copies), sorted(crossing), conflicts)
+    ]
 
 
 def _copy_findings(copies: list[str], crossing: list[str], conflicts: list[str]) -> list[Finding]:
     found = []
     if copies:
-        message = f"{plural(len(copies), 'picture is an exact copy', 'pictures are exact copies')} of another with the same label."
-        found.append(finding("duplicates", "warning", message, "One of each is kept; the copies may be deleted.", copies))
+        message = (
+            f"{plural(len(copies), 'picture is an exact copy', 'pictures are exact copies')} of "
+            "another with the same label."
+        )
+        found.append(
+            finding(
+                "duplicates", "warning", message, "One of each is kept; the copies may be deleted.", copies
+            )
+        )
     if crossing:
         message = f"{plural(len(crossing), 'picture is', 'pictures are')} in two of the given splits."
-        next_step = "The test copy stays sealed; the train copy is not used. Earlier scores on this test set were too good."
+        next_step = (
+            "The test copy stays sealed; the train copy is not used. Earlier scores on this test set "
+            "were too good."
+        )
         found.append(finding("leak", "warning", message, next_step, crossing))
     if conflicts:
         message = f"{plural(len(conflicts), 'picture has', 'pictures have')} more than one label."
@@ -92,18 +107,26 @@ def _near(listing: Listing, facts: Facts, kept: NDArray[np.int64]) -> tuple[Pair
         pictures = len(np.unique(pairs.index))
         message = f"{plural(pictures, 'picture')} nearly the same as another (groups of up to {largest})."
         items = [f"{names[a]} ~ {names[b]}" for a, b in shown]
-        found.append(finding("near_duplicates", "note", message, "They are kept on one side of every split.", items))
-    apart = [f"{names[a]} ({labels[a]}) ~ {names[b]} ({labels[b]})" for a, b in shown if labels[a] != labels[b]]
+        found.append(
+            finding("near_duplicates", "note", message, "They are kept on one side of every split.", items)
+        )
+    apart = [
+        f"{names[a]} ({labels[a]}) ~ {names[b]} ({labels[b]})" for a, b in shown if labels[a] != labels[b]
+    ]
     if apart:
         message = f"{plural(len(apart), 'pair')} of nearly the same pictures with different labels."
-        found.append(finding("near_conflict", "warning", message, "Look at them: one label may be wrong.", apart))
+        found.append(
+            finding("near_conflict", "warning", message, "Look at them: one label may be wrong.", apart)
+        )
     if len(crowded):
         message = (
             f"{plural(len(crowded), 'picture')} resemble so many others that they were not all kept together "
             "(simple drawings, a fixed camera, or frames of a film?)."
         )
         next_step = "If they come from a few recordings, say which in a table with a 'group' column."
-        found.append(finding("crowded", "warning", message, next_step, [names[int(kept[i])] for i in crowded]))
+        found.append(
+            finding("crowded", "warning", message, next_step, [names[int(kept[i])] for i in crowded])
+        )
     return pairs, found
 
 
@@ -127,7 +150,11 @@ def _without_leaks(
     found = []
     if len(loser):
         message = f"{plural(len(np.unique(loser)), 'picture')} nearly the same as one in a more sealed split."
-        found.append(finding("near_leak", "warning", message, "They are not used; the test pictures stay sealed.", items))
+        found.append(
+            finding(
+                "near_leak", "warning", message, "They are not used; the test pictures stay sealed.", items
+            )
+        )
     return kept[stays], Pairs(moved[inside.index].astype(np.int64), inside.alike), found
 
 

@@ -1,4 +1,4 @@
-"""Dataset: which pictures, which labels, which side of every split. Nothing after `data/` knows what a pixel is."""
+"""Dataset: pictures, labels, and the side of every split. Nothing after `data/` knows what a pixel is."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Images(Protocol):
 
     @property
     def names(self) -> Sequence[str]:
-        """What a person would call each picture: a path relative to the data set, or `train[12]` for arrays."""
+        """What a person would call each picture: a path inside the data set, or `train[12]` for arrays."""
         ...
 
     def __len__(self) -> int: ...
@@ -60,10 +60,11 @@ class Dataset:
     `labels`  (N,) int64, index into `classes`.
     `split`   (N,) str, one of `SPLITS` or "" where not yet assigned.
     `fold`    (N,) int64, cross-validation fold of the training pool (split "train"); -1 elsewhere.
-    `groups`  (N,) int64; pictures that share a group (given, or near-duplicates) never straddle splits or folds.
+    `groups`  (N,) int64; pictures that share a group (given, or near-duplicates) never straddle.
     `digests` N hex digests of the raw contents.
-    `given`   the splits that the person laid out; they are respected. With "train" and "val" but no "test", `split`
-              calls the pictures of "val" "test": they stay sealed, and folds of "train" take val's place.
+    `given`   the splits that the person laid out; they are respected. With "train" and "val" but no "test",
+              `split` calls the pictures of "val" "test": they stay sealed, and folds of "train" take val's
+              place.
     """
 
     images: Images
@@ -86,10 +87,12 @@ class Dataset:
 
     @property
     def digest(self) -> str:
-        """Digest of contents, labels, classes, splits and folds; the order and the names of files do not matter."""
+        """Digest of contents, labels, classes, splits and folds, whatever the names of the files."""
         lines = sorted(
             f"{content} {self.classes[label]} {split} {fold}"
-            for content, label, split, fold in zip(self.digests, self.labels, self.split, self.fold, strict=True)
+            for content, label, split, fold in zip(
+                self.digests, self.labels, self.split, self.fold, strict=True
+            )
         )
         return hashlib.blake2b("\n".join([*self.classes, *lines]).encode(), digest_size=32).hexdigest()
 

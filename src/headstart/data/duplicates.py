@@ -1,4 +1,4 @@
-"""Pictures that show the same: perceptual hashes propose pairs, thumbnails confirm them, chains are kept short."""
+"""Pictures that show the same: hashes propose pairs, thumbnails confirm them, chains are kept short."""
 
 from __future__ import annotations
 
@@ -10,22 +10,24 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-# Measured: re-encoded (JPEG quality 30), rescaled, squashed, brightened or contrasted copies keep a correlation above
-# 0.98 and a distance of at most 4; unrelated photographs, textures and scenes stay below 0.95. Handwritten digits of
-# one kind reach 0.98, hence the stricter mark for small pictures.
+# Measured: re-encoded (JPEG quality 30), rescaled, squashed, brightened or contrasted copies keep a
+# correlation above 0.98 and a distance of at most 4; unrelated photographs, textures and scenes stay below
+# 0.95. Handwritten digits of one kind reach 0.98, hence the stricter mark for small pictures.
 HASH_DISTANCE = 8  # bits of 64 in which a pair may differ to be looked at
 ALIKE = 0.95  # correlation of the thumbnails
-ALIKE_SMALL = 0.99  # the same where a picture is smaller than `SMALL` pixels, and so has little detail to differ in
+ALIKE_SMALL = (
+    0.99  # the same where a picture is smaller than `SMALL` pixels, and so has little detail to differ in
+)
 SMALL = 64
 FLAT = 4.0  # standard deviation, grey levels, below which a thumbnail shows too little to be compared
 STRICTER = (0.97, 0.98, 0.99, 0.995, 0.998)
-_BLOCK = 1024
+_ROWS, _COLUMNS = 512, 2048
 _PAIRS = 1 << 13  # pairs confirmed at a time: 2 x 32 MB of float32 thumbnails
 
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Near-duplicates: `index` (P, 2) int64, first below second, and `alike` (P,) float32 correlation of each pair."""
+    """Near-duplicates: `index` (P, 2) int64, first below second; `alike` (P,) float32, their correlation."""
 
     index: NDArray[np.int64]
     alike: NDArray[np.float32]
@@ -42,44 +44,50 @@ def near_pairs(
 
     Args:
         hashes: (N,) uint64.
-        thumbnails: (N, S, S) uint8 grey.
+        thumbnails: (N, 32, 32) uint8 grey.
         shortest: (N,) shortest side of the full pictures in pixels.
     """
-    flat = thumbnails.reshape(len(thumbnails), -1)
     needed = np.where(shortest < SMALL, ALIKE_SMALL, ALIKE)
-    telling = np.flatnonzero(np.concatenate([[part.std() >= FLAT for part in flat], []]).astype(bool))
+    coarse = thumbnails.reshape(-1, 8, 4, 8, 4).mean(axis=(2, 4), dtype=np.float32).reshape(-1, 64)
+    telling = np.flatnonzero(coarse.std(axis=1) >= FLAT)
+    flat = thumbnails.reshape(-1, 1024)
     index, alike = [np.zeros((0, 2), np.int64)], [np.zeros(0, np.float32)]
     for pairs in _close(hashes, telling):
-        found = _correlation(flat[pairs[:, 0]], flat[pairs[:, 1]])
-        chosen = found >= np.maximum(needed[pairs[:, 0]], needed[pairs[:, 1]])
-        index.append(pairs[chosen])
+        # What is alike in full is alike when blurred; asking that first spares most of the work.
+        for pictures in (coarse, flat):
+            found = _correlation(pictures[pairs[:, 0]], pictures[pairs[:, 1]])
+            chosen = found >= np.maximum(needed[pairs[:, 0]], needed[pairs[:, 1]])
+            pairs = pairs[chosen]
+        index.append(pairs)
         alike.append(found[chosen])
     return Pairs(np.concatenate(index), np.concatenate(alike))
 
 
-def _correlation(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.float32]:
+def _correlation(first: NDArray[np.generic], second: NDArray[np.generic]) -> NDArray[np.float32]:
     a, b = first.astype(np.float32), second.astype(np.float32)
     a -= a.mean(axis=1, keepdims=True)
     b -= b.mean(axis=1, keepdims=True)
     both, one, other = (np.einsum("pd,pd->p", x, y) for x, y in ((a, b), (a, a), (b, b)))
-    correlation: NDArray[np.float32] = both / np.sqrt(one * other)
+    correlation: NDArray[np.float32] = both / np.sqrt(np.maximum(one * other, 1e-6))
     return correlation
 
 
 def _close(hashes: NDArray[np.uint64], chosen: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """All pairs among `chosen` within `HASH_DISTANCE`, some at a time: N^2 / 2 comparisons in bounded memory."""
+    """All pairs among `chosen` within `HASH_DISTANCE`: N^2 / 2 comparisons in tiles that fit the cache."""
     codes = hashes[chosen]
-    for start in range(0, len(codes), _BLOCK):
-        rows = codes[start : start + _BLOCK]
-        first, second = np.nonzero(_bit_count(rows[:, None] ^ codes[None, start:]) <= HASH_DISTANCE)
-        upper = second > first
-        pairs = np.stack([chosen[start + first[upper]], chosen[start + second[upper]]], axis=1)
-        for part in range(0, len(pairs), _PAIRS):
-            yield pairs[part : part + _PAIRS]
+    for start in range(0, len(codes), _ROWS):
+        rows = codes[start : start + _ROWS]
+        for begin in range(start, len(codes), _COLUMNS):
+            bits = _bit_count(rows[:, None] ^ codes[None, begin : begin + _COLUMNS])
+            first, second = np.divmod(np.flatnonzero(bits <= HASH_DISTANCE), bits.shape[1])
+            upper = begin + second > start + first
+            pairs = np.stack([chosen[start + first[upper]], chosen[begin + second[upper]]], axis=1)
+            for part in range(0, len(pairs), _PAIRS):
+                yield pairs[part : part + _PAIRS]
 
 
 def _bit_count(values: NDArray[np.uint64]) -> NDArray[np.uint8]:
-    """Ones in each number. NumPy 2 counts by itself; for 1.26 in parallel sums (Warren, Hacker's Delight, 5-1)."""
+    """Ones in each number. NumPy 2 counts by itself; for 1.26 in parallel sums (Hacker's Delight, 5-1)."""
     if np.lib.NumpyVersion(np.__version__) >= "2.0.0":
         counted: NDArray[np.uint8] = np.bitwise_count(values)
         return counted
@@ -88,7 +96,8 @@ def _bit_count(values: NDArray[np.uint64]) -> NDArray[np.uint8]:
 
 def _bit_count_by_sums(values: NDArray[np.uint64]) -> NDArray[np.uint8]:
     twos, fours, eights, ones = (
-        np.uint64(mask) for mask in (0x5555555555555555, 0x3333333333333333, 0x0F0F0F0F0F0F0F0F, 0x0101010101010101)
+        np.uint64(mask)
+        for mask in (0x5555555555555555, 0x3333333333333333, 0x0F0F0F0F0F0F0F0F, 0x0101010101010101)
     )
     values = values - ((values >> np.uint64(1)) & twos)
     values = (values & fours) + ((values >> np.uint64(2)) & fours)
@@ -106,9 +115,9 @@ def components(count: int, links: NDArray[np.int64]) -> NDArray[np.int64]:
 def shorten(count: int, pairs: Pairs) -> tuple[Pairs, NDArray[np.int64]]:
     """Drop the weakest links of overlong chains.
 
-    Where a fixed camera or a simple drawing makes everything resemble everything, chains would join a large part of
-    the pictures into one group, and no honest split could be cut. Groups above 1/20 of all pictures (or 20) lose
-    their links below ever stricter marks; one that is still too large in the end loses all.
+    Where a fixed camera or a simple drawing makes everything resemble everything, chains would join a large
+    part of the pictures into one group, and no honest split could be cut. Groups above 1/20 of all pictures
+    (or 20) lose their links below ever stricter marks; one that is still too large in the end loses all.
 
     Returns:
         The pairs that stay, and the indices (M,) of the pictures that lost links.

@@ -1,10 +1,10 @@
-"""What one pass over the pictures finds out: readable or why not, size, mode, format, perceptual hash, thumbnail."""
+"""What one pass over the pictures finds out: readable or why not, size, mode, format, hash, thumbnail."""
 
 from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +25,9 @@ _GREY = 32  # side of the grey picture that hash and thumbnail are made of
 _DECODED = 64  # shortest side to decode at: twice `_GREY`, so that the reduction still averages
 _CHUNK = 64  # pictures whose file contents are held at a time; 64 large photographs are about 300 MB
 _RECORD = struct.Struct("<I?II8s8s1024s200s")
-_VERSION = zlib.crc32(f"facts-1 pillow-{PIL.__version__}".encode())  # another Pillow may read what this one cannot
+_VERSION = zlib.crc32(
+    f"facts-1 pillow-{PIL.__version__}".encode()
+)  # another Pillow may read what this one cannot
 
 
 class Memory(Protocol):
@@ -45,7 +47,7 @@ RECORD_BYTES = _RECORD.size
 
 @dataclass(frozen=True)
 class Fact:
-    """One picture: upright `width` and `height` in pixels, `grey` (32 * 32 bytes); or `reason` why it is unreadable."""
+    """One picture: upright size in pixels, `grey` (32 * 32 bytes); or the `reason` why it is unreadable."""
 
     reason: str
     width: int = 0
@@ -59,7 +61,14 @@ class Fact:
         why = self.reason.encode()[:200].decode(errors="ignore").encode()
         readable = not self.reason
         return _RECORD.pack(
-            _VERSION, readable, self.width, self.height, self.mode.encode()[:8], self.format.encode()[:8], self.grey, why
+            _VERSION,
+            readable,
+            self.width,
+            self.height,
+            self.mode.encode()[:8],
+            self.format.encode()[:8],
+            self.grey,
+            why,
         )
 
     @classmethod
@@ -101,31 +110,41 @@ class Facts:
 def measure(images: Images, memory: Memory | None = None, progress: Progress = silent) -> Facts:
     """Read every picture once for its digest and, unless remembered, decode it whole at a reduced scale.
 
-    A damaged picture is a fact and no error; only pictures whose content could not even be read are never remembered.
+    A damaged picture is a fact and no error; only pictures whose content could not even be read are never
+    remembered.
     """
     digests: list[str] = []
     facts: list[Fact] = []
     total = len(images)
-    with quiet_pillow(), ThreadPoolExecutor(cpu_count()) as pool, progress("Reading pictures", total) as advance:
+    with (
+        quiet_pillow(),
+        ThreadPoolExecutor(cpu_count()) as pool,
+        progress("Reading pictures", total) as advance,
+    ):
         for start in range(0, total, _CHUNK):
             chunk = range(start, min(start + _CHUNK, total))
             fetched = list(pool.map(partial(_fetch, images), chunk))
             known = _remembered(memory, [digest for digest, _ in fetched])
-            missing = [index for index, (digest, _) in zip(chunk, fetched, strict=True) if digest not in known]
-            found = dict(zip(missing, pool.map(lambda i: fetched[i - start][1](), missing), strict=True))  # noqa: B023
+            missing = [
+                index for index, (digest, _) in zip(chunk, fetched, strict=True) if digest not in known
+            ]
+            looks = [fetched[index - start][1] for index in missing]
+            found = dict(zip(missing, pool.map(_call, looks), strict=True))
             if memory is not None:
-                memory.put_many({d: found[i].pack() for i, (d, _) in zip(chunk, fetched, strict=True) if d and i in found})
+                memory.put_many(
+                    {d: found[i].pack() for i, (d, _) in zip(chunk, fetched, strict=True) if d and i in found}
+                )
             digests += [digest for digest, _ in fetched]
             facts += [found[i] if i in found else known[d] for i, (d, _) in zip(chunk, fetched, strict=True)]
             advance(len(chunk))
     return _assemble(digests, facts)
 
 
-class _Look(Protocol):
-    def __call__(self) -> Fact: ...
+def _call(look: Callable[[], Fact]) -> Fact:
+    return look()
 
 
-def _fetch(images: Images, index: int) -> tuple[str, _Look]:
+def _fetch(images: Images, index: int) -> tuple[str, Callable[[], Fact]]:
     prefix = f"{images.names[index]}: "
     try:
         digest, open_picture = images.fetch(index)
@@ -135,7 +154,7 @@ def _fetch(images: Images, index: int) -> tuple[str, _Look]:
     return digest, lambda: _look(open_picture, prefix)
 
 
-def _look(open_picture: _Open, prefix: str) -> Fact:
+def _look(open_picture: Callable[[], Image.Image], prefix: str) -> Fact:
     try:
         with open_picture() as opened:
             mode, kind, full = opened.mode, opened.format or "", opened.size
@@ -149,21 +168,21 @@ def _look(open_picture: _Open, prefix: str) -> Fact:
     return Fact("", width, height, mode, kind, grey.tobytes())
 
 
-class _Open(Protocol):
-    def __call__(self) -> Image.Image: ...
-
-
 def _remembered(memory: Memory | None, digests: Sequence[str]) -> dict[str, Fact]:
     if memory is None:
         return {}
-    unpacked = {digest: Fact.unpack(record) for digest, record in memory.get_many([d for d in digests if d]).items()}
+    unpacked = {
+        digest: Fact.unpack(record) for digest, record in memory.get_many([d for d in digests if d]).items()
+    }
     return {digest: fact for digest, fact in unpacked.items() if fact is not None}
 
 
 def _assemble(digests: Sequence[str], facts: Sequence[Fact]) -> Facts:
     count = len(facts)
     empty = bytes(_GREY * _GREY)
-    grey = np.frombuffer(b"".join(fact.grey or empty for fact in facts), np.uint8).reshape(count, _GREY, _GREY)
+    grey = np.frombuffer(b"".join(fact.grey or empty for fact in facts), np.uint8).reshape(
+        count, _GREY, _GREY
+    )
     return Facts(
         digests=tuple(digests),
         reasons=tuple(fact.reason for fact in facts),
@@ -187,7 +206,9 @@ def perceptual_hash(grey: NDArray[np.uint8]) -> NDArray[np.uint64]:
     """
     parts = []
     for start in range(0, len(grey), 4096):  # bounds the float copies
-        low = dctn(grey[start : start + 4096].astype(np.float32), axes=(1, 2), type=2)[:, :8, :8].reshape(-1, 64)
+        low = dctn(grey[start : start + 4096].astype(np.float32), axes=(1, 2), type=2)[:, :8, :8].reshape(
+            -1, 64
+        )
         bits = low > np.median(low, axis=1, keepdims=True)
         parts.append(np.packbits(bits, axis=1).view(np.uint64)[:, 0])
     return np.concatenate(parts) if parts else np.zeros(0, np.uint64)

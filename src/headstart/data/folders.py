@@ -1,4 +1,4 @@
-"""Class folders, with or without train/val/test above them, and IDX-free: only picture files are looked at."""
+"""Class folders, with or without train/, val/ and test/ above them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from headstart.data.listing import Listing, natural, printable, split_of
 from headstart.data.sources import FileImages, extensions
+from headstart.data.tables import TABLES
 from headstart.errors import DataError
 
 LAYOUTS = """\
@@ -17,7 +18,6 @@ Expected one folder per class:        or the same below train/, val/ and test/:
       cat/  a.jpg  b.jpg                    train/  cat/  dog/
       dog/  c.jpg  d.png                    test/   cat/  dog/"""
 _CLUTTER = frozenset({"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin"})
-_TABLES = (".csv", ".tsv", ".parquet")
 
 
 @dataclass
@@ -41,7 +41,7 @@ class _Tree:
 
 
 def read_folder(root: Path) -> Listing:
-    """Class folders, or split folders with class folders in them; pictures may lie deeper inside a class folder.
+    """Class folders, or split folders with class folders; pictures may lie deeper inside a class folder.
 
     Raises:
         DataError: where there is no picture, or no class folder, or no train/ beside test/.
@@ -65,7 +65,12 @@ def read_folder(root: Path) -> Listing:
     if splits:
         others = [other for other in tree.full_folders() if other not in splits.values()]
         stray = len(tree.pictures) + sum(len(part.pictures) for part in splits.values())
-        ignored.update({f"pictures in {other.name}/ (not train, val or test)": len(other.all_pictures()) for other in others})
+        ignored.update(
+            {
+                f"pictures in {other.name}/ (not train, val or test)": len(other.all_pictures())
+                for other in others
+            }
+        )
     else:
         splits, stray = {"": tree}, len(tree.pictures)
     if stray:
@@ -125,7 +130,9 @@ def _walk(path: Path, ignored: Counter[str], above: tuple[tuple[int, int], ...])
     try:
         entries = sorted(os.scandir(path), key=lambda entry: natural(entry.name))
     except OSError as error:
-        raise DataError(f"{path}: cannot list this folder ({error.strerror}). Check its permissions.") from error
+        raise DataError(
+            f"{path}: cannot list this folder ({error.strerror}). Check its permissions."
+        ) from error
     tree = _Tree(path)
     info = path.stat()
     above = (*above, (info.st_dev, info.st_ino))
@@ -146,7 +153,7 @@ def _walk(path: Path, ignored: Counter[str], above: tuple[tuple[int, int], ...])
             ignored["not regular files"] += 1
         else:
             ignored[f"{ending} files" if ending else "files without an ending"] += 1
-            if ending in _TABLES:
+            if ending in TABLES:
                 tree.tables.append(here)
     return tree
 

@@ -28,7 +28,9 @@ def read_huggingface(source: object, columns: Columns) -> Listing:
     if isinstance(source, datasets.DatasetDict):
         parts = {_split(str(name)): part for name, part in source.items()}
         if "train" not in parts:
-            raise DataError(f"The DatasetDict has the splits {', '.join(map(str, source))}. Expected one called 'train'.")
+            raise DataError(
+                f"The DatasetDict has the splits {', '.join(map(str, source))}. Expected one called 'train'."
+            )
     elif isinstance(source, datasets.Dataset):
         parts = {"": source}
     else:
@@ -44,18 +46,26 @@ def read_huggingface(source: object, columns: Columns) -> Listing:
         cell: dict[str, object] = table[inner]["_picture"]
         return cell
 
-    names = tuple(f"{split or 'images'}[{row}]" for split, (_, _, _, count) in zip(parts, listings, strict=True) for row in range(count))
+    names = tuple(
+        f"{split or 'images'}[{row}]"
+        for split, (_, _, _, count) in zip(parts, listings, strict=True)
+        for row in range(count)
+    )
     return Listing(
         images=RowImages(fetch, names, tuple(range(len(rows)))),
         labels=tuple(label for _, labels, _, _ in listings for label in labels),
-        split=tuple(split for split, (_, _, _, count) in zip(parts, listings, strict=True) for _ in range(count)),
+        split=tuple(
+            split for split, (_, _, _, count) in zip(parts, listings, strict=True) for _ in range(count)
+        ),
         group=tuple(group for _, _, groups, _ in listings for group in groups),
         source="a Hugging Face data set",
         layout="huggingface",
     )
 
 
-def _part(split: str, part: datasets.Dataset, columns: Columns) -> tuple[datasets.Dataset, list[str], list[str], int]:
+def _part(
+    split: str, part: datasets.Dataset, columns: Columns
+) -> tuple[datasets.Dataset, list[str], list[str], int]:
     """The pictures (undecoded, as column `_picture`), class names and groups of one split."""
     import datasets
 
@@ -64,15 +74,24 @@ def _part(split: str, part: datasets.Dataset, columns: Columns) -> tuple[dataset
     if columns.path in pictures:
         pictures = [columns.path]
     if not pictures:
-        raise DataError(f"The data set has the columns {', '.join(kinds)} and none of type Image. Cast one: .cast_column(NAME, datasets.Image())")
+        raise DataError(
+            f"The data set has the columns {', '.join(kinds)} and none of type Image. Cast one: "
+            ".cast_column(NAME, datasets.Image())"
+        )
     label = columns.label
     if label not in kinds:
         classes = [name for name, kind in kinds.items() if isinstance(kind, datasets.ClassLabel)]
         if len(classes) != 1:
-            raise DataError(f"The data set has the columns {', '.join(kinds)} and no '{label}'. Name the one with the classes with label=...")
+            raise DataError(
+                f"The data set has the columns {', '.join(kinds)} and no '{label}'. Name the one with "
+                "the classes with label=..."
+            )
         label = classes[0]
     raw, kind = part[label], kinds[label]
-    labels = [printable(str(kind.int2str(value)) if isinstance(kind, datasets.ClassLabel) else str(value)) for value in raw]
+    labels = [
+        printable(str(kind.int2str(value)) if isinstance(kind, datasets.ClassLabel) else str(value))
+        for value in raw
+    ]
     groups = [str(value) for value in part[columns.group]] if columns.group in kinds else [""] * len(labels)
     table = part.select_columns([pictures[0]]).rename_column(pictures[0], "_picture")
     return table.cast_column("_picture", datasets.Image(decode=False)), labels, groups, len(labels)
@@ -81,5 +100,8 @@ def _part(split: str, part: datasets.Dataset, columns: Columns) -> tuple[dataset
 def _split(name: str) -> str:
     split = split_of(name)
     if split is None:
-        raise DataError(f"The DatasetDict has a split '{name}'. Expected train, validation and test; pick or rename with del or [...]")
+        raise DataError(
+            f"The DatasetDict has a split '{name}'. Expected train, validation and test; pick or "
+            "rename with del or [...]"
+        )
     return split

@@ -1,4 +1,4 @@
-"""From an opened picture to the pixels a backbone sees: decode, the clean view, random views. No torch here."""
+"""From an opened picture to the pixels a backbone sees: decode, the clean view, random views. No torch."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def quiet_pillow() -> Iterator[None]:
 
 
 class Spec(Protocol):
-    """What a transform needs to know of a backbone's input: the part of `InputSpec` that concerns geometry."""
+    """What a transform needs to know of a backbone's input: the geometry in `InputSpec`."""
 
     @property
     def size(self) -> tuple[int, int]: ...
@@ -78,13 +78,13 @@ class Spec(Protocol):
 
 
 def decode(image: Image.Image, shortest: int | None = None) -> Image.Image:
-    """The picture as upright 8-bit RGB: EXIF orientation applied, alpha laid over white, first frame of several.
+    """The picture as upright 8-bit RGB: EXIF orientation applied, alpha over white, first frame.
 
     Args:
         image: opened by Pillow, not yet loaded.
         shortest: the shortest side that will be needed, in pixels. A JPEG is then decoded at 1/2, 1/4 or 1/8
-            scale where its shortest side stays at least this long; other formats are decoded in full. The result
-            depends on `shortest`, so training and prediction must pass the same.
+            scale where its shortest side stays at least this long; other formats are decoded in full. The
+            result depends on `shortest`, so training and prediction must pass the same.
 
     Raises:
         UnreadableImage: with the reason, when any part of the stream cannot be decoded.
@@ -92,12 +92,14 @@ def decode(image: Image.Image, shortest: int | None = None) -> Image.Image:
     with quiet_pillow():
         try:
             if shortest is not None:
-                image.draft(None, (shortest, shortest))  # type: ignore[arg-type]  # None: leave the mode alone
+                image.draft(None, (shortest, shortest))  # None: leave the mode alone
             image.load()
             return _flatten(_upright(image))
         except MemoryError:
             raise
-        except Exception as error:  # Pillow's decoders raise a dozen types on broken streams; none may pass as a crash
+        except (
+            Exception
+        ) as error:  # Pillow's decoders raise a dozen types on broken streams; none may pass as a crash
             raise UnreadableImage(reason(error)) from error
 
 
@@ -118,7 +120,9 @@ def reason(error: BaseException) -> str:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # EXIF is a note beside the picture: where it is garbage, the pixels still count, as stored
+    except (
+        Exception
+    ):  # EXIF is a note beside the picture: where it is garbage, the pixels still count, as stored
         return image
     return image if turn is None else image.transpose(turn)
 
@@ -134,7 +138,7 @@ def _flatten(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(values: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """Deep greyscale (H, W) to 8 bits: a known range is scaled as such, any other is stretched to its extremes."""
+    """Deep greyscale (H, W) to 8 bits: a known range is scaled as such, any other to its extremes."""
     deep = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
     low, high = float(deep.min()), float(deep.max())
     if low < 0 or high > 65535 or (high > 255 and values.dtype.kind == "f"):
@@ -153,7 +157,8 @@ class Transform:
     `size`           (height, width) in pixels.
     `interpolation`  a name in `INTERPOLATIONS`.
     `crop`           the share of the resized picture's side that the central crop keeps (timm's `crop_pct`).
-    `scale`, `ratio` area and aspect ratio that a random view's crop is drawn from; `flip` mirrors half of them.
+    `scale`, `ratio` area and aspect ratio that a random view's crop is drawn from; `flip` mirrors half of
+    them.
     """
 
     size: tuple[int, int]
@@ -165,14 +170,17 @@ class Transform:
 
     def __post_init__(self) -> None:
         if self.interpolation not in INTERPOLATIONS:
-            raise ValueError(f"interpolation {self.interpolation!r} is not one of {', '.join(INTERPOLATIONS)}")
+            raise ValueError(
+                f"interpolation {self.interpolation!r} is not one of {', '.join(INTERPOLATIONS)}"
+            )
         if min(self.size) < 1 or not 0 < self.crop <= 1:
             raise ValueError(f"size {self.size} must be positive and crop {self.crop} in (0, 1]")
 
     @classmethod
     def of(cls, spec: Spec, *, flip: bool = True) -> Transform:
         """The transform that a backbone was evaluated with."""
-        return cls(tuple(spec.size), spec.interpolation, min(float(spec.crop), 1.0), flip=flip)
+        height, width = spec.size
+        return cls((height, width), spec.interpolation, min(float(spec.crop), 1.0), flip=flip)
 
     @property
     def fingerprint(self) -> str:
@@ -181,7 +189,7 @@ class Transform:
 
     @property
     def needed_side(self) -> int:
-        """The shortest side that `decode` must leave, in pixels; one value for all views, so that they share a decode."""
+        """The shortest side that `decode` must leave, in pixels; all views share one decode."""
         return max(self._resized)
 
     @property
@@ -191,17 +199,19 @@ class Transform:
     @property
     def _clean(self) -> str:
         height, width = self.size
-        return f"images-{VERSION} pillow-{PIL.__version__} {height}x{width} {self.interpolation} crop {self.crop:.6g}"
+        decoder = f"images-{VERSION} pillow-{PIL.__version__}"
+        return f"{decoder} {height}x{width} {self.interpolation} crop {self.crop:.6g}"
 
     def key(self, view: int, seed: int) -> str:
-        """The part of a cache key that tells one view: the clean view does not depend on how views are drawn."""
+        """What a cache key needs to tell one view; the clean one does not depend on how views are drawn."""
         return self._clean if view == 0 else f"{self.fingerprint} view {view} seed {seed}"
 
     def clean(self, image: Image.Image) -> NDArray[np.uint8]:
         """The evaluation view (H, W, 3): shortest side resized to floor(size / crop), then the centre.
 
-        Only the part inside the crop is computed: Pillow's `box` still reads its true neighbours, so the pixels are
-        those of resizing first and cropping afterwards, and a picture of 10 x 10,000 costs no more than any other.
+        Only the part inside the crop is computed: Pillow's `box` still reads its true neighbours, so the
+        pixels are those of resizing first and cropping afterwards, and a picture of 10 x 10,000 costs no
+        more than any other.
         """
         height, width = self.size
         goal_height, goal_width = self._resized
@@ -235,8 +245,10 @@ class Transform:
             pixels = np.ascontiguousarray(pixels[:, ::-1])
         return pixels
 
-    def _random_box(self, width: int, height: int, draws: NDArray[np.float64]) -> tuple[float, float, float, float]:
-        """Ten tries at a crop that fits, two numbers each; then the central crop of the nearest allowed aspect."""
+    def _random_box(
+        self, width: int, height: int, draws: NDArray[np.float64]
+    ) -> tuple[float, float, float, float]:
+        """Eight tries at a crop that fits; then the largest crop of an allowed aspect, at a drawn place."""
         low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
         for step in range(0, 16, 2):
             area = width * height * (self.scale[0] + (self.scale[1] - self.scale[0]) * float(draws[step]))
@@ -271,11 +283,16 @@ def load_views(
         except UnreadableImage as error:
             raise UnreadableImage(f"{images.names[index]}: {error}") from error
     return np.stack(
-        [transform.clean(picture) if view == 0 else transform.view(picture, content, view, seed) for view in views]
+        [
+            transform.clean(picture) if view == 0 else transform.view(picture, content, view, seed)
+            for view in views
+        ]
     )
 
 
-def load_view(images: Images, index: int, transform: Transform, view: int = 0, seed: int = 0) -> NDArray[np.uint8]:
+def load_view(
+    images: Images, index: int, transform: Transform, view: int = 0, seed: int = 0
+) -> NDArray[np.uint8]:
     """One view of one picture, (H, W, 3) uint8; view 0 is the clean one.
 
     Raises:

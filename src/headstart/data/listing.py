@@ -62,11 +62,13 @@ def split_of(name: str) -> str | None:
 
 
 def printable(name: str) -> str:
-    """The name with undecodable bytes shown as \\udc.. escapes and accents composed (macOS stores them apart)."""
+    """The name with undecodable bytes as \\udc.. escapes and accents composed (macOS stores them apart)."""
     return unicodedata.normalize("NFC", name.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
 def natural(name: str) -> tuple[tuple[tuple[int, int, str], ...], str]:
     """A sorting key under which "class 2" comes before "class 10"."""
     parts = re.findall(r"[0-9]+|[^0-9]+", name)
-    return tuple((0, int(part), "") if part[0] in "0123456789" else (1, 0, part.casefold()) for part in parts), name
+    return tuple(
+        (0, int(part), "") if part[0] in "0123456789" else (1, 0, part.casefold()) for part in parts
+    ), name

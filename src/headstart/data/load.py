@@ -29,7 +29,9 @@ from headstart.data.splits import assign_folds, assign_test, fold_count
 from headstart.errors import DataError, TooLittleData, UnreadableImage
 from headstart.runtime import Progress, silent
 
-SMALL_POOL = 120  # usable pictures below which no test set is cut: cross-validation says more than 24 test pictures
+SMALL_POOL = (
+    120  # usable pictures below which no test set is cut: cross-validation says more than 24 test pictures
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,9 @@ class _Rules:
         if self.rare not in ("train", "drop", "error"):
             raise DataError(f"rare={self.rare!r}: expected 'train', 'drop' or 'error'.")
         if not 0 < self.test_fraction < 1:
-            raise DataError(f"test_fraction={self.test_fraction}: expected a share between 0 and 1, such as 0.2.")
+            raise DataError(
+                f"test_fraction={self.test_fraction}: expected a share between 0 and 1, such as 0.2."
+            )
         if self.folds < 2:
             raise DataError(f"folds={self.folds}: expected 2 or more.")
 
@@ -74,7 +78,7 @@ def load_dataset(
         source: a folder, table, .npz or IDX path, arrays (images, labels), or a Hugging Face data set.
         label, path, split, group: the names of a table's columns.
         unreadable: skip pictures that cannot be read, or make them fatal.
-        rare: what to do with a class of one picture: train on it without testing it, drop it, or make it fatal.
+        rare: what to do with a class of one picture: train on it without testing it, drop it, or fail.
         test_fraction: share of each class to seal where no test set is given and there are pictures enough.
         folds: cross-validation folds of the training side.
         seed: decides the splits, together with the contents of the pictures and nothing else.
@@ -91,7 +95,9 @@ def load_dataset(
     if report.errors:
         worst = report.errors[0]
         kind = UnreadableImage if worst.kind == "unreadable" else TooLittleData
-        raise kind("\n".join(f"{listing.source}: {found.message} {found.next_step}" for found in report.errors))
+        raise kind(
+            "\n".join(f"{listing.source}: {found.message} {found.next_step}" for found in report.errors)
+        )
     return dataset
 
 
@@ -110,7 +116,7 @@ def audit(
     memory: Memory | None = None,
     progress: Progress = silent,
 ) -> Audit:
-    """The audit that `load_dataset` makes, also where the data cannot be used: then it has findings of severity "error".
+    """The audit that `load_dataset` makes, also of data that cannot be used: see its `errors`.
 
     Raises:
         DataError: for a source in no known layout.
@@ -119,7 +125,9 @@ def audit(
     return _examine(read(source, Columns(label, path, split, group)), rules, memory, progress)[1]
 
 
-def _examine(listing: Listing, rules: _Rules, memory: Memory | None, progress: Progress) -> tuple[Dataset, Audit]:
+def _examine(
+    listing: Listing, rules: _Rules, memory: Memory | None, progress: Progress
+) -> tuple[Dataset, Audit]:
     facts = measure(listing.images, memory, progress)
     findings = source_findings(listing, facts, "error" if rules.unreadable == "error" else "warning")
     cleaned = clean(listing, facts)
@@ -146,7 +154,7 @@ class _Sides:
 
 
 def _sides(listing: Listing, kept: NDArray[np.int64]) -> _Sides:
-    """The given splits as they will be used: a lone "train" is no split, "val" without "test" is the test set."""
+    """The given splits as they will be used: a lone "train" is none, "val" without "test" is the test."""
     given = set(listing.split) - {""}
     split = np.array([listing.split[i] for i in kept], dtype="<U5")
     if given == {"train"}:
@@ -154,15 +162,20 @@ def _sides(listing: Listing, kept: NDArray[np.int64]) -> _Sides:
         return _Sides(np.full(len(kept), "", dtype="<U5"), [finding("splits", "note", message)])
     if given == {"train", "val"}:
         split[split == "val"] = "test"
-        message = "The given 'val' is kept sealed as the test set, because there is no 'test'; folds are cut from 'train'."
-        return _Sides(split, [finding("splits", "note", message, "Add a test split to have 'val' used for choosing.")])
+        message = (
+            "The given 'val' is kept sealed as the test set, because there is no 'test'; folds are "
+            "cut from 'train'."
+        )
+        return _Sides(
+            split, [finding("splits", "note", message, "Add a test split to have 'val' used for choosing.")]
+        )
     return _Sides(split, [])
 
 
 def _without_lost_classes(
     listing: Listing, kept: NDArray[np.int64], split: NDArray[np.str_], rules: _Rules
 ) -> tuple[NDArray[np.int64], list[Finding]]:
-    """Drop what cannot be learnt (classes without a training picture) and, if chosen, classes of one picture."""
+    """Drop what cannot be learnt (classes without a training picture) and, if chosen, lone pictures."""
     labels = [listing.labels[i] for i in kept]
     learnt = {name for name, side in zip(labels, split, strict=True) if side in ("", "train")}
     counts = Counter(labels)
@@ -170,15 +183,21 @@ def _without_lost_classes(
     found = []
     lost = sorted(set(labels) - learnt, key=natural)
     if lost:
-        message = f"{plural(len(lost), 'class has', 'classes have')} no training picture: {', '.join(lost[:5])}."
-        found.append(finding("untrained", "warning", message, "Their pictures are not used. Add some to train.", lost))
+        message = (
+            f"{plural(len(lost), 'class has', 'classes have')} no training picture: {', '.join(lost[:5])}."
+        )
+        found.append(
+            finding("untrained", "warning", message, "Their pictures are not used. Add some to train.", lost)
+        )
     if single:
         action = {
-            "train": ("warning", "It is trained on and never tested. Add pictures, or choose rare='drop'."),
-            "drop": ("warning", "It is left out, as chosen."),
+            "train": ("warning", "Trained on and never tested. Add pictures, or choose rare='drop'."),
+            "drop": ("warning", "Left out, as chosen."),
             "error": ("error", "Add pictures, or choose rare='train' or rare='drop'."),
         }[rules.rare]
-        message = f"{plural(len(single), 'class has', 'classes have')} one picture only: {', '.join(single[:5])}."
+        message = (
+            f"{plural(len(single), 'class has', 'classes have')} one picture only: {', '.join(single[:5])}."
+        )
         severity: Literal["error", "warning"] = "error" if action[0] == "error" else "warning"
         found.append(finding("rare", severity, message, action[1], single))
     away = set(lost) | (set(single) if rules.rare == "drop" else set())
@@ -186,7 +205,11 @@ def _without_lost_classes(
 
 
 def _dataset(
-    listing: Listing, facts: Facts, kept: NDArray[np.int64], groups: NDArray[np.int64], split: NDArray[np.str_]
+    listing: Listing,
+    facts: Facts,
+    kept: NDArray[np.int64],
+    groups: NDArray[np.int64],
+    split: NDArray[np.str_],
 ) -> Dataset:
     names = [listing.labels[i] for i in kept]
     classes = tuple(sorted(set(names), key=natural))
@@ -213,11 +236,16 @@ def _split(dataset: Dataset, rules: _Rules) -> tuple[Dataset, list[Finding]]:
         split[pool] = "train"
         if len(dataset) < SMALL_POOL:
             message = f"{len(dataset)} usable pictures are too few to seal some for a test."
-            next_step = f"Figures come from repeated cross-validation. From {SMALL_POOL} pictures on a test set is cut."
+            next_step = (
+                f"Figures come from repeated cross-validation. From {SMALL_POOL} pictures on a test "
+                "set is cut."
+            )
             findings.append(finding("no_test", "note", message, next_step))
         else:
             contents = [dataset.digests[i] for i in pool]
-            test = assign_test(dataset.labels[pool], dataset.groups[pool], contents, rules.test_fraction, rules.seed)
+            test = assign_test(
+                dataset.labels[pool], dataset.groups[pool], contents, rules.test_fraction, rules.seed
+            )
             split[pool[test]] = "test"
     train = np.flatnonzero(split == "train")
     labels, groups = dataset.labels[train], dataset.groups[train]
@@ -225,13 +253,20 @@ def _split(dataset: Dataset, rules: _Rules) -> tuple[Dataset, list[Finding]]:
     fold = dataset.fold.copy()
     fold[train] = assign_folds(labels, groups, [dataset.digests[i] for i in train], folds, rules.seed)
     if folds < rules.folds:
-        message = f"{folds} folds instead of {rules.folds}: no class has more independent pictures to train on."
+        message = (
+            f"{folds} folds instead of {rules.folds}: no class has more independent pictures to train on."
+        )
         findings.append(finding("folds", "note", message))
     done = replace(dataset, split=split, fold=fold)
     untested = [name for name, count in zip(done.classes, done.counts("test"), strict=True) if not count]
     if done.indices("test").size and untested:
-        message = f"{plural(len(untested), 'class is', 'classes are')} trained on but not in the test set: {', '.join(untested[:5])}."
-        findings.append(finding("untested", "warning", message, "Nothing will be known about how well they do.", untested))
+        message = (
+            f"{plural(len(untested), 'class is', 'classes are')} trained on but not in the test set: "
+            f"{', '.join(untested[:5])}."
+        )
+        findings.append(
+            finding("untested", "warning", message, "Nothing will be known about how well they do.", untested)
+        )
     return done, findings
 
 
@@ -242,7 +277,11 @@ def _counts(dataset: Dataset) -> dict[str, int]:
 def _report(listing: Listing, facts: Facts, dataset: Dataset, findings: list[Finding]) -> Audit:
     sides = {side: dataset.counts(side) for side in SPLITS}
     readable = facts.readable
-    sizes = np.stack([facts.width[readable], facts.height[readable]], axis=1) if len(readable) else np.zeros((1, 2))
+    sizes = (
+        np.stack([facts.width[readable], facts.height[readable]], axis=1)
+        if len(readable)
+        else np.zeros((1, 2))
+    )
     return Audit(
         source=listing.source,
         layout=listing.layout,

@@ -1,4 +1,4 @@
-"""Where raw pictures come from: files, arrays in memory, rows of a Hugging Face data set. All fulfil `Images`."""
+"""Where raw pictures come from: files, arrays, rows of a Hugging Face data set. All fulfil `Images`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ def formats() -> tuple[str, ...]:
 def extensions() -> frozenset[str]:
     """File name endings, with the dot and in lower case, that are taken for pictures."""
     known = set(formats())
-    return frozenset(ending.lower() for ending, name in Image.registered_extensions().items() if name in known)
+    return frozenset(
+        ending.lower() for ending, name in Image.registered_extensions().items() if name in known
+    )
 
 
 def digest_of(content: bytes | memoryview) -> str:
@@ -97,7 +99,7 @@ class FileImages:
 @final
 @dataclass(frozen=True, eq=False)
 class ArrayImages:
-    """Pictures in one array `pixels` (N, H, W) or (N, H, W, C) uint8, with C in 1, 3, 4; shows the rows in `rows`."""
+    """Pictures in one array `pixels` (N, H, W) or (N, H, W, 1, 3 or 4) uint8, of which `rows` are shown."""
 
     pixels: NDArray[np.uint8]
     names: tuple[str, ...]
@@ -118,7 +120,9 @@ class ArrayImages:
         return self.content(index), lambda: self.open(index)
 
     def select(self, indices: Sequence[int]) -> ArrayImages:
-        return ArrayImages(self.pixels, tuple(self.names[i] for i in indices), tuple(self.rows[i] for i in indices))
+        return ArrayImages(
+            self.pixels, tuple(self.names[i] for i in indices), tuple(self.rows[i] for i in indices)
+        )
 
 
 class Row(Protocol):
@@ -150,7 +154,9 @@ class RowImages:
         return digest_of(content), lambda: _named(self.names[index], content)
 
     def select(self, indices: Sequence[int]) -> RowImages:
-        return RowImages(self.row, tuple(self.names[i] for i in indices), tuple(self.rows[i] for i in indices))
+        return RowImages(
+            self.row, tuple(self.names[i] for i in indices), tuple(self.rows[i] for i in indices)
+        )
 
     def _read(self, index: int) -> bytes:
         cell = self.row(self.rows[index])

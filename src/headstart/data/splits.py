@@ -1,4 +1,4 @@
-"""Stratified, group-aware, seeded assignment to the test set and to folds; independent of the order of the pictures."""
+"""Stratified, group-aware, seeded assignment to test and folds, whatever the order of the pictures."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ def assign_test(
 ) -> NDArray[np.bool_]:
     """Which pictures are sealed for the test.
 
-    Groups are walked in an order drawn from seed and content. A group goes to the test set where every class in it
-    still lacks that many test pictures; what groups too large for that leave lacking is then filled with the groups
-    that bring the counts nearer to their goals. No class gives its last training picture; a class of one or two
-    pictures gives none; a class of three or more gives at least one where its groups allow.
+    Groups are walked in an order drawn from seed and content. A group goes to the test set where every class
+    in it still lacks that many test pictures; what groups too large for that leave lacking is then filled
+    with the groups that bring the counts nearer to their goals. No class gives its last training picture; a
+    class of one or two pictures gives none; a class of three or more gives at least one where its groups
+    allow.
 
     Args:
         labels: (N,) class of each picture.
@@ -74,8 +75,9 @@ def assign_folds(
 ) -> NDArray[np.int64]:
     """Fold of each picture, 0 to folds - 1.
 
-    Groups, the largest first, go one by one to the fold that holds the smallest share of their classes; ties go to
-    the smaller fold. So a class whose groups hold no other class stands in at least min(folds, its groups) folds.
+    Groups, the largest first, go one by one to the fold that holds the smallest share of their classes; ties
+    go to the smaller fold. So a class whose groups hold no other class stands in at least min(folds, its
+    groups) folds.
 
     Args:
         labels, groups, contents: as for `assign_test`.
@@ -89,8 +91,10 @@ def assign_folds(
     sizes = np.zeros(folds)
     fold = np.zeros(len(labels), dtype=np.int64)
     for group in sorted(_ordered(labels, groups, contents, seed), key=lambda group: -group.size):
-        # Adding n pictures of a class to a fold with h of them raises the sum of squares by 2 h n (+ a constant).
-        crowding = sum((held[label] * (count / totals[label]) for label, count in group.counts), np.zeros(folds))
+        # Adding n pictures of a class to a fold with h of them raises the sum of squares by 2 h n + n^2.
+        crowding = sum(
+            (held[label] * (count / totals[label]) for label, count in group.counts), np.zeros(folds)
+        )
         chosen = int(np.lexsort((sizes, np.round(crowding, 9)))[0])
         for label, count in group.counts:
             held[label, chosen] += count
@@ -115,7 +119,7 @@ def _goal(count: int, fraction: float) -> int:
 def _ordered(
     labels: NDArray[np.int64], groups: NDArray[np.int64], contents: Sequence[str], seed: int
 ) -> list[_Group]:
-    """The groups in an order that seed and contents decide, whatever the order and numbering of the pictures."""
+    """The groups in an order that seed and contents decide, whatever the numbering of the pictures."""
     members: dict[int, list[int]] = {}
     for index, group in enumerate(groups.tolist()):
         members.setdefault(group, []).append(index)

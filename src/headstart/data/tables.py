@@ -10,11 +10,12 @@ from headstart.data.listing import Columns, Listing, printable, split_of
 from headstart.data.sources import FileImages
 from headstart.errors import DataError, MissingExtra
 
+TABLES = (".csv", ".tsv", ".parquet")
 Rows = Sequence[Mapping[str, str]]
 
 
 def read_table(table: Path, columns: Columns) -> Listing:
-    """Pictures named by a table; paths are absolute or relative to the table's folder; split and group may be missing.
+    """Pictures named by a table, by absolute paths or relative to its folder; split and group may be missing.
 
     Raises:
         DataError: for a missing column, an empty cell or an unknown split, with the row's number.
@@ -48,17 +49,23 @@ def _split(table: Path, rows: Rows, column: str) -> tuple[str, ...]:
     for number, (name, split) in enumerate(zip(given, found, strict=True), start=2):
         if split is None:
             raise DataError(
-                f"{table}, row {number}: split is {name!r}. Expected train, val or test in every row, or no split at all."
+                f"{table}, row {number}: split is {name!r}. Expected train, val or test in every row, "
+                "or no split at all."
             )
     if "train" not in found:
-        raise DataError(f"{table}: no row has the split 'train'. Expected train rows beside {', '.join(sorted(set(given)))}.")
+        raise DataError(
+            f"{table}: no row has the split 'train'. Expected train rows beside "
+            f"{', '.join(sorted(set(given)))}."
+        )
     return tuple(split or "" for split in found)
 
 
 def _cell(table: Path, rows: Rows, number: int, column: str) -> str:
     text = rows[number][column].strip()
     if not text:
-        raise DataError(f"{table}, row {number + 2}: the cell '{column}' is empty. Fill it in, or remove the row.")
+        raise DataError(
+            f"{table}, row {number + 2}: the cell '{column}' is empty. Fill it in, or remove the row."
+        )
     return text
 
 
@@ -72,7 +79,9 @@ def _csv(table: Path) -> tuple[list[str], Rows]:
             rows = [{name: value or "" for name, value in row.items() if name is not None} for row in reader]
             return [name.strip() for name in reader.fieldnames or []], _stripped(rows)
     except UnicodeDecodeError as error:
-        raise DataError(f"{table}: not UTF-8 text ({error.reason} at byte {error.start}). Save it as UTF-8 CSV.") from error
+        raise DataError(
+            f"{table}: not UTF-8 text ({error.reason} at byte {error.start}). Save it as UTF-8 CSV."
+        ) from error
     except (OSError, csv.Error) as error:
         raise DataError(f"{table}: cannot be read as a table: {error}") from error
 
@@ -92,5 +101,7 @@ def _parquet(table: Path) -> tuple[list[str], Rows]:
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"{table}: cannot be read as Parquet: {error}") from error
     names = [str(name) for name in content.column_names]
-    values = [["" if cell is None else str(cell) for cell in column.to_pylist()] for column in content.columns]
+    values = [
+        ["" if cell is None else str(cell) for cell in column.to_pylist()] for column in content.columns
+    ]
     return names, [dict(zip(names, cells, strict=True)) for cells in zip(*values, strict=True)]
