@@ -1,0 +1,105 @@
+"""What a report shows: plain records, filled by the run and read by the template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from headstart.data.audit import Audit
+from headstart.evaluate import TestReport
+from headstart.verdict import Verdict
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """One stage of the backbone. `parameters` and `flops` (multiply-adds of one image) are counts.
+
+    `accuracy` and `accuracy_se`: shares, cross-validated, of a head on this stage alone (the depth profile).
+    """
+
+    name: str
+    parameters: int
+    flops: int
+    frozen: bool
+    accuracy: float | None = None
+    accuracy_se: float | None = None
+
+
+@dataclass(frozen=True)
+class HeadRow:
+    """One head of the race. `taps` names its stages; `accuracy` is cross-validated, a share."""
+
+    name: str
+    taps: str
+    accuracy: float
+    accuracy_se: float
+    log_loss: float
+    strength: float
+    chosen: bool
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One epoch of one training; losses in nats, accuracy a share, None where it was not measured."""
+
+    epoch: int
+    train_loss: float | None = None
+    val_loss: float | None = None
+    val_accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class RungRow:
+    """One rung of the plan. `cut` names the first stage that trains; `gain` is over the best so far, a share.
+
+    `curves` holds one curve per training: several where the rung was judged on several folds. `accuracy`,
+    `gain` and `gain_se` are None where the rung was not tried.
+    """
+
+    name: str
+    cut: str
+    epochs: int
+    learning_rate: float
+    reason: str
+    accuracy: float | None = None
+    gain: float | None = None
+    gain_se: float | None = None
+    kept: bool = False
+    curves: Sequence[Sequence[CurvePoint]] = ()
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A test image that the final model got wrong. `probability`: how sure it was; `jpeg`: a thumbnail."""
+
+    name: str
+    label: str
+    predicted: str
+    probability: float
+    jpeg: bytes
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything in the report. Pictures are JPEG bytes as `thumbnail` makes them.
+
+    `seconds` per phase, in order, and "total". `thumbnails` are (class, pictures) pairs, `mistakes` the most
+    confident first; `command` repeats the run.
+    """
+
+    title: str
+    backbone: str
+    audit: Audit
+    verdict: Verdict
+    test: TestReport
+    stages: Sequence[StageRow]
+    heads: Sequence[HeadRow]
+    rungs: Sequence[RungRow]
+    plan_reasons: Sequence[str]
+    thumbnails: Sequence[tuple[str, Sequence[bytes]]]
+    mistakes: Sequence[Mistake]
+    seconds: Mapping[str, float]
+    peak_memory_bytes: int
+    versions: Mapping[str, str]
+    command: str
+    notes: Sequence[str] = field(default=())
