@@ -4,7 +4,8 @@
     python benchmarks/timm_coverage.py --only levit,nest
     python benchmarks/timm_coverage.py --table    # the table alone, from the JSON
 
-Per family: the variant with the fewest parameters, random weights, a small input where the architecture allows one.
+Per family: the variant with the fewest parameters, random weights, a small input where the architecture
+allows one.
 Every case runs in a process of its own with a time limit, so that one network cannot take the others down.
 """
 
@@ -99,7 +100,9 @@ def sweep(only: list[str]) -> None:
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
             lines = done.stdout.strip().splitlines()
-            case |= json.loads(lines[-1]) if done.returncode == 0 else {"ok": False, "error": done.stderr[-400:]}
+            case |= (
+                json.loads(lines[-1]) if done.returncode == 0 else {"ok": False, "error": done.stderr[-400:]}
+            )
         except subprocess.TimeoutExpired:
             case |= {"ok": False, "error": f"longer than {LIMIT_SECONDS} s"}
         cases[family] = case
@@ -116,7 +119,8 @@ def write_table() -> None:
     versions = result["environment"]
     lines = [
         BEGIN, "",
-        f"{result['covered']} of {result['of']} families pass (timm {versions['timm']}, torch {versions['torch']}).", "",
+        f"{result['covered']} of {result['of']} families pass (timm {versions['timm']}, torch "
+        f"{versions['torch']}).", "",
         "| family | smallest variant | M parameters | input | stages | widths | result |",
         "|---|---|---:|---:|---:|---|---|",
     ]  # fmt: skip
@@ -126,7 +130,8 @@ def write_table() -> None:
         widths = " ".join(str(width) for width in case.get("widths", []))
         outcome = "passes" if case["ok"] else case["error"].splitlines()[-1][:110].replace("|", "/")
         lines.append(
-            f"| {family} | `{case['model']}` | {case['parameters'] / 1e6:.1f} | {case.get('input', ['?'])[0]} "
+            f"| {family} | `{case['model']}` | {case['parameters'] / 1e6:.1f} | "
+            f"{case.get('input', ['?'])[0]} "
             f"| {case.get('stages', '')} | {widths} | {outcome} |"
         )
     page = TABLE.read_text(encoding="utf-8")
@@ -136,7 +141,9 @@ def write_table() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--one", help="check one model and print JSON")
     parser.add_argument("--only", default="", help="comma-separated families")
     parser.add_argument("--table", action="store_true", help="write the table from the JSON")

@@ -1,4 +1,5 @@
-"""Backbone: a network as ordered stages. Freezing, learning rates, caching, depth profile and report share this list."""
+"""Backbone: a network as ordered stages. Freezing, learning rates, caching, depth profile and report share
+this list."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ from headstart.errors import BackboneError, WeightsError
 class InputSpec:
     """The preprocessing that the weights were trained with.
 
-    `size` (height, width) in pixels; `mean` and `std` per channel (RGB) of values in 0..1; `interpolation` "bicubic",
-    "bilinear", ...; `crop` the side of the centre crop as a share of the resized image.
+    `size` (height, width) in pixels; `mean` and `std` per channel (RGB) of values in 0..1; `interpolation`
+    "bicubic", "bilinear", ...; `crop` the side of the centre crop as a share of the resized image.
     """
 
     size: tuple[int, int] = (224, 224)
@@ -43,8 +44,9 @@ class Origin:
 
 @dataclass(frozen=True)
 class Layout:
-    """What is known of one stage's output: per tensor its `shape` without the batch axis, and which of those axes
-    is the channel axis. `flops` are the forward FLOPs per image of the stage (matrix products and convolutions)."""
+    """What is known of one stage's output: per tensor its `shape` without the batch axis, and which of those
+    axes is the channel axis. `flops` are the forward FLOPs per image of the stage (matrix products and
+    convolutions)."""
 
     shapes: tuple[tuple[int, ...], ...]
     axes: tuple[int, ...]
@@ -52,15 +54,16 @@ class Layout:
 
 
 class Part(nn.Module):
-    """A piece of the original module tree: what one stage owns, under the original names. It is never called."""
+    """A piece of the original module tree: what one stage owns, under the original names. It is never
+    called."""
 
 
 @final
 class Stage(nn.Module):
     """A run of consecutive steps of the original network, with the parameters and buffers that they need.
 
-    `net` holds them under their original names. What an earlier stage already owns (a bias table that all blocks
-    share) is looked up there through `lenders`.
+    `net` holds them under their original names. What an earlier stage already owns (a bias table that all
+    blocks share) is looked up there through `lenders`.
     """
 
     def __init__(self, name: str, program: Program, net: Part, lenders: Mapping[str, Part]) -> None:
@@ -87,8 +90,8 @@ class Stage(nn.Module):
 class Backbone(nn.Module):
     """A network cut into ordered stages that, run in turn, equal the original network's pooled features.
 
-    Every parameter and buffer of the original belongs to exactly one stage. A new backbone is frozen throughout and
-    in eval mode; see `train_from`.
+    Every parameter and buffer of the original belongs to exactly one stage. A new backbone is frozen
+    throughout and in eval mode; see `train_from`.
 
     stages: the stages in order.
     names: what each stage is called: the original names of the modules that it spans.
@@ -120,7 +123,8 @@ class Backbone(nn.Module):
         self.flops = tuple(layout.flops for layout in layouts)
         self._axes = tuple(layout.axes for layout in layouts)
         self.widths = tuple(
-            sum(shape[axis] for shape, axis in zip(layout.shapes, layout.axes, strict=True)) for layout in layouts
+            sum(shape[axis] for shape, axis in zip(layout.shapes, layout.axes, strict=True))
+            for layout in layouts
         )
         self._network = (network,)  # in a tuple: the stages register its parts, and only they do
         self._aliases = dict(aliases)
@@ -157,7 +161,8 @@ class Backbone(nn.Module):
         return activation, tuple(pooled)
 
     def pool(self, index: int, activation: Activation) -> Tensor:
-        """The output of stage `index` averaged over all but batch and channel axis: (N, widths[index]) float32."""
+        """The output of stage `index` averaged over all but batch and channel axis: (N, widths[index])
+        float32."""
         tensors = (activation,) if isinstance(activation, Tensor) else activation
         parts = []
         for tensor, axis in zip(tensors, self._axes[index], strict=True):
@@ -181,36 +186,44 @@ class Backbone(nn.Module):
         lengths = [math.prod(shape) for shape in shapes]
         if flat.ndim != 2 or flat.shape[1] != sum(lengths):
             raise BackboneError(
-                f"rows of shape {tuple(flat.shape)} do not fit cut {cut} of {self.origin.name}, which has {sum(lengths)} "
+                f"rows of shape {tuple(flat.shape)} do not fit cut {cut} of {self.origin.name}, which has "
+                f"{sum(lengths)} "
                 "values per image. They were made at another cut or by another backbone; extract them again."
             )
         parts = tuple(
-            part.reshape(-1, *shape) for part, shape in zip(flat.split(lengths, dim=1), shapes, strict=True)
+            part.reshape(-1, *shape)
+            for part, shape in zip(torch.split(flat, lengths, dim=1), shapes, strict=True)
         )
         return parts[0] if len(parts) == 1 else parts
 
     def train_from(self, cut: int) -> None:
         """Freeze `stages[:cut]` and make `stages[cut:]` trainable.
 
-        Frozen stages take no gradient and stay in eval mode, so that dropout is off and no buffer moves. Trainable
-        stages go to train mode, but whatever keeps running statistics stays in eval: the statistics of a large source
-        set are better than those of a small target. Later calls of `train()` and `eval()` keep to this cut.
+        Frozen stages take no gradient and stay in eval mode, so that dropout is off and no buffer moves.
+        Trainable stages go to train mode, but whatever keeps running statistics stays in eval: the statistics
+        of a large source set are better than those of a small target. Later calls of `train()` and `eval()`
+        keep to this cut.
         """
         if not 0 <= cut <= len(self.stages):
-            raise BackboneError(f"cut {cut} is not within 0..{len(self.stages)}, the cuts of {self.origin.name}.")
+            raise BackboneError(
+                f"cut {cut} is not within 0..{len(self.stages)}, the cuts of {self.origin.name}."
+            )
         self.cut = cut
         for index, stage in enumerate(self.stages):
             for name, parameter in stage.named_parameters():
                 name = name.removeprefix("net.")
-                parameter.requires_grad_(index >= cut and name not in self._fixed and parameter.is_floating_point())
+                parameter.requires_grad_(
+                    index >= cut and name not in self._fixed and parameter.is_floating_point()
+                )
                 if index < cut:
                     parameter.grad = None
         self.train(cut < len(self.stages))
 
     def train(self, mode: bool = True) -> Backbone:
-        """Switch the trainable stages between train and eval mode; frozen ones and running statistics stay in eval."""
-        # The one override of a concrete method: a `model.train()` in somebody's loop reaches every submodule through
-        # it, and a frozen BatchNorm that still learns is the commonest bug of transfer-learning code.
+        """Switch the trainable stages between train and eval mode; frozen ones and running statistics stay in
+        eval."""
+        # The one override of a concrete method: a `model.train()` in somebody's loop reaches every submodule
+        # through it, and a frozen BatchNorm that still learns is the commonest bug of transfer-learning code.
         super().train(False)
         self.training = mode
         for stage in self.stages[self.cut :]:
@@ -225,7 +238,8 @@ class Backbone(nn.Module):
         return [[p for p in stage.parameters() if p.requires_grad] for stage in self.stages]
 
     def state(self) -> dict[str, Tensor]:
-        """Parameters and persistent buffers under the original network's names; it loads there with `strict=True`."""
+        """Parameters and persistent buffers under the original network's names; it loads there with
+        `strict=True`."""
         own: dict[str, Tensor] = {}
         for stage in self._between(0, len(self.stages)):
             own.update(stage.net.state_dict())
@@ -259,7 +273,8 @@ class Backbone(nn.Module):
         self.train(mode)
 
     def digest(self, stop: int | None = None) -> str:
-        """BLAKE2b hex digest of `stages[:stop]`: their names, and name, dtype, shape and bytes of every weight."""
+        """BLAKE2b hex digest of `stages[:stop]`: their names, and name, dtype, shape and bytes of every
+        weight."""
         total = hashlib.blake2b(digest_size=32)
         for stage in self._between(0, len(self.stages) if stop is None else stop):
             total.update(f"stage {stage.name} {len(stage.program.steps)}\n".encode())
@@ -270,7 +285,8 @@ class Backbone(nn.Module):
         return total.hexdigest()
 
     def original(self) -> nn.Module:
-        """A copy of the original network, in eval mode on this backbone's device, with the present weights."""
+        """A copy of the original network, in eval mode on this backbone's device, with the present
+        weights."""
         import copy
 
         device = next((tensor.device for tensor in self.state().values()), torch.device("cpu"))
@@ -282,12 +298,14 @@ class Backbone(nn.Module):
         return [stage for stage in self.stages[start:stop] if isinstance(stage, Stage)]
 
     def _expect(self, cut: int, activation: Activation) -> None:
-        # Shapes of the recorded pass are built into the stages; another input size could compute something wrong.
+        # Shapes of the recorded pass are built into the stages; another input size could compute something
+        # wrong.
         tensors = (activation,) if isinstance(activation, Tensor) else activation
         got, expected = tuple(tuple(tensor.shape[1:]) for tensor in tensors), self.activation_shapes(cut)
         if got != expected:
             raise BackboneError(
-                f"got an activation of shape {got} (without the batch axis), expected {expected} at cut {cut} of "
+                f"got an activation of shape {got} (without the batch axis), expected {expected} at cut "
+                f"{cut} of "
                 f"{self.origin.name}. Images must have the size of `backbone.input.size`."
             )
 

@@ -10,7 +10,8 @@ from headstart.backbones.record import Call, Op, Recording
 
 @dataclass(frozen=True)
 class Candidate:
-    """A possible cut, after dynamic op `position`: `live` values cross it, `depth` module calls are open there."""
+    """A possible cut, after dynamic op `position`: `live` values cross it, `depth` module calls are open
+    there."""
 
     position: int
     live: tuple[int, ...]
@@ -18,7 +19,8 @@ class Candidate:
 
 
 class Flow:
-    """The ops of a recording in order, split into *dynamic* (they depend on the image) and *static* (they do not).
+    """The ops of a recording in order, split into *dynamic* (they depend on the image) and *static* (they do
+    not).
 
     ops: every op; place: op -> its number among all ops.
     order: the dynamic ops; a position is an index into this list.
@@ -46,14 +48,13 @@ class Flow:
                     self.makers.setdefault(value, []).append(op)
         self.spans: dict[Call, tuple[int, int]] = {}
         self._measure(recording.root)
-        self.final = tuple(
-            leaf.id for leaf in leaves(recording.root.result) if isinstance(leaf, Value)
-        )
+        self.final = tuple(leaf.id for leaf in leaves(recording.root.result) if isinstance(leaf, Value))
         self.live = self._liveness(dynamic)
         self.worked = self._worked(dynamic)
 
     def candidates(self, batch: int, widest: int) -> list[Candidate]:
-        """Where one to `widest` floating tensors with the batch as first axis are all that is still needed."""
+        """Where one to `widest` floating tensors with the batch as first axis are all that is still
+        needed."""
         found = []
         for position in range(len(self.order) - 1):
             live = self.live[position]
@@ -78,7 +79,8 @@ class Flow:
         return dynamic
 
     def _worked(self, dynamic: set[int]) -> set[int]:
-        """Dynamic values that some product or convolution went into: more than the image itself, resized or cropped."""
+        """Dynamic values that some product or convolution went into: more than the image itself, resized or
+        cropped."""
         worked: set[int] = set()
         for op in self.order:
             if op.flops or self.reads[op] & worked:

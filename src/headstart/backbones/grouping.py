@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from headstart.backbones.flow import Candidate
 
 MOST, FEWEST = 14, 4  # stages that a backbone should have
-CRUMB = (0.03, 1 / 8)  # a piece below both shares, of the whole network and of the piece after it, is no stage
+# A piece below both shares, of the whole network and of the piece after it, is no stage of its own.
+CRUMB_OF_ALL, CRUMB_OF_NEXT = 0.03, 1 / 16
 _CEILINGS = (0.45, 0.35, 0.25, 0.15, 0.05)  # tried in turn until there are FEWEST stages
 
 
@@ -23,8 +24,9 @@ class Span:
 def group(narrow: list[Candidate], wide: list[Candidate], costs: list[float], flops: list[int]) -> list[Span]:
     """Stages as consecutive spans over all positions.
 
-    narrow: cuts that one tensor crosses; wide: cuts that a few tensors cross, used where a large span has no narrow
-    one. costs: share of each position in the whole (sums to 1); flops: its FLOPs (0 for activations, norms, pooling).
+    narrow: cuts that one tensor crosses; wide: cuts that a few tensors cross, used where a large span has no
+        narrow one. costs: share of each position in the whole (sums to 1); flops: its FLOPs (0 for
+        activations, norms, pooling).
     """
     whole = Span(0, len(costs), None)
     spans = [whole]
@@ -39,7 +41,8 @@ def _divide(
     span: Span, narrow: list[Candidate], wide: list[Candidate], costs: list[float], flops: list[int],
     limit: int, ceiling: float,
 ) -> list[Span]:  # fmt: skip
-    """Split at the shallowest cuts, split again what is still too large, then join neighbours down to `limit`."""
+    """Split at the shallowest cuts, split again what is still too large, then join neighbours down to
+    `limit`."""
     pieces = _shallowest(span, narrow, costs, flops) or _shallowest(span, wide, costs, flops)
     if not pieces:
         return [span]
@@ -47,7 +50,7 @@ def _divide(
     for piece in pieces:
         share = sum(costs[piece.start : piece.stop])
         if share > ceiling:
-            room = max(2, round((MOST - 2) * share))
+            room = max(2, round(MOST * share))
             result += _divide(piece, narrow, wide, costs, flops, room, ceiling)
         else:
             result.append(piece)
@@ -74,7 +77,7 @@ def _sweep(pieces: list[Span], costs: list[float]) -> list[Span]:
     for piece in reversed(pieces[:-1]):
         following = swept[0]
         cost, after = (sum(costs[p.start : p.stop]) for p in (piece, following))
-        if piece.start and cost < min(CRUMB[0], CRUMB[1] * after):
+        if piece.start and cost < min(CRUMB_OF_ALL, CRUMB_OF_NEXT * after):
             swept[0] = Span(piece.start, following.stop, following.end)
         else:
             swept.insert(0, piece)
@@ -82,7 +85,8 @@ def _sweep(pieces: list[Span], costs: list[float]) -> list[Span]:
 
 
 def _cut(span: Span, cuts: list[Candidate], flops: list[int]) -> list[Span]:
-    """Cut, and let what does no matrix product or convolution (norm, activation, pooling) go with what it follows."""
+    """Cut, and let what does no matrix product or convolution (norm, activation, pooling) go with what it
+    follows."""
     pieces: list[Span] = []
     start = span.start
     ends: list[tuple[int, Candidate | None]] = [*((c.position + 1, c) for c in cuts), (span.stop, span.end)]

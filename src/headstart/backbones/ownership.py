@@ -1,4 +1,5 @@
-"""Ownership: which stage holds which parameters, buffers and modules of the original network; each exactly once."""
+"""Ownership: which stage holds which parameters, buffers and modules of the original network; each exactly
+once."""
 
 from __future__ import annotations
 
@@ -58,8 +59,8 @@ class Owners:
         if holders - {stage}:
             if len(holders) > 1 or any(name not in self.owner for name in names):
                 raise PartitionError(
-                    f"module '{path}' shares some of its weights with another part of the network and cannot be given "
-                    "to one stage. Use another backbone."
+                    f"module '{path}' shares some of its weights with another part of the network and cannot "
+                    "be given to one stage. Use another backbone."
                 )
             return holders.pop()
         self.owner.update(dict.fromkeys(names, stage))
@@ -83,7 +84,8 @@ class Owners:
         return stage
 
     def take_rest(self, last: int) -> None:
-        """Give weights that the forward pass never reads (an unused head) to the stage of their predecessor."""
+        """Give weights that the forward pass never reads (an unused head) to the stage of their
+        predecessor."""
         stage = 0
         for path in self.weights:
             if path not in self.owner:
@@ -101,7 +103,7 @@ class Owners:
                     continue
                 held.append(path)
                 module = self.network.get_submodule(path)
-                if id(module) in seen:  # a weightless module called in two stages: its train mode differs by stage
+                if id(module) in seen:  # weightless, called in two stages: its train mode differs by stage
                     module = copy.deepcopy(module)
                 seen.add(id(module))
                 holder, _, name = path.rpartition(".")

@@ -1,4 +1,5 @@
-"""Cut any network into stages: record its forward pass, find where one tensor carries everything, group, verify."""
+"""Cut any network into stages: record its forward pass, find where one tensor carries everything, group,
+verify."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from headstart.backbones.backbone import Backbone, InputSpec, Layout, Origin, Pa
 from headstart.backbones.flow import Flow
 from headstart.backbones.grouping import Span, group
 from headstart.backbones.ownership import Owners
-from headstart.backbones.program import Program, Step, Submodule, Value, leaves, values_in, weights_in
+from headstart.backbones.program import Program, Step, Submodule, Value, values_in, weights_in
 from headstart.backbones.record import Call, Op, Recording, meta_copy, record, unify
 from headstart.errors import PartitionError
 
@@ -24,8 +25,8 @@ WIDEST = 4  # tensors that may cross a cut together
 def partition(network: nn.Module, input: InputSpec, origin: Origin, *, verify: bool = True) -> Backbone:
     """Cut `network` (images to one tensor, no classifier) into stages that hold its own modules and weights.
 
-    `verify` runs network and stages once on a random image and compares bit by bit; only what is too large to run
-    should go without.
+    `verify` runs network and stages once on a random image and compares bit by bit; only what is too large to
+    run should go without.
 
     Raises:
         PartitionError: fewer than three stages can be cut, or the stages do not equal the network.
@@ -37,11 +38,14 @@ def partition(network: nn.Module, input: InputSpec, origin: Origin, *, verify: b
     spans = _spans(flow, owners)
     if len(spans) < 3:
         raise PartitionError(
-            f"{origin.name} can be cut into {len(spans)} stages, expected at least 3: too many tensors stay in use "
+            f"{origin.name} can be cut into {len(spans)} stages, expected at least 3: too many tensors stay "
+            f"in use "
             "along its whole depth. Use another backbone; `headstart backbones` lists some."
         )
     parts: list[Part] = [Part() for _ in spans]
-    stages, layouts, inputs = [], [], (0,)
+    stages: list[Stage] = []
+    layouts: list[Layout] = []
+    inputs: tuple[int, ...] = (0,)
     for index, span in enumerate(spans):
         items = _items(flow, owners, span, index)
         outputs = span.end.live if span.end else flow.final
@@ -62,7 +66,8 @@ def partition(network: nn.Module, input: InputSpec, origin: Origin, *, verify: b
 
 
 def check_equal(backbone: Backbone, reference: nn.Module, batch: int, seed: int = 0) -> None:
-    """Compare the stages in turn with the reference's pooled output, bit by bit, on random images (eval mode).
+    """Compare the stages in turn with the reference's pooled output, bit by bit, on random images (eval
+    mode).
 
     Raises:
         PartitionError: they differ.
@@ -77,27 +82,34 @@ def check_equal(backbone: Backbone, reference: nn.Module, batch: int, seed: int 
         backbone.eval()
         for stage in backbone.stages:
             # Cloned, so that stages which only agree because they share memory are found out.
-            activation = activation.clone() if isinstance(activation, Tensor) else tuple(a.clone() for a in activation)
+            activation = (
+                activation.clone() if isinstance(activation, Tensor) else tuple(a.clone() for a in activation)
+            )
             activation = stage(activation)
         got = backbone.pool(len(backbone.stages) - 1, activation)
         backbone.train(modes)
     if got.shape != expected.shape or not torch.equal(got.view(torch.int32), expected.view(torch.int32)):
         raise PartitionError(
-            f"the stages of {backbone.origin.name} do not equal the original network at batch size {batch}, expected "
-            "bit-equal features. It computes something that cannot be cut (state kept between calls, randomness, "
+            f"the stages of {backbone.origin.name} do not equal the original network at batch size {batch}, "
+            f"expected "
+            "bit-equal features. It computes something that cannot be cut (state kept between calls, "
+            "randomness, "
             "memory shared across modules). Use another backbone."
         )
 
 
 def _record(network: nn.Module, image: tuple[int, ...], name: str) -> Recording:
-    """Two recordings made one. On the meta device, for speed; on the network's own where it insists on values."""
+    """Two recordings made one. On the meta device, for speed; on the network's own where it insists on
+    values."""
     try:  # a copy for each pass: some networks keep tables from the first pass to the second
         on = torch.device("meta")
-        return unify(*(record(meta_copy(network), (batch, *image), on) for batch in BATCHES), BATCHES)
+        first, second = (record(meta_copy(network), (batch, *image), on) for batch in BATCHES)
+        return unify(first, second, BATCHES)
     except Exception:  # whatever meta tensors cannot do in somebody's network; a true fault shows again below
         on = next((p.device for p in network.parameters()), torch.device("cpu"))
     try:
-        return unify(*(record(copy.deepcopy(network), (batch, *image), on) for batch in BATCHES), BATCHES)
+        first, second = (record(copy.deepcopy(network), (batch, *image), on) for batch in BATCHES)
+        return unify(first, second, BATCHES)
     except PartitionError:
         raise
     except Exception as error:
@@ -107,10 +119,13 @@ def _record(network: nn.Module, image: tuple[int, ...], name: str) -> Recording:
 
 
 def _spans(flow: Flow, owners: Owners) -> list[Span]:
-    """Group the possible cuts; a position's cost is 0.7 of its share in FLOPs plus 0.3 of its share in weights."""
+    """Group the possible cuts; a position's cost is 0.7 of its share in FLOPs plus 0.3 of its share in
+    weights."""
     shape = flow.recording.root.result
     if not isinstance(shape, Value) or not flow.order:
-        raise PartitionError("the network must return one tensor that depends on the image; it returned something else.")
+        raise PartitionError(
+            "the network must return one tensor that depends on the image; it returned something else."
+        )
     flops = [op.flops for op in flow.order]
     sizes, counted = [], set()
     for op in flow.order:
@@ -147,7 +162,8 @@ def _items(flow: Flow, owners: Owners, span: Span, stage: int) -> list[Op | Call
 
 
 def _closed(flow: Flow, call: Call) -> bool:
-    """Whether a module call takes in all that it reads, and hands out all that is read of it, through its signature."""
+    """Whether a module call takes in all that it reads, and hands out all that is read of it, through its
+    signature."""
     inside = set(call.ops())
     given, handed = values_in(call.args, call.kwargs), values_in(call.result)
     made: set[int] = set().union(*(flow.made[op] for op in inside))
@@ -156,13 +172,17 @@ def _closed(flow: Flow, call: Call) -> bool:
     escaped = {
         value
         for value in born - handed
-        if value not in flow.makers and (value in flow.final or not set(flow.readers.get(value, [])) <= inside)
+        if value not in flow.makers
+        and (value in flow.final or not set(flow.readers.get(value, [])) <= inside)
     }
     return read - made <= given and not escaped
 
 
-def _program(flow: Flow, items: list[Op | Call], inputs: tuple[int, ...], outputs: tuple[int, ...]) -> Program:
-    """Steps for the items, preceded by the static ops that they need (recomputed in every stage that uses them)."""
+def _program(
+    flow: Flow, items: list[Op | Call], inputs: tuple[int, ...], outputs: tuple[int, ...]
+) -> Program:
+    """Steps for the items, preceded by the static ops that they need (recomputed in every stage that uses
+    them)."""
     known, static = set(inputs), set[Op]()
 
     def need(value: int) -> None:
@@ -172,7 +192,9 @@ def _program(flow: Flow, items: list[Op | Call], inputs: tuple[int, ...], output
                 for other in flow.reads[op]:
                     need(other)
         if value not in flow.makers:
-            raise PartitionError("a value is used across a cut that was not counted; please report this network.")
+            raise PartitionError(
+                "a value is used across a cut that was not counted; please report this network."
+            )
 
     for item in items:
         for value in values_in(item.args, item.kwargs) - known:
@@ -180,7 +202,12 @@ def _program(flow: Flow, items: list[Op | Call], inputs: tuple[int, ...], output
         known |= values_in(item.result)
     ordered = [*sorted(static, key=flow.place.__getitem__), *items]
     steps = [
-        Step(Submodule(item.path) if isinstance(item, Call) else item.target, item.args, item.kwargs, item.result)
+        Step(
+            Submodule(item.path) if isinstance(item, Call) else item.target,
+            item.args,
+            item.kwargs,
+            item.result,
+        )
         for item in ordered
     ]
     return Program(inputs, tuple(_with_drops(steps, inputs, outputs)), outputs)
@@ -208,7 +235,8 @@ def _take(owners: Owners, program: Program, stage: int) -> dict[str, int]:
 
 
 def _name(items: list[Op | Call], index: int, taken: list[str]) -> str:
-    """The original names of the first and last module that do the stage's work, without repeating their prefix."""
+    """The original names of the first and last module that do the stage's work, without repeating their
+    prefix."""
     paths = []
     for item in items:
         cost = item.flops if isinstance(item, Op) else sum(op.flops for op in item.ops())
@@ -229,8 +257,8 @@ def _name(items: list[Op | Call], index: int, taken: list[str]) -> str:
 def _layout(flow: Flow, span: Span, outputs: tuple[int, ...], network: nn.Module) -> Layout:
     """Shapes of a stage's outputs and their channel axes.
 
-    The channel axis is the one as long as the last convolution, projection or norm before the cut is wide; where that
-    leaves a choice, the last axis for token sequences and the first for maps.
+    The channel axis is the one as long as the last convolution, projection or norm before the cut is wide;
+    where that leaves a choice, the last axis for token sequences and the first for maps.
     """
     shapes = tuple(flow.recording.shapes[value][1:] for value in outputs)
     axes = tuple(_channel_axis(shape, flow, span.stop, network) for shape in shapes)
@@ -249,7 +277,9 @@ def _channel_axis(shape: tuple[int, ...], flow: Flow, stop: int, network: nn.Mod
 
 
 def _weights_of(op: Op, network: nn.Module) -> list[Tensor]:
-    return list(network.get_submodule(op.target.path).parameters()) if isinstance(op.target, Submodule) else []
+    return (
+        list(network.get_submodule(op.target.path).parameters()) if isinstance(op.target, Submodule) else []
+    )
 
 
 def _check_complete(backbone: Backbone, network: nn.Module) -> None:
@@ -259,7 +289,9 @@ def _check_complete(backbone: Backbone, network: nn.Module) -> None:
     for stage in backbone.stages:
         ids = {id(tensor) for tensor in [*stage.parameters(), *stage.buffers()]}
         if ids & seen:
-            raise PartitionError(f"a weight of {backbone.origin.name} stands in two stages. Use another backbone.")
+            raise PartitionError(
+                f"a weight of {backbone.origin.name} stands in two stages. Use another backbone."
+            )
         seen |= ids
     if own.keys() != expected.keys():
         odd = sorted(own.keys() ^ expected.keys())[:4]

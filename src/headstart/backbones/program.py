@@ -1,4 +1,5 @@
-"""Program: one stage's computation as plain data: which modules and functions run, in which order, on which values."""
+"""Program: one stage's computation as plain data: which modules and functions run, in which order, on which
+values."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ Activation = Tensor | tuple[Tensor, ...]
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A tensor that was computed; numbered in the order of the original forward pass, 0 is the network's input."""
+    """A tensor that was computed; numbered in the order of the original forward pass, 0 is the network's
+    input."""
 
     id: int
 
@@ -50,8 +52,8 @@ class Here:
 class Step:
     """Call `target` and name the tensors of its result.
 
-    `args`, `kwargs` and `result` are templates: nested tuples, lists, dicts and slices whose leaves are constants
-    or the records above. `drop` are the values that no later step of the stage reads.
+    `args`, `kwargs` and `result` are templates: nested tuples, lists, dicts and slices whose leaves are
+    constants or the records above. `drop` are the values that no later step of the stage reads.
     """
 
     target: Callable[..., Any] | Submodule
@@ -87,7 +89,8 @@ def weights_in(*templates: Any) -> list[str]:
 
 
 def rebuild(template: tuple[Any, ...], parts: list[Any]) -> tuple[Any, ...]:
-    """A tuple like `template` with other parts: named tuples keep their type, `torch.Size` becomes a plain one."""
+    """A tuple like `template` with other parts: named tuples keep their type, `torch.Size` becomes a plain
+    one."""
     make: Callable[[list[Any]], tuple[Any, ...]] = getattr(type(template), "_make", tuple)
     return make(parts)
 
@@ -160,7 +163,8 @@ def _name(template: Any, result: Any, known: dict[int, Tensor]) -> None:
 
 
 def device_free(leaf: Any, recorded_on: torch.device) -> Any:
-    """The constant as it is written into a program: a device is replaced by `Here`, a size by plain integers."""
+    """The constant as it is written into a program: a device is replaced by `Here`, a size by plain
+    integers."""
     if isinstance(leaf, torch.device) and leaf.type == recorded_on.type:
         return Here()
     if isinstance(leaf, str) and leaf in {recorded_on.type, str(recorded_on)}:

@@ -1,8 +1,9 @@
 """Record one forward pass of a network: a tree of module calls with the tensor functions between them.
 
-Concrete values flow through the network's own Python code, so its control flow follows them by itself; a symbolic
-tracer cannot. Every module is looked into; what cannot be followed inside a module (a tensor that came out of nowhere,
-a value read back into Python) makes that module *opaque*: one step that no cut may divide.
+Concrete values flow through the network's own Python code, so its control flow follows them by itself; a
+symbolic tracer cannot. Every module is looked into; what cannot be followed inside a module (a tensor that
+came out of nowhere, a value read back into Python) makes that module *opaque*: one step that no cut may
+divide.
 """
 
 from __future__ import annotations
@@ -33,12 +34,15 @@ from headstart.backbones.program import (
 from headstart.errors import PartitionError
 
 # Reading a tensor's content back into Python makes the path depend on the data.
-_READS_DATA = frozenset({"item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "equal", "allclose"})
+_READS_DATA = frozenset(
+    {"item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "equal", "allclose"}
+)
 
 
 @dataclass(eq=False)
 class Op:
-    """A tensor function, or a module that is called as a whole. `changed` are values that it altered in place."""
+    """A tensor function, or a module that is called as a whole. `changed` are values that it altered in
+    place."""
 
     target: Callable[..., Any] | Submodule
     args: Any
@@ -77,8 +81,9 @@ class Recording:
     dtypes: dict[int, torch.dtype]
 
 
-class _Flops(TorchDispatchMode):
-    """Adds up multiply-add FLOPs of matrix products and convolutions, as `torch.utils.flop_counter` defines them."""
+class _Flops(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up multiply-add FLOPs of matrix products and convolutions, as `torch.utils.flop_counter` defines
+    them."""
 
     total = 0
 
@@ -104,7 +109,7 @@ class _Recorder(TorchFunctionMode):
         self.kept: list[Tensor] = []  # alive to the end, so that no id() is given out twice
         self.stack: list[Call] = []
         self.quiet = False
-        self.flops = _Flops()
+        self.flops = _Flops()  # type: ignore[no-untyped-call]
 
     def number(self, tensor: Tensor) -> Value | Weight:
         """The record that stands for a tensor that exists; a new one gets the next number."""
@@ -143,7 +148,7 @@ class _Recorder(TorchFunctionMode):
 
     def op(self, target: Any, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run one function or leaf module and note it, if it made or changed a tensor."""
-        arguments = self.read((args, kwargs))
+        positional, named = self.read((args, kwargs))
         tensors = [part for part in leaves((args, kwargs)) if isinstance(part, Tensor)]
         versions, flops = [tensor._version for tensor in tensors], self.flops.total
         outer, self.quiet = self.quiet, True
@@ -156,7 +161,7 @@ class _Recorder(TorchFunctionMode):
         if touched or any(isinstance(leaf, (Value, Weight)) for leaf in leaves(template)):
             changed = frozenset(self.values[id(t)] for t in touched if id(t) in self.values)
             spent = self.flops.total - flops
-            self.stack[-1].children.append(Op(target, *arguments, template, changed, spent))
+            self.stack[-1].children.append(Op(target, positional, named, template, changed, spent))
         return result
 
     def call(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -180,7 +185,8 @@ class _Recorder(TorchFunctionMode):
         elif call.opaque:
             raise PartitionError(
                 f"{type(module).__name__} computes with tensors that cannot be followed at its top level "
-                "(a scripted function, or values read back into Python). Wrap that part in a module of its own, "
+                "(a scripted function, or values read back into Python). Wrap that part in a module of its "
+                "own, "
                 "or use another backbone."
             )
         else:
@@ -196,8 +202,8 @@ class _Recorder(TorchFunctionMode):
 
 @contextmanager
 def _calls_go_to(recorder: _Recorder) -> Iterator[None]:
-    # The way torch.fx traces: the class attribute is the one place that every module call passes. Modules of other
-    # networks (other threads) are told apart by identity and go straight through.
+    # The way torch.fx traces: the class attribute is the one place that every module call passes. Modules of
+    # other networks (other threads) are told apart by identity and go straight through.
     original = nn.Module.__call__
 
     def patched(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -222,7 +228,9 @@ def record(network: nn.Module, shape: tuple[int, ...], device: torch.device) -> 
     with torch.no_grad(), recorder.flops, _calls_go_to(recorder), recorder:
         network(x)
     shapes = {number: tuple(tensor.shape) for number, tensor in enumerate(recorder.kept)}
-    return Recording(recorder.root, shapes, {number: tensor.dtype for number, tensor in enumerate(recorder.kept)})
+    return Recording(
+        recorder.root, shapes, {number: tensor.dtype for number, tensor in enumerate(recorder.kept)}
+    )
 
 
 def unify(one: Recording, other: Recording, batches: tuple[int, int]) -> Recording:
@@ -274,7 +282,8 @@ def _merge(a: Any, b: Any, batches: tuple[int, int], path: str) -> Any:
 
 def _differs(path: str) -> PartitionError:
     return PartitionError(
-        f"the forward pass of '{path or 'the network'}' took different ways at batch sizes 2 and 3, expected the same "
+        f"the forward pass of '{path or 'the network'}' took different ways at batch sizes 2 and 3, "
+        f"expected the same "
         "steps at every batch size. Use another backbone."
     )
 

@@ -1,0 +1,215 @@
+"""The table of backbone sources, what is on this machine, and `load_backbone`."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from headstart.backbones.bundled import BUNDLED, fetch_bundled, locate
+from headstart.errors import UnknownBackbone
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from headstart.backbones.backbone import Backbone, InputSpec
+
+DEFAULT_BACKBONE = "tf_efficientnet_lite0"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of `headstart backbones`. `input` is the side of the image in pixels, `how_to_get` what to
+    type."""
+
+    name: str
+    parameters: int
+    input: int
+    licence: str
+    source: str
+    on_this_machine: bool
+    how_to_get: str
+
+
+# Backbones worth naming: parameters without the classifier, input side, licence. Any other timm or
+# torchvision name works as well. Numbers are pinned, so that listing them builds nothing; a test compares
+# them with the networks.
+_KNOWN: dict[str, tuple[int, int, str]] = {
+    "tf_efficientnet_lite0": (3_371_008, 224, "Apache-2.0"),
+    "tf_efficientnet_lite1": (4_135_680, 240, "Apache-2.0"),
+    "tf_efficientnet_lite2": (4_811_072, 260, "Apache-2.0"),
+    "mobilenetv2_100": (2_223_872, 224, "BSD-3-Clause"),
+    "mobilenetv3_large_100": (4_202_032, 224, "Apache-2.0"),
+    "efficientnet_b0": (4_007_548, 224, "Apache-2.0"),
+    "resnet50": (23_508_032, 224, "Apache-2.0"),
+    "convnext_tiny": (27_820_128, 224, "Apache-2.0"),
+    "vit_small_patch14_dinov2": (22_056_192, 518, "Apache-2.0"),
+    "torchvision:resnet18": (11_176_512, 224, "BSD-3-Clause"),
+}
+
+
+def load_backbone(
+    name_or_module: str | nn.Module, *, weights: Path | None = None, pretrained: bool = True,
+    input: InputSpec | None = None,
+) -> Backbone:  # fmt: skip
+    """A backbone by name, or made of a network of your own; frozen throughout, in eval mode, on the CPU.
+
+    name_or_module: "tf_efficientnet_lite0", "timm:resnet50.a1_in1k", "torchvision:resnet18", or an
+        `nn.Module` that
+        turns images into features (see `from_module.load_module` for what is assumed of it).
+    weights: a .safetensors file (or .pth, read without running code) instead of the published weights; a
+        classifier
+        in it is left out, everything else must fit exactly.
+    pretrained: False draws weights at random and touches no network.
+    input: overrides the preprocessing that comes with the checkpoint.
+
+    Raises:
+        UnknownBackbone: no such name, or its weights are not here and cannot be fetched.
+        WeightsError: a file has the wrong digest, names or shapes.
+        PartitionError: the network cannot be cut into stages that equal it.
+    """
+    if not isinstance(name_or_module, str):
+        from headstart.backbones.from_module import load_module
+
+        return load_module(name_or_module, input)
+    source, name = _split(name_or_module)
+    return _SOURCES[source].load(name, None if weights is None else Path(weights), pretrained, input)
+
+
+def fetch(name: str) -> Path:
+    """Bring a backbone's weights to this machine (`headstart backbones get NAME`); returns the file.
+
+    Raises:
+        UnknownBackbone: no such name, or it cannot be downloaded. WeightsError: the download is not what it
+        should be.
+    """
+    source, rest = _split(name)
+    return _SOURCES[source].fetch(rest)
+
+
+def catalog() -> list[Entry]:
+    """The known backbones and every other timm checkpoint in this machine's hub cache; builds nothing, asks
+    no network."""
+    entries = [_known(name, *facts) for name, facts in _KNOWN.items()]
+    listed = {entry.name for entry in entries}
+    for name in sorted(_hub_cached() - listed):
+        if name.partition(".")[0] not in listed:
+            entries.append(Entry(name, 0, 0, "see its page", "Hugging Face hub", True, "is here"))
+    return entries
+
+
+def unknown(name: str, reason: str = "") -> UnknownBackbone:
+    """The error for a name that cannot be had: what is here, what is spelled like it, what to type."""
+    source, rest = _split(name)
+    here = ", ".join(entry.name for entry in catalog() if entry.on_this_machine) or "none"
+    if reason:
+        return UnknownBackbone(
+            f"backbone '{name}': {reason}. On this machine: {here}. Use one of these, give a file with "
+            f"--weights FILE, or, with a network, type: headstart backbones get {name.removeprefix('timm:')}"
+        )
+    near = difflib.get_close_matches(rest, _SOURCES[source].names(), n=4, cutoff=0.5)
+    meant = f" Did you mean {', '.join(near)}?" if near else ""
+    return UnknownBackbone(
+        f"there is no backbone '{name}'.{meant} On this machine: {here}. To see what can be used, type: "
+        "headstart backbones"
+    )
+
+
+def _known(name: str, parameters: int, side: int, licence: str) -> Entry:
+    bundled, get = BUNDLED.get(name), f"headstart backbones get {name}"
+    if bundled:
+        source, here = f"pip {bundled.package} {bundled.version}", locate(bundled) is not None
+        if bundled.dependency:
+            get = "comes with the installation"
+    elif name.startswith("torchvision:"):
+        source, here = "torchvision", bool(list(_torch_hub().glob(f"{name.partition(':')[2]}-*.pth")))
+    else:
+        source = "Hugging Face hub"
+        here = any(cached.partition(".")[0] == name for cached in _hub_cached())
+    return Entry(name, parameters, side, licence, source, here, "is here" if here else get)
+
+
+def _hub_cached() -> set[str]:
+    """Names of timm checkpoints in the Hugging Face cache, found by its folder names alone (the client loads
+    slowly)."""
+    home = Path(
+        os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    )
+    folder = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
+    found = [*folder.glob("models--timm--*/snapshots/*/*.safetensors")]
+    found += folder.glob("models--timm--*/snapshots/*/pytorch_model.bin")
+    return {path.parents[2].name.removeprefix("models--timm--") for path in found}
+
+
+def _torch_hub() -> Path:
+    home = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "torch"
+    return Path(home).expanduser() / "hub" / "checkpoints"
+
+
+def _split(name: str) -> tuple[str, str]:
+    source, colon, rest = name.partition(":")
+    if not colon:
+        return "timm", name
+    if source not in _SOURCES:
+        raise UnknownBackbone(
+            f"there is no source '{source}' in '{name}', expected one of: {', '.join(_SOURCES)}. "
+            f"Type for instance: timm:{rest or DEFAULT_BACKBONE}"
+        )
+    return source, rest
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A family of names: how to load one, fetch its weights, and list them all."""
+
+    load: Callable[[str, Path | None, bool, InputSpec | None], Backbone]
+    fetch: Callable[[str], Path]
+    names: Callable[[], list[str]]
+
+
+def _load_timm(name: str, weights: Path | None, pretrained: bool, input: InputSpec | None) -> Backbone:
+    from headstart.backbones.from_timm import load_timm
+
+    return load_timm(name, weights, pretrained, input)
+
+
+def _fetch_timm(name: str) -> Path:
+    if name in BUNDLED:
+        return fetch_bundled(BUNDLED[name])
+    from headstart.backbones.from_timm import fetch_timm
+
+    return fetch_timm(name)
+
+
+def _timm_names() -> list[str]:
+    import timm
+
+    return list(timm.list_models())
+
+
+def _load_torchvision(name: str, weights: Path | None, pretrained: bool, input: InputSpec | None) -> Backbone:
+    from headstart.backbones.from_torchvision import load_torchvision
+
+    return load_torchvision(name, weights, pretrained, input)
+
+
+def _fetch_torchvision(name: str) -> Path:
+    from headstart.backbones.from_torchvision import fetch_torchvision
+
+    return fetch_torchvision(name)
+
+
+def _torchvision_names() -> list[str]:
+    from torchvision import models
+
+    return list(models.list_models(module=models))
+
+
+# The table that names extend: one line and one file per source.
+_SOURCES: dict[str, _Source] = {
+    "timm": _Source(_load_timm, _fetch_timm, _timm_names),
+    "torchvision": _Source(_load_torchvision, _fetch_torchvision, _torchvision_names),
+}

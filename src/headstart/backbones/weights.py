@@ -1,0 +1,94 @@
+"""Weights files: read without running code, digest, and strict loading with the classifier left out."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from headstart.errors import WeightsError
+
+_WRAPPERS = (
+    "state_dict",
+    "model",
+    "model_state_dict",
+)  # where training scripts put the weights in a checkpoint
+
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Name -> tensor of a `.safetensors` file, or of a torch checkpoint read with `weights_only=True`.
+
+    Raises:
+        WeightsError: there is no such file, or it holds something else than weights.
+    """
+    if not path.is_file():
+        raise WeightsError(
+            f"there is no weights file at {path}. Give the path of a .safetensors or .pth file."
+        )
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise WeightsError(f"{path} is not a safetensors file ({error}). Download it again.") from error
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise WeightsError(
+            f"{path} cannot be read as plain weights; files that would run code are refused "
+            f"({_first_line(error)}). "
+            "Convert it on the machine where it was made, with safetensors.torch.save_file(state_dict, path)."
+        ) from error
+    if isinstance(loaded, Mapping):
+        loaded = next((loaded[key] for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), loaded)
+    if not isinstance(loaded, Mapping) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
+        raise WeightsError(
+            f"{path} holds {type(loaded).__name__}, expected names with tensors. Save a state_dict."
+        )
+    parallel = all(name.startswith("module.") for name in loaded)  # saved from DataParallel
+    return {name.removeprefix("module.") if parallel else name: tensor for name, tensor in loaded.items()}
+
+
+def load_strictly(
+    network: nn.Module, weights: Mapping[str, Tensor], source: str, spare: frozenset[str] = frozenset()
+) -> None:
+    """Copy weights into a network. `spare` names (the classifier's) may be present and are left out; all else
+    is strict.
+
+    Raises:
+        WeightsError: names are missing or unexpected, or shapes differ.
+    """
+    own = network.state_dict()
+    missing = sorted(own.keys() - weights.keys())
+    # BatchNorm's step counter came later than many checkpoints and takes no part in the computation.
+    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+    unexpected = sorted(weights.keys() - own.keys() - spare)
+    misfit = [
+        f"{name} {tuple(weights[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    if missing or unexpected or misfit:
+        faults = [("missing", missing), ("unexpected", unexpected), ("of another shape", misfit)]
+        told = "; ".join(f"{len(names)} {what}, as {names[0]}" for what, names in faults if names)
+        raise WeightsError(
+            f"{source} does not fit this architecture: {told}. Name the backbone that the file was saved "
+            f"from."
+        )
+    network.load_state_dict({name: weights.get(name, tensor) for name, tensor in own.items()}, strict=True)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
