@@ -30,7 +30,9 @@ def made(
 
 
 def all_intervals(report: TestReport) -> list[Interval]:
-    found = [getattr(scores, name) for scores in report.models.values() for name in type(scores).model_fields]
+    found = [
+        getattr(scores, name) for scores in report.models.values() for name in type(scores).model_fields
+    ]
     return [interval for interval in found if interval is not None]
 
 
@@ -68,7 +70,9 @@ def test_report_holds_point_values_and_intervals_around_them() -> None:
     assert report.models["head"].ece_uncalibrated is None
     pairs = {(d.a, d.b) for d in report.differences}
     assert pairs == {("final", other) for other in beliefs if other != "final"} | {
-        ("head", "scratch_cnn"), ("scratch_cnn", "majority"), ("pixels", "majority")
+        ("head", "scratch_cnn"),
+        ("scratch_cnn", "majority"),
+        ("pixels", "majority"),
     }
 
 
@@ -155,7 +159,9 @@ def test_ten_thousand_images_of_a_thousand_classes_take_seconds() -> None:
     report = evaluate(labels, beliefs)
     assert time.perf_counter() - start < 10
     f1 = report.models["final"].macro_f1
-    assert f1.low < f1.value < f1.high  # every class is rare: without the shift the value lies on the border
+    assert (
+        f1.low < f1.value < f1.high
+    )  # every class is rare: without the shift the value lies on the border
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,9 @@ def test_hurt_in_words() -> None:
 def test_overkill_is_a_tie_that_beats_the_majority() -> None:
     tie = judged(400, {"final": 0.97, "scratch_cnn": 0.9675, "pixels": 0.8, "majority": 0.2})
     assert (tie.outcome, tie.overkill) == ("not distinguishable", True)
-    assert "overkill here: a small network trained from scratch reaches 96.8 %, which ties" in tie.reasons[1]
+    assert (
+        "overkill here: a small network trained from scratch reaches 96.8 %, which ties" in tie.reasons[1]
+    )
     nothing_helps = judged(400, {"final": 0.5, "scratch_cnn": 0.5, "pixels": 0.5, "majority": 0.5})
     assert (nothing_helps.outcome, nothing_helps.overkill) == ("not distinguishable", False)
 
@@ -106,8 +108,15 @@ def report_of(gain: Difference, baselines: tuple[str, ...]) -> TestReport:
     scores = Scores(accuracy=level, balanced_accuracy=level, macro_f1=level, log_loss=level, ece=level)
     pairs = [gain] + [gain.model_copy(update={"b": name}) for name in baselines if name != gain.b]
     return TestReport(
-        images=100, opened=1, protocol="sealed test", repeats=1, differences=tuple(pairs), classes=(),
-        models=dict.fromkeys(("final", *baselines), scores), confusion=(), reliability=(),
+        images=100,
+        opened=1,
+        protocol="sealed test",
+        repeats=1,
+        differences=tuple(pairs),
+        classes=(),
+        models=dict.fromkeys(("final", *baselines), scores),
+        confusion=(),
+        reliability=(),
     )
 
 

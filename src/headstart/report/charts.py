@@ -27,6 +27,7 @@ class Axis:
     ticks: tuple[float, ...]
     title: str = ""
     percent: bool = False
+    digits: int = 0
 
     def place(self, value: float) -> float:
         """0 at `low`, 1 at `high`, never outside."""
@@ -34,7 +35,11 @@ class Axis:
 
     def text(self, value: float) -> str:
         """A tick's label."""
-        return f"{100 * value:g} %" if self.percent else f"{value:g}"
+        return f"{100 * value:g}\u00a0%" if self.percent else f"{value:.{self.digits}f}"
+
+    def exact(self, value: float) -> str:
+        """A value between ticks, for a tooltip."""
+        return f"{100 * value:.1f}\u00a0%" if self.percent else f"{value:.4g}"
 
 
 def axis(
@@ -57,13 +62,15 @@ def axis(
     if whole:
         step = max(1.0, float(math.ceil(step)))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    ticks = [round(i * step, 10) for i in range(first, last + 1)]
+    # A step of 0.025 needs three digits: the least number of them that writes it exactly.
+    digits = next(d for d in range(20) if round(step * 10**d) and abs(step * 10**d % 1 - 0.5) > 0.499)
+    ticks = [round(i * step, digits) for i in range(first, last + 1)]
     if floor is not None:
         ticks = [tick for tick in ticks if tick >= floor - 1e-9]
     if ceiling is not None:
         ticks = [tick for tick in ticks if tick <= ceiling + 1e-9]
     ends = [*ticks, low, high]
-    return Axis(min(ends), max(ends), tuple(ticks), title, percent)
+    return Axis(min(ends), max(ends), tuple(ticks), title, percent, digits)
 
 
 def interval_track(value: float, low: float, high: float, scale: Axis, tone: str, name: str) -> Markup:
@@ -72,12 +79,11 @@ def interval_track(value: float, low: float, high: float, scale: Axis, tone: str
         Markup('<line class="grid" x1="{0}%" x2="{0}%" y1="0" y2="100%"/>').format(_percent(scale, tick))
         for tick in scale.ticks
     )
-    told = [scale.text(round(number, 4)) for number in (value, low, high)]
-    label = f"{shown(name)}: {told[0]}, {told[1]} to {told[2]}"
+    label = f"{shown(name)}: {scale.exact(value)}, {scale.exact(low)} to {scale.exact(high)}"
     return Markup(
-        '<svg class="track {tone}" width="100%" height="26" role="img"><title>{label}</title>{grid}'
-        '<line class="whisker" x1="{low}%" x2="{high}%" y1="13" y2="13"/>'
-        '<circle class="dot" cx="{value}%" cy="13" r="5"/></svg>'
+        '<svg class="track {tone}" width="100%" height="30" role="img"><title>{label}</title>{grid}'
+        '<line class="whisker" x1="{low}%" x2="{high}%" y1="15" y2="15"/>'
+        '<circle class="dot" cx="{value}%" cy="15" r="5"/></svg>'
     ).format(
         tone=tone,
         label=label,
@@ -107,13 +113,18 @@ def _percent(scale: Axis, value: float) -> str:
 
 @dataclass(frozen=True)
 class Line:
-    """Points (x, y) joined by a line of a `tone`; `errors`: whiskers' half-widths; `ringed`: a marked point."""
+    """Points (x, y) of a `tone`, with dots and `joined` by a line or one of the two.
+
+    `errors` are half-widths of whiskers, `radii` those of the dots; `ringed` is the place of one marked dot.
+    """
 
     points: Sequence[tuple[float, float]]
     tone: str
     errors: Sequence[float] = ()
+    radii: Sequence[float] = ()
     ringed: int | None = None
     dots: bool = True
+    joined: bool = True
 
 
 def line_figure(lines: Sequence[Line], x: Axis, y: Axis, name: str, *, diagonal: bool = False) -> Markup:
@@ -130,13 +141,15 @@ def line_figure(lines: Sequence[Line], x: Axis, y: Axis, name: str, *, diagonal:
                     _x(px, x), _y(py - error, y), _y(py + error, y)
                 )
             )
-        parts.append(Markup('<path class="line" d="{}"/>').format(_path(line.points, x, y)))
+        if line.joined:
+            parts.append(Markup('<path class="line" d="{}"/>').format(_path(line.points, x, y)))
         for place, (px, py) in enumerate(line.points if line.dots else ()):
             kind = "dot ringed" if place == line.ringed else "dot"
+            radius = line.radii[place] if line.radii else 3.5
             parts.append(
                 Markup(
-                    '<circle class="{}" cx="{}" cy="{}" r="3.5"><title>{}: {}</title></circle>'
-                ).format(kind, _x(px, x), _y(py, y), x.text(round(px, 4)), y.text(round(py, 4)))
+                    '<circle class="{}" cx="{}" cy="{}" r="{:.1f}"><title>{}: {}</title></circle>'
+                ).format(kind, _x(px, x), _y(py, y), radius, x.exact(px), y.exact(py))
             )
         parts.append(Markup("</g>"))
     return _figure(WIDTH, HEIGHT, name, Markup("").join(parts))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,7 +75,8 @@ def _environment() -> Environment:
         finalize=_finalize,
     )
     environment.filters.update(
-        percent=verdict.percent,
+        percent=_percent,
+        tight=_tight,
         points=verdict.points,
         duration=text.duration,
         quantity=text.quantity,
@@ -89,6 +91,15 @@ def _environment() -> Environment:
 def _finalize(value: object) -> object:
     """Last word on everything the template writes, before it is escaped: names are made showable."""
     return text.shown(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _percent(share: float) -> str:
+    return _tight(verdict.percent(share))
+
+
+def _tight(sentence: str) -> str:
+    """No line break between a number and its percent sign."""
+    return re.sub(r"(?<=\d) %", "\u00a0%", sentence)
 
 
 def _picture(jpeg: bytes) -> str:

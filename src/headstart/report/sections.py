@@ -130,7 +130,7 @@ def curves(rung: RungRow) -> tuple[Markup, Markup] | None:
         return None
     # Past half a dozen folds the lines hide each other.
     shown = rung.curves[:6]
-    x = axis(epochs, "epoch", whole=True, count=6)
+    x = axis(epochs, "epoch", whole=True, count=6, floor=min(epochs))
     accuracy = [_line(curve, "val_accuracy", "transfer") for curve in shown]
     losses = [_line(curve, "train_loss", "plain") for curve in shown]
     losses += [_line(curve, "val_loss", "transfer") for curve in shown]
@@ -212,13 +212,15 @@ def class_rows(test: TestReport) -> tuple[list[ClassRow], str]:
 
 def reliability(test: TestReport) -> Markup:
     """How often right, against how sure: calibrated, and before calibration where it is known."""
-    scale = [0.0, 1.0]
     lines = []
-    if test.reliability_uncalibrated is not None:
-        points = [(b.confidence, b.accuracy) for b in test.reliability_uncalibrated]
-        lines.append(Line(points, "plain"))
-    lines.append(Line([(b.confidence, b.accuracy) for b in test.reliability], "transfer"))
-    x, y = axis(scale, "how sure the model was", percent=True), axis(scale, percent=True)
+    for bins, tone in ((test.reliability_uncalibrated, "plain"), (test.reliability, "transfer")):
+        if bins is not None:
+            total = sum(one.count for one in bins)
+            # The area of a dot tells how many images stand behind it: a bin of three says little.
+            radii = [1.5 + 7 * math.sqrt(one.count / total) for one in bins]
+            points = [(one.confidence, one.accuracy) for one in bins]
+            lines.append(Line(points, tone, radii=radii, joined=False))
+    x, y = axis([0.0, 1.0], "how sure the model was", percent=True), axis([0.0, 1.0], percent=True)
     return line_figure(lines, x, y, "Reliability: how often right against how sure", diagonal=True)
 
 
