@@ -29,7 +29,7 @@ def read_arrays(
 
     Args:
         parts: images (N, H, W) or (N, H, W, C) with C in 1, 3, 4; integers or floats in 0..255, floats in
-            0..1 or booleans. Labels (N,) integers or strings.
+            0..1, booleans or 0 and 1. Labels (N,) integers or strings.
 
     Raises:
         DataError: for another shape, type or range, or where the lengths differ.
@@ -80,7 +80,7 @@ def read_memory(source: object) -> Listing:
 
 
 def read_npz(path: Path) -> Listing:
-    """An .npz file: x and y (or images and labels), or x_train, y_train, x_test, y_test, maybe x_val, y_val."""
+    """An .npz file: x and y (or images and labels), or x_train, y_train, x_test, y_test, x_val, y_val."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             held = {name: archive[name] for name in archive.files}
@@ -195,12 +195,7 @@ def _checked(
 
 
 def _to_bytes(pixels: NDArray[np.generic], what: str) -> NDArray[np.uint8]:
-    if pixels.dtype == np.uint8:
-        kept: NDArray[np.uint8] = pixels.view(np.uint8)
-        return kept
-    if pixels.dtype == np.bool_:
-        return pixels.astype(np.uint8) * np.uint8(255)
-    if pixels.dtype.kind not in "iuf":
+    if pixels.dtype.kind not in "biuf":
         raise DataError(f"{what}: got images of type {pixels.dtype}. Expected numbers in 0..255 or 0..1.")
     low, high = (float(pixels.min()), float(pixels.max())) if pixels.size else (0.0, 0.0)
     if not (low >= 0 and high <= 255):  # written so that NaN fails too
@@ -208,5 +203,7 @@ def _to_bytes(pixels: NDArray[np.generic], what: str) -> NDArray[np.uint8]:
             f"{what}: got pixel values from {low:g} to {high:g}. Expected 0..255, or 0..1 in floats; "
             "scale them first."
         )
-    scale = 255.0 if pixels.dtype.kind == "f" and high <= 1 else 1.0
-    return np.rint(pixels.astype(np.float32) * scale).astype(np.uint8)
+    if high > 1 and pixels.dtype == np.uint8:
+        return pixels.astype(np.uint8, copy=False)
+    scaled = pixels.astype(np.float32) * (255.0 if high <= 1 else 1.0)  # 0 and 1 are black and white
+    return np.asarray(np.rint(scaled), dtype=np.uint8)

@@ -62,6 +62,11 @@ def read_folder(root: Path) -> Listing:
             f"{_hint(tree)}{LAYOUTS}"
         )
     splits = _splits(tree)
+    if not splits and len(tree.full_folders()) == 1 and len(tree.tables) == 1:
+        raise DataError(
+            f"{root}: got all pictures in one folder, '{tree.full_folders()[0].name}'.\n"
+            f"{_hint(tree)}{LAYOUTS}"
+        )
     if splits:
         others = [other for other in tree.full_folders() if other not in splits.values()]
         stray = len(tree.pictures) + sum(len(part.pictures) for part in splits.values())

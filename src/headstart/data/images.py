@@ -28,6 +28,7 @@ INTERPOLATIONS = {
     "box": Image.Resampling.BOX,
     "hamming": Image.Resampling.HAMMING,
 }
+_ELONGATED = 8  # ratio of sides from which only the part inside the central crop is resized
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -207,30 +208,24 @@ class Transform:
         return self._clean if view == 0 else f"{self.fingerprint} view {view} seed {seed}"
 
     def clean(self, image: Image.Image) -> NDArray[np.uint8]:
-        """The evaluation view (H, W, 3): shortest side resized to floor(size / crop), then the centre.
-
-        Only the part inside the crop is computed: Pillow's `box` still reads its true neighbours, so the
-        pixels are those of resizing first and cropping afterwards, and a picture of 10 x 10,000 costs no
-        more than any other.
-        """
+        """The evaluation view (H, W, 3): shortest side resized to floor(size / crop), then the centre."""
         height, width = self.size
         goal_height, goal_width = self._resized
         if goal_height == goal_width:  # as torchvision: shortest side exact, the other rounded down
             short = min(image.size)
-            resized = [goal_width * side // short for side in image.size]
+            across, down = (goal_width * side // short for side in image.size)
         else:  # as timm's ResizeKeepRatio: the smallest size that covers both goals
             ratio = min(image.width / goal_width, image.height / goal_height)
-            resized = [round(side / ratio) for side in image.size]
-        left = round((resized[0] - width) / 2.0)
-        top = round((resized[1] - height) / 2.0)
-        across, down = image.width / resized[0], image.height / resized[1]
-        box = (
-            left * across,
-            top * down,
-            min((left + width) * across, image.width),
-            min((top + height) * down, image.height),
-        )
-        return self._sample(image, box)
+            across, down = (round(side / ratio) for side in image.size)
+        left, top = round((across - width) / 2.0), round((down - height) / 2.0)
+        if across * down <= _ELONGATED * goal_height * goal_width:
+            resized = image.resize((across, down), INTERPOLATIONS[self.interpolation])
+            return np.asarray(resized.crop((left, top, left + width, top + height)))
+        # Resizing 10 x 10,000 pixels whole would take gigabytes. Pillow's `box` computes the part inside the
+        # crop alone, from its true neighbours; only the rounding between its two passes may differ.
+        x, y = image.width / across, image.height / down
+        right, bottom = min((left + width) * x, image.width), min((top + height) * y, image.height)
+        return self._sample(image, (left * x, top * y, right, bottom))
 
     def view(self, image: Image.Image, content: str, number: int, seed: int) -> NDArray[np.uint8]:
         """A random resized crop (H, W, 3), perhaps mirrored, fixed by content, view number and seed alone.

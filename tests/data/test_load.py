@@ -1,0 +1,338 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.data.pictures import class_folders, encoded, scene, write
+from tests.data.test_facts import Shelf, bad_files
+
+from headstart.data.audit import SHOWN, Audit, Finding
+from headstart.data.dataset import SPLITS, Dataset
+from headstart.data.load import SMALL_POOL, audit, load_dataset
+from headstart.errors import DataError, TooLittleData, UnreadableImage
+
+
+def kinds(report: Audit | None) -> dict[str, Finding]:
+    assert report is not None
+    return {found.kind: found for found in report.findings}
+
+
+def sides(dataset: Dataset) -> dict[str, str]:
+    return dict(zip(dataset.names, dataset.split.tolist(), strict=True))
+
+
+def noise(count: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    pictures = np.random.default_rng(seed).integers(0, 256, (count, 12, 12), dtype=np.uint8)
+    return pictures, np.arange(count) % classes
+
+
+def test_a_data_set_is_whole_and_every_picture_has_one_side() -> None:
+    dataset = load_dataset(noise(200, 4))
+    assert (len(dataset), dataset.classes) == (200, ("0", "1", "2", "3"))
+    assert (dataset.labels.dtype, dataset.fold.dtype, dataset.groups.dtype) == (np.int64, np.int64, np.int64)
+    assert sorted(np.concatenate([dataset.indices(side) for side in SPLITS]).tolist()) == list(range(200))
+    assert dataset.counts("test").tolist() == [10] * 4
+    assert set(dataset.fold[dataset.indices("train")].tolist()) == set(range(5))
+    assert set(dataset.fold[dataset.indices("test")].tolist()) == {-1}
+    assert all(dataset.images.content(i) == dataset.digests[i] for i in range(200))
+    assert dataset.audit is not None
+    assert dataset.audit.splits == {"train": 160, "val": 0, "test": 40}
+
+
+def test_splits_follow_contents_and_not_names_or_order(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "a", {"x": 70, "y": 70})
+    first = load_dataset(root)
+    for number, path in enumerate(sorted(root.rglob("*.png"), reverse=True)):
+        target = tmp_path / "b" / path.parent.name / "deeper" / f"renamed {number}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    second = load_dataset(tmp_path / "b")
+    assert first.names != second.names
+    assert first.digest == second.digest
+    assert first.digest != load_dataset(root, seed=1).digest
+    by_content = dict(zip(first.digests, first.split.tolist(), strict=True))
+    assert by_content == dict(zip(second.digests, second.split.tolist(), strict=True))
+
+
+def test_bad_files_are_skipped_and_named_or_fatal(tmp_path: Path) -> None:
+    root = class_folders(tmp_path, {"x y": 3, "ünï": 3})
+    bad_files(root / "x y")
+    dataset = load_dataset(root)
+    assert len(dataset) == 6
+    found = kinds(dataset.audit)["unreadable"]
+    assert (found.severity, found.total) == ("warning", 5)  # the pipe and the folder are no files
+    assert "x y/empty.jpg: the file is empty (0 bytes)" in found.items
+    with pytest.raises(
+        UnreadableImage, match=r"5 pictures of 11 cannot be read\. The first: x y/empty\.jpg: the file"
+    ):
+        load_dataset(root, unreadable="error")
+
+
+@pytest.mark.parametrize(
+    ("counts", "words"),
+    [
+        ({"only": 5}, r"Got one class \('only'\) with usable pictures\. Expected at least two classes"),
+        ({"a": 1, "b": 1}, "No class has more than one picture"),
+    ],
+)
+def test_too_little_data_is_an_error_and_yet_can_be_inspected(
+    tmp_path: Path, counts: dict[str, int], words: str
+) -> None:
+    root = class_folders(tmp_path, counts)
+    with pytest.raises(TooLittleData, match=words):
+        load_dataset(root)
+    report = audit(root)
+    assert report.errors
+    assert report.rows()[0][0] == "error"
+    assert report.images == sum(counts.values())
+
+
+def test_a_folder_of_nothing_but_bad_files(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        bad_files(tmp_path / name)
+    with pytest.raises(TooLittleData, match="Got no class with usable pictures"):
+        load_dataset(tmp_path)
+
+
+def test_copies_are_kept_once(tmp_path: Path) -> None:
+    root = class_folders(tmp_path, {"x": 4, "y": 4})
+    shutil.copy(root / "x" / "0.png", root / "x" / "copy.png")
+    shutil.copy(root / "x" / "0.png", root / "x" / "other.png")
+    dataset = load_dataset(root)
+    assert len(dataset) == 8
+    found = kinds(dataset.audit)["duplicates"]
+    assert (found.total, found.items) == (2, ("x/copy.png = x/0.png", "x/other.png = x/0.png"))
+
+
+def test_one_picture_under_two_labels_stays_on_one_side(tmp_path: Path) -> None:
+    root = class_folders(tmp_path, {"x": 80, "y": 80})
+    for number in range(40):
+        shutil.copy(root / "x" / f"{number}.png", root / "y" / f"also {number}.png")
+    dataset = load_dataset(root)
+    side = sides(dataset)
+    fold = dict(zip(dataset.names, dataset.fold.tolist(), strict=True))
+    pairs = [(f"x/{number}.png", f"y/also {number}.png") for number in range(40)]
+    assert all((side[a], fold[a]) == (side[b], fold[b]) for a, b in pairs)
+    assert kinds(dataset.audit)["conflict"].total == 40
+    assert "x/0.png (x) = y/also 0.png (y)" in kinds(dataset.audit)["conflict"].items
+
+
+def test_near_duplicates_share_a_side_and_a_fold(tmp_path: Path) -> None:
+    root = class_folders(tmp_path, {"x": 70, "y": 70})
+    for seed in range(70):
+        scene(seed).resize((192, 160), Image.Resampling.BICUBIC).save(
+            root / "x" / f"again {seed}.jpg", quality=80
+        )
+    dataset = load_dataset(root)
+    assert len(dataset) == 210
+    side = sides(dataset)
+    fold = dict(zip(dataset.names, dataset.fold.tolist(), strict=True))
+    assert all(side[f"x/{n}.png"] == side[f"x/again {n}.jpg"] for n in range(70))
+    assert all(fold[f"x/{n}.png"] == fold[f"x/again {n}.jpg"] for n in range(70))
+    assert kinds(dataset.audit)["near_duplicates"].message.startswith(
+        "140 pictures nearly the same as another"
+    )
+
+
+def test_given_groups_stay_together(tmp_path: Path) -> None:
+    rows = []
+    for seed in range(150):
+        write(tmp_path / f"{seed}.png", seed)
+        rows.append(f"{seed}.png,{'xy'[seed % 2]},patient {seed // 6}")
+    (tmp_path / "t.csv").write_text("\n".join(["path,label,group", *rows]))
+    dataset = load_dataset(tmp_path / "t.csv")
+    assert dataset.indices("test").size >= 20
+    for start in range(0, 150, 6):
+        members = [list(dataset.names).index(f"{seed}.png") for seed in range(start, start + 6)]
+        assert len(set(dataset.split[members].tolist())) == 1
+        assert len(set(dataset.fold[members].tolist())) == 1
+        assert len(set(dataset.groups[members].tolist())) == 1
+
+
+def test_what_is_in_two_given_splits_stays_sealed(tmp_path: Path) -> None:
+    for number, split in enumerate(("train", "val", "test")):
+        class_folders(tmp_path / split, {"x": 6, "y": 6}, first_seed=100 * number)
+    shutil.copy(tmp_path / "test" / "x" / "0.png", tmp_path / "train" / "x" / "leak.png")
+    shutil.copy(tmp_path / "test" / "x" / "1.png", tmp_path / "train" / "y" / "leak, other label.png")
+    shutil.copy(tmp_path / "val" / "y" / "0.png", tmp_path / "train" / "y" / "leak of val.png")
+    scene(202).resize((192, 160), Image.Resampling.BICUBIC).save(tmp_path / "val" / "x" / "near.jpg")
+    dataset = load_dataset(tmp_path)
+    side = sides(dataset)
+    assert not {name for name in side if "leak" in name or "near" in name}
+    assert side["test/x/0.png"] == side["test/x/2.png"] == "test"
+    assert side["val/y/0.png"] == "val"
+    found = kinds(dataset.audit)
+    assert (found["leak"].total, found["near_leak"].total, found["conflict"].total) == (3, 1, 1)
+    assert found["near_leak"].items == ("test/x/2.png ~ val/x/near.jpg",)
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        (("train", "val", "test"), {"train": 8, "val": 8, "test": 8}),
+        (("train", "val"), {"train": 8, "val": 0, "test": 8}),
+        (("train", "test"), {"train": 8, "val": 0, "test": 8}),
+        (("train",), {"train": 8, "val": 0, "test": 0}),
+    ],
+)
+def test_given_splits_are_respected(tmp_path: Path, given: tuple[str, ...], used: dict[str, int]) -> None:
+    for number, split in enumerate(given):
+        class_folders(tmp_path / split, {"x": 4, "y": 4}, first_seed=100 * number)
+    dataset = load_dataset(tmp_path)
+    assert dataset.audit is not None
+    assert dataset.audit.splits == used
+    assert dataset.given == set(given)
+    assert set(dataset.fold[dataset.indices("train")].tolist()) == {0, 1, 2, 3}
+    assert all(set(dataset.fold[dataset.indices(side)].tolist()) <= {-1} for side in ("val", "test"))
+    if given == ("train", "val"):
+        assert kinds(dataset.audit)["splits"].message.startswith(
+            "The given 'val' is kept sealed as the test set"
+        )
+    if given == ("train",):
+        assert (
+            kinds(dataset.audit)["splits"].message
+            == "Only a train split is given: a test set is cut from it."
+        )
+
+
+def test_a_class_without_training_pictures_is_left_out(tmp_path: Path) -> None:
+    class_folders(tmp_path / "train", {"x": 4, "y": 4})
+    class_folders(tmp_path / "test", {"x": 2, "y": 2, "unheard": 2}, first_seed=50)
+    dataset = load_dataset(tmp_path)
+    assert dataset.classes == ("x", "y")
+    assert kinds(dataset.audit)["untrained"].items == ("unheard",)
+
+
+def test_small_data_is_not_split_and_large_is() -> None:
+    small = load_dataset(noise(SMALL_POOL - 1, 2))
+    assert small.counts("test").sum() == 0
+    assert kinds(small.audit)["no_test"].message == "119 usable pictures are too few to seal some for a test."
+    assert "no_test" not in kinds(load_dataset(noise(SMALL_POOL, 2)).audit)
+    assert load_dataset(noise(SMALL_POOL, 2)).counts("test").sum() == 24
+
+
+def test_a_class_of_one_picture_is_trained_on_dropped_or_fatal() -> None:
+    pictures, labels = noise(151, 3)
+    labels = labels.astype(str)
+    labels[labels == "2"] = "0"
+    labels[150] = "rare"
+    kept = load_dataset((pictures, labels))
+    assert kept.classes == ("0", "1", "rare")
+    assert kept.split[kept.labels == 2].tolist() == ["train"]
+    assert kinds(kept.audit)["rare"].items == kinds(kept.audit)["untested"].items == ("rare",)
+    dropped = load_dataset((pictures, labels), rare="drop")
+    assert (dropped.classes, len(dropped)) == (("0", "1"), 150)
+    with pytest.raises(
+        TooLittleData, match=r"1 class has one picture only: rare\. .*rare='train' or rare='drop'"
+    ):
+        load_dataset((pictures, labels), rare="error")
+
+
+def test_two_pictures_suffice() -> None:
+    with pytest.raises(TooLittleData):
+        load_dataset(noise(2, 2))
+    three = load_dataset((noise(3, 2)[0], [0, 0, 1]))
+    assert three.split.tolist() == ["train"] * 3
+    assert three.audit is not None
+    assert three.audit.folds == 2
+
+
+def test_sizes_modes_imbalance_and_telltales_are_found(tmp_path: Path) -> None:
+    root = class_folders(tmp_path, {"many": 60, "few": 5})
+    scene(300, 20, 20).save(root / "many" / "tiny.png")
+    scene(301, 500, 90).save(root / "many" / "long.png")
+    scene(302).convert("L").save(root / "many" / "grey.png")
+    for number in range(30):
+        scene(400 + number).save(root / "few" / f"{number}.jpg")
+        (root / "few" / f"{number}.png").unlink(missing_ok=True)
+    found = kinds(load_dataset(root).audit)
+    assert found["tiny"].items == ("many/tiny.png: 20 x 20",)
+    assert found["elongated"].items == ("many/long.png: 500 x 90",)
+    assert found["modes"].items == ("many/grey.png: L",)
+    assert found["telltale"].message.startswith(
+        "The file format alone tells the class of 100% of the pictures"
+    )
+    ratio = kinds(load_dataset((noise(111, 1)[0], [0] * 101 + [1] * 10)).audit)["imbalance"]
+    assert (
+        ratio.message == "The largest class ('0', 101) has 10 times the pictures of the smallest ('1', 10)."
+    )
+    assert "telltale" not in kinds(load_dataset(class_folders(tmp_path / "fair", {"a": 20, "b": 20})).audit)
+
+
+def test_classes_of_few_pictures_are_named() -> None:
+    pictures = noise(30, 1)[0]
+    assert kinds(load_dataset((pictures, [0] * 20 + [1] * 8 + [2] * 2)).audit)["few"].items == (
+        "1: 8",
+        "2: 2",
+    )
+
+
+def test_the_audit_is_json_and_comes_back(tmp_path: Path) -> None:
+    root = class_folders(tmp_path, {"<b>x": 3, "y\n,": 3})
+    for number in range(SHOWN + 10):
+        (root / "y\n,").joinpath(f"{number}.jpg").write_bytes(b"")
+    report = load_dataset(root).audit
+    assert report is not None
+    text = report.model_dump_json()
+    assert Audit.model_validate_json(text) == report
+    unreadable = next(found for found in json.loads(text)["findings"] if found["kind"] == "unreadable")
+    assert (len(unreadable["items"]), unreadable["total"]) == (SHOWN, SHOWN + 10)
+    assert report.class_rows() == [("<b>x", 3, 3, 0, 0), ("y\n,", 3, 3, 0, 0)]
+    with pytest.raises(ValueError, match="frozen"):
+        report.images = 5  # type: ignore[misc]
+
+
+def test_a_second_load_reads_from_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = class_folders(tmp_path, {"x": 70, "y": 70})
+    shelf = Shelf()
+    first = load_dataset(root, memory=shelf)
+    monkeypatch.setattr("headstart.data.facts.decode", lambda *_: pytest.fail("decoded again"))
+    second = load_dataset(root, memory=shelf)
+    assert (first.digest, first.audit) == (second.digest, second.audit)
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ({"unreadable": "ignore"}, "unreadable='ignore': expected 'skip' or 'error'"),
+        ({"rare": "keep"}, "rare='keep': expected 'train', 'drop' or 'error'"),
+        ({"test_fraction": 20}, r"test_fraction=20: expected a share between 0 and 1, such as 0\.2"),
+        ({"folds": 1}, "folds=1: expected 2 or more"),
+    ],
+)
+def test_wrong_options_say_what_is_right(option: dict[str, object], words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        load_dataset(noise(10, 2), **option)  # type: ignore[arg-type]
+
+
+def test_progress_is_told_of_every_picture() -> None:
+    from collections.abc import Iterator
+    from contextlib import contextmanager
+
+    told: list[int] = []
+
+    @contextmanager
+    def progress(description: str, total: int, unit: str = "images") -> Iterator[object]:
+        assert (description, total) == ("Reading pictures", 130)
+        yield lambda count=1, **fields: told.append(count)
+
+    load_dataset(noise(130, 2), progress=progress)  # type: ignore[arg-type]
+    assert sum(told) == 130
+
+
+def test_the_room_needs_no_torch() -> None:
+    code = "import sys, headstart.data.load; sys.exit('torch' in sys.modules or 'datasets' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_picture_of_another_kind_behind_its_ending_is_read(tmp_path: Path) -> None:
+    root = class_folders(tmp_path, {"x": 2, "y": 2})
+    (root / "x" / "really a png.jpg").write_bytes(encoded(scene(50), "PNG"))
+    assert len(load_dataset(root)) == 5
