@@ -243,8 +243,8 @@ class Backbone(nn.Module):
         own: dict[str, Tensor] = {}
         for stage in self._between(0, len(self.stages)):
             own.update(stage.net.state_dict())
-        own.update({alias: own[name] for alias, name in self._aliases.items() if name in own})
-        return own
+        first = {self._aliases.get(name, name): tensor for name, tensor in own.items()}
+        return first | {alias: first[name] for alias, name in self._aliases.items() if name in first}
 
     def load_state(self, mapping: Mapping[str, Tensor]) -> None:
         """Copy weights in, strictly.
@@ -273,12 +273,14 @@ class Backbone(nn.Module):
         self.train(mode)
 
     def digest(self, stop: int | None = None) -> str:
-        """BLAKE2b hex digest of `stages[:stop]`: their names, and name, dtype, shape and bytes of every
-        weight."""
+        """BLAKE2b hex digest of `stages[:stop]`: their names, and name, dtype, shape and bytes of every weight.
+
+        Buffers that the network computes for itself (position tables that no checkpoint holds) do not count.
+        """
         total = hashlib.blake2b(digest_size=32)
         for stage in self._between(0, len(self.stages) if stop is None else stop):
             total.update(f"stage {stage.name} {len(stage.program.steps)}\n".encode())
-            for name, tensor in sorted([*stage.net.named_parameters(), *stage.net.named_buffers()]):
+            for name, tensor in sorted(stage.net.state_dict().items()):
                 plain = tensor.detach().cpu().contiguous()
                 total.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
                 total.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b"")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from headstart.backbones.flow import Candidate
@@ -50,7 +51,7 @@ def _divide(
     for piece in pieces:
         share = sum(costs[piece.start : piece.stop])
         if share > ceiling:
-            room = max(2, round(MOST * share))
+            room = max(2, math.ceil((MOST - 2) * share))
             result += _divide(piece, narrow, wide, costs, flops, room, ceiling)
         else:
             result.append(piece)

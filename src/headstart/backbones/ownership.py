@@ -62,7 +62,9 @@ class Owners:
                     f"module '{path}' shares some of its weights with another part of the network and cannot "
                     "be given to one stage. Use another backbone."
                 )
-            return holders.pop()
+            holder_stage = holders.pop()
+            self.modules[holder_stage].append(path)  # it may be held there under another of its names
+            return holder_stage
         self.owner.update(dict.fromkeys(names, stage))
         self.modules.setdefault(stage, []).append(path)
         for alias, name in self.aliases.items():  # a module tied to this one must be held by the same stage
@@ -95,7 +97,7 @@ class Owners:
 
     def fill(self, parts: list[Part]) -> None:
         """Register everything in the stages' trees, under the original names."""
-        seen: set[int] = set()
+        weightless: set[int] = set()
         for stage, net in enumerate(parts):
             held: list[str] = []
             for path in sorted(set(self.modules.get(stage, [])), key=lambda p: (p.count("."), p)):
@@ -103,9 +105,10 @@ class Owners:
                     continue
                 held.append(path)
                 module = self.network.get_submodule(path)
-                if id(module) in seen:  # weightless, called in two stages: its train mode differs by stage
-                    module = copy.deepcopy(module)
-                seen.add(id(module))
+                if not self.under(path):
+                    if id(module) in weightless:  # called in two stages, where its train mode may differ
+                        module = copy.deepcopy(module)
+                    weightless.add(id(module))
                 holder, _, name = path.rpartition(".")
                 _part(net, holder).register_module(name, module)
             for path in self.direct.get(stage, []):

@@ -175,7 +175,8 @@ def _closed(flow: Flow, call: Call) -> bool:
         if value not in flow.makers
         and (value in flow.final or not set(flow.readers.get(value, [])) <= inside)
     }
-    return read - made <= given and not escaped
+    unread = given - read - handed  # an argument that the module ignores need not exist any more at a cut
+    return read - made <= given and not escaped and not unread
 
 
 def _program(

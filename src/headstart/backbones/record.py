@@ -102,9 +102,8 @@ class _Recorder(TorchFunctionMode):
         super().__init__()
         self.device = device
         self.paths = {id(module): path for path, module in network.named_modules()}
-        self.weights: dict[int, str] = {}
-        for path, tensor in [*network.named_parameters(), *network.named_buffers()]:
-            self.weights.setdefault(id(tensor), path)
+        self.held = [*network.named_parameters(), *network.named_buffers()]  # some networks replace buffers
+        self.weights = {id(tensor): path for path, tensor in self.held}
         self.values: dict[int, int] = {}
         self.kept: list[Tensor] = []  # alive to the end, so that no id() is given out twice
         self.stack: list[Call] = []
