@@ -92,14 +92,14 @@ class _Bar(Protocol):
     def __exit__(self, *exc: object) -> bool | None: ...
 
 
+def nothing(count: int = 1, /, **fields: object) -> None:
+    """An `Advance` that tells nobody."""
+
+
 @contextmanager
 def silent(description: str, total: int, unit: str = "images") -> Iterator[Advance]:
     """A progress bar that shows nothing: the default everywhere below the command line."""
-
-    def advance(count: int = 1, /, **fields: object) -> None:
-        return None
-
-    yield advance
+    yield nothing
 
 
 @contextmanager

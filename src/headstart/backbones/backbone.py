@@ -273,7 +273,8 @@ class Backbone(nn.Module):
         self.train(mode)
 
     def digest(self, stop: int | None = None) -> str:
-        """BLAKE2b hex digest of `stages[:stop]`: their names, and name, dtype, shape and bytes of every weight.
+        """BLAKE2b hex digest of `stages[:stop]`: their names, and name, dtype, shape and bytes of every
+        weight.
 
         Buffers that the network computes for itself (position tables that no checkpoint holds) do not count.
         """

@@ -129,6 +129,8 @@ def _check_cut(trial: Backbone, cut: int, device: str) -> None:
         raise _broken(trial, f"{promise} only later stages train", "a trainable parameter in a frozen stage")
     if cut == len(trial.stages):
         return
+    if not trial.trainable()[cut]:
+        raise _broken(trial, f"{promise} there is something to train", "no parameter in the stage above it")
     everything = [*trial.named_parameters(), *trial.named_buffers()]
     before = {name: tensor.detach().clone() for name, tensor in everything}
     torch.manual_seed(cut)

@@ -97,23 +97,20 @@ class Owners:
 
     def fill(self, parts: list[Part]) -> None:
         """Register everything in the stages' trees, under the original names."""
-        weightless: set[int] = set()
+        elsewhere: set[int] = set()
         for stage, net in enumerate(parts):
             held: list[str] = []
             for path in sorted(set(self.modules.get(stage, [])), key=lambda p: (p.count("."), p)):
                 if any(path.startswith(f"{other}.") for other in held):
                     continue
                 held.append(path)
-                module = self.network.get_submodule(path)
-                if not self.under(path):
-                    if id(module) in weightless:  # called in two stages, where its train mode may differ
-                        module = copy.deepcopy(module)
-                    weightless.add(id(module))
                 holder, _, name = path.rpartition(".")
-                _part(net, holder).register_module(name, module)
+                _part(net, holder).register_module(name, self.network.get_submodule(path))
             for path in self.direct.get(stage, []):
                 if not any(path.startswith(f"{other}.") for other in held):
                     self._register(net, path)
+            _unshare(net, elsewhere)
+            elsewhere |= {id(module) for module in net.modules()}
 
     def _register(self, net: Part, path: str) -> None:
         holder, _, name = path.rpartition(".")
@@ -139,3 +136,16 @@ def _part(net: Part, path: str) -> nn.Module:
             holder.register_module(name, Part())
         holder = holder.get_submodule(name)
     return holder
+
+
+def _unshare(net: Part, elsewhere: set[int]) -> None:
+    """Give a stage its own copy of weightless modules (one dropout for all blocks) that another stage holds
+    too.
+
+    Train mode is a property of the module: one object cannot be off in a frozen stage and on in a trainable
+    one.
+    """
+    for holder in list(net.modules()):
+        for name, child in list(holder.named_children()):
+            if id(child) in elsewhere and not [*child.parameters(), *child.buffers()]:
+                holder.register_module(name, copy.deepcopy(child))

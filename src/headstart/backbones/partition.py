@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from headstart.backbones.backbone import Backbone, InputSpec, Layout, Origin, Part, Stage
 from headstart.backbones.flow import Flow
-from headstart.backbones.grouping import Span, group
+from headstart.backbones.grouping import Span, Work, group
 from headstart.backbones.ownership import Owners
 from headstart.backbones.program import Program, Step, Submodule, Value, values_in, weights_in
 from headstart.backbones.record import Call, Op, Recording, meta_copy, record, unify
@@ -119,25 +119,25 @@ def _record(network: nn.Module, image: tuple[int, ...], name: str) -> Recording:
 
 
 def _spans(flow: Flow, owners: Owners) -> list[Span]:
-    """Group the possible cuts; a position's cost is 0.7 of its share in FLOPs plus 0.3 of its share in
-    weights."""
-    shape = flow.recording.root.result
-    if not isinstance(shape, Value) or not flow.order:
+    """Where each stage begins and ends."""
+    if not isinstance(flow.recording.root.result, Value) or not flow.order:
         raise PartitionError(
             "the network must return one tensor that depends on the image; it returned something else."
         )
-    flops = [op.flops for op in flow.order]
-    sizes, counted = [], set()
+    fresh: list[int] = []
+    counted: set[str] = set()
     for op in flow.order:
         names = weights_in(op.args, op.kwargs)
         if isinstance(op.target, Submodule):
             names += owners.under(op.target.path)
-        fresh = [name for name in names if name not in counted and name in owners.weights]
-        counted.update(fresh)
-        sizes.append(sum(owners.weights[name].numel() for name in fresh))
-    total, weight = max(sum(flops), 1), max(sum(sizes), 1)
-    costs = [0.7 * f / total + 0.3 * s / weight for f, s in zip(flops, sizes, strict=True)]
-    return group(flow.candidates(BATCHES[0], 1), flow.candidates(BATCHES[0], WIDEST), costs, flops)
+        needed = {owners.aliases.get(name, name) for name in names}
+        # A module that shares any weight with an earlier one goes to that one's stage: nothing of it is
+        # fresh.
+        shared = isinstance(op.target, Submodule) and needed & counted
+        fresh.append(0 if shared else sum(owners.weights[name].numel() for name in needed - counted))
+        counted |= needed
+    work = Work([op.flops for op in flow.order], fresh)
+    return group(flow.candidates(BATCHES[0], 1), flow.candidates(BATCHES[0], WIDEST), work)
 
 
 def _items(flow: Flow, owners: Owners, span: Span, stage: int) -> list[Op | Call]:

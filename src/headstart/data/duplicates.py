@@ -15,10 +15,8 @@ from scipy.sparse.csgraph import connected_components
 # 0.95. Handwritten digits of one kind reach 0.98, hence the stricter mark for small pictures.
 HASH_DISTANCE = 8  # bits of 64 in which a pair may differ to be looked at
 ALIKE = 0.95  # correlation of the thumbnails
-ALIKE_SMALL = (
-    0.99  # the same where a picture is smaller than `SMALL` pixels, and so has little detail to differ in
-)
-SMALL = 64
+ALIKE_SMALL = 0.99  # the same for pictures below `SMALL`, which have little detail to differ in
+SMALL = 64  # pixels of the shortest side
 FLAT = 4.0  # standard deviation, grey levels, below which a thumbnail shows too little to be compared
 STRICTER = (0.97, 0.98, 0.99, 0.995, 0.998)
 _ROWS, _COLUMNS = 512, 2048

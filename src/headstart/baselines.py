@@ -1,0 +1,238 @@
+"""What a person would have without a pretrained network: the majority class, pixels, and a small network from scratch."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from headstart import runtime
+from headstart.backbones.backbone import Activation, Backbone, InputSpec
+from headstart.backbones.from_module import load_module
+from headstart.data.dataset import Dataset
+from headstart.data.images import Transform
+from headstart.features.engine import normalize
+from headstart.features.extract import batches
+from headstart.features.store import Store, Table
+from headstart.heads import Head, fit_head, principal_axes, score_logistic
+from headstart.plan import Rung
+from headstart.train import Checkpoint, Net, held_out_logits, train
+
+RATES = (1e-3, 3e-3, 1e-2)
+_VIEWS = 64
+_SEARCH = 0.2  # share of the epochs that each learning rate gets in the search
+
+
+def majority_logits(labels: NDArray[np.int64], classes: int, count: int) -> NDArray[np.float32]:
+    """Logits (count, K) of always answering with the class shares of the training labels."""
+    shares = np.bincount(labels, minlength=classes) + 0.5
+    return np.tile(np.log(shares / shares.sum()).astype(np.float32), (count, 1))
+
+
+@dataclass(frozen=True, eq=False)
+class Thumbnails:
+    """Small squares of every picture, kept in the store: `rows` (N,) in a table of side² × 3 uint8 values."""
+
+    table: Table
+    rows: NDArray[np.int64]
+    side: int
+
+    def read(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Pictures (M, side, side, 3) uint8."""
+        return self.table.read(self.rows[indices]).reshape(-1, self.side, self.side, 3)
+
+
+def thumbnails(
+    dataset: Dataset, store: Store, *, side: int = 64, progress: runtime.Progress = runtime.silent
+) -> Thumbnails:
+    """Every picture at `side` × `side` pixels, centre-cropped to a square; decoded once per content."""
+    transform = Transform(size=(side, side), interpolation="bilinear", crop=1.0)
+    table = store.table("thumbnails", {"transform": transform.fingerprint}, "uint8", side * side * 3)
+    missing = table.missing(dataset.digests)
+    if missing:
+        with progress("Making thumbnails", len(missing)) as advance:
+            for chunk, pictures in batches(dataset.images, missing, transform, size=256):
+                table.append([dataset.digests[i] for i in chunk], pictures.reshape(len(chunk), -1))
+                advance(len(chunk))
+    return Thumbnails(table, table.locate(dataset.digests), side)
+
+
+def pixel_features(pictures: NDArray[np.uint8], side: int = 16) -> NDArray[np.float32]:
+    """Square pictures (N, S, S, 3) uint8 averaged to (N, side² · 3) float32 in [0, 1]."""
+    n, size = pictures.shape[0], pictures.shape[1]
+    block = size // side
+    small = pictures.reshape(n, side, block, side, block, 3).mean(axis=(2, 4), dtype=np.float32)
+    return np.asarray(small.reshape(n, -1) / np.float32(255), dtype=np.float32)
+
+
+def fit_pixels(
+    thumbs: Thumbnails, labels: NDArray[np.int64], folds: NDArray[np.int64], classes: int, pool: NDArray[np.int64]
+) -> tuple[Head, NDArray[np.float32]]:
+    """L2-logistic regression on 16 × 16 pixels, its strength cross-validated; the head and out-of-fold logits (M, K)."""
+    features = pixel_features(thumbs.read(pool))
+    score = score_logistic(principal_axes(features), labels, folds, classes, (0,))
+    return fit_head(features, labels, classes, score.kind, (0,), score.strength), score.logits
+
+
+@final
+class SmallNet(nn.Module):
+    """Four blocks of two 3×3 convolutions, 32 to 256 channels, pooled to (N, 256): 1.2 million parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (3, 32, 64, 128, 256)
+        self.blocks = nn.Sequential(*[
+            nn.Sequential(
+                nn.Conv2d(a, b, 3, stride=2 if place else 1, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU(),
+                nn.Conv2d(b, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU(),
+            )
+            for place, (a, b) in enumerate(zip(widths, widths[1:], strict=False))
+        ])
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.as_tensor(self.blocks(images)).mean((2, 3))
+
+
+@final
+@dataclass(frozen=True)
+class FromThumbnails:
+    """Thumbnails as input of a whole network: view 0 as they are, view v shifted by up to an eighth and perhaps mirrored."""
+
+    thumbs: Thumbnails
+    spec: InputSpec
+    flip: bool
+
+    def batch(
+        self, indices: NDArray[np.int64], views: NDArray[np.int64], device: torch.device
+    ) -> tuple[Activation, Tensor]:
+        pictures = self.thumbs.read(indices)
+        reach = self.thumbs.side // 8
+        for place, view in enumerate(views):
+            if view:
+                draw = np.random.default_rng([int(view), place, len(views)])
+                shift = draw.integers(-reach, reach + 1, size=2)
+                # np.roll wraps around: on a border an eighth wide that is as good as padding, and needs no copy to pad.
+                moved = np.roll(pictures[place], tuple(shift.tolist()), axis=(0, 1))
+                pictures[place] = moved[:, ::-1] if self.flip and draw.random() < 0.5 else moved
+        return normalize(pictures, self.spec, device), torch.empty(len(indices), 0, device=device)
+
+
+@dataclass(frozen=True, eq=False)
+class Scratch:
+    """The small network from scratch: logits (M, K) of the test pictures and (H, K) of the held-out ones, before it was
+    trained on these too; its rate, epochs, seconds, and whether it ran to its end."""
+
+    logits: NDArray[np.float32]
+    held_logits: NDArray[np.float32]
+    rate: float
+    epochs: int
+    seconds: float
+    complete: bool
+
+
+def scratch_backbone(side: int, seed: int) -> Backbone:
+    """The small network as a backbone with fresh weights; `seed` decides them."""
+    torch.manual_seed(seed)
+    spec = InputSpec(size=(side, side), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), interpolation="bilinear", crop=1.0)
+    return load_module(SmallNet(), spec)
+
+
+def scratch_epochs(transfer_flops: float, images: int, side: int) -> int:
+    """Epochs whose arithmetic equals what transfer spent, within 15 and 120; counted, not timed, so that it repeats."""
+    backbone = scratch_backbone(side, 0)
+    per_epoch = 3.0 * sum(backbone.flops) * images
+    search = 1.0 + _SEARCH * len(RATES)
+    return int(min(120, max(15, round(transfer_flops / (per_epoch * search)))))
+
+
+@dataclass(frozen=True, eq=False)
+class Scratching:
+    """One baseline from scratch: the learning rate is chosen on `held` after training on `fit`; then it trains on `whole`."""
+
+    thumbs: Thumbnails
+    dataset: Dataset
+    store: Store
+    epochs: int
+    fit: NDArray[np.int64]
+    held: NDArray[np.int64]
+    whole: NDArray[np.int64]
+    test: NDArray[np.int64]
+    seed: int = 0
+    deadline: float = math.inf
+    progress: runtime.Progress = runtime.silent
+
+    def run(self) -> Scratch:
+        """Train, or take the stored outcome."""
+        memo = self.store.artifact("scratch", self._spec())
+        stored = memo.load()
+        if stored is not None:
+            record, arrays = stored
+            return Scratch(
+                arrays["logits"], arrays["held_logits"], float(record["rate"]), self.epochs, float(record["seconds"]), True
+            )
+        began = time.monotonic()
+        short, nobody = max(3, round(_SEARCH * self.epochs)), np.empty(0, np.int64)
+        with self.progress("Baseline from scratch", short * len(RATES) + self.epochs, "epochs") as advance:
+            trials = [self._train(rate, short, self.fit, self.held, self.held, advance) for rate in RATES]
+            best = max(trials, key=lambda trial: trial.accuracy)
+            last = self._train(best.rate, self.epochs, self.whole, nobody, self.test, advance)
+        took = time.monotonic() - began
+        complete = last.complete and all(trial.complete for trial in trials)
+        if complete:
+            memo.save({"rate": best.rate, "seconds": took}, {"logits": last.logits, "held_logits": best.logits})
+            for trial in (*trials, last):
+                trial.checkpoint.drop()
+        return Scratch(last.logits, best.logits, best.rate, self.epochs, took, complete)
+
+    def _train(
+        self, rate: float, epochs: int, fit: NDArray[np.int64], held: NDArray[np.int64], asked: NDArray[np.int64],
+        advance: runtime.Advance,
+    ) -> _Trial:
+        net, source = _fresh(self.thumbs, len(self.dataset.classes), self.seed)
+        rung = Rung(
+            cut=0, epochs=epochs, lr_body=rate, lr_head=rate, lr_decay=1.0, views=_VIEWS, batch=64, weight_decay=0.05,
+            statistics="learnt",
+        )
+        checkpoint = Checkpoint(self.store.artifact("checkpoint", {**self._spec(), "rate": rate, "run": [epochs, len(fit)]}))
+        done = train(
+            net, source, self.dataset.labels, fit, held, rung, seed=self.seed, checkpoint=checkpoint,
+            deadline=self.deadline, advance=advance,
+        )
+        accuracy = max((row.val_accuracy for row in done.curve), default=0.0)
+        return _Trial(rate, accuracy, held_out_logits(net, source, asked), done.complete, checkpoint)
+
+    def _spec(self) -> dict[str, Any]:
+        parts = {"fit": self.fit, "held": self.held, "whole": self.whole, "test": self.test}
+        content = "\n".join(
+            f"{name} {self.dataset.digests[i]} {self.dataset.labels[i]}" for name, part in parts.items() for i in part
+        )
+        return {
+            "content": hashlib.blake2b(content.encode(), digest_size=16).hexdigest(), "epochs": self.epochs,
+            "classes": len(self.dataset.classes), "seed": self.seed, "side": self.thumbs.side, "rates": RATES,
+            "torch": torch.__version__, "version": 1,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class _Trial:
+    rate: float
+    accuracy: float
+    logits: NDArray[np.float32]
+    complete: bool
+    checkpoint: Checkpoint
+
+
+def _fresh(thumbs: Thumbnails, classes: int, seed: int) -> tuple[Net, FromThumbnails]:
+    backbone = scratch_backbone(thumbs.side, seed)
+    backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    width, last = backbone.widths[-1], len(backbone.widths) - 1
+    head = Head("logistic", (last,), 0.0, np.zeros((width, classes), np.float32), np.zeros(classes, np.float32))
+    net = Net(backbone, head, 0, torch.zeros(width), torch.ones(width)).to(runtime.device())
+    return net, FromThumbnails(thumbs, backbone.input, flip=True)

@@ -1,0 +1,211 @@
+"""A Model on disk: `model.safetensors` and `model.json`, no pickle, validated on load."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import nn
+
+from headstart.backbones.backbone import Backbone, InputSpec, Origin
+from headstart.backbones.catalog import load_backbone
+from headstart.backbones.from_module import load_module
+from headstart.errors import BackboneError, BundleError, OutputError
+from headstart.heads import Head, Kind
+from headstart.model import Model
+
+FORMAT = 1
+WEIGHTS, CARD = "model.safetensors", "model.json"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class _Input(_Record):
+    size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str
+    crop: float
+
+
+class _Origin(_Record):
+    name: str
+    source: str
+    licence: str
+    url: str
+    digest: str
+
+
+class _Head(_Record):
+    kind: Kind
+    taps: tuple[int, ...] = Field(min_length=1)
+    strength: float
+
+
+class Card(_Record):
+    """`model.json`: everything about a model but its numbers; `sha256` is that of `model.safetensors`."""
+
+    format: Literal[1] = FORMAT
+    task: Literal["classification"] = "classification"
+    classes: tuple[str, ...] = Field(min_length=2)
+    backbone: _Origin
+    stages: tuple[str, ...]
+    input: _Input
+    head: _Head
+    temperature: float = Field(gt=0)
+    precision: Literal["float32", "bfloat16"]
+    sha256: str
+    versions: dict[str, str] = {}
+
+
+def save(model: Model, folder: Path, *, versions: dict[str, str] | None = None) -> Card:
+    """Write the bundle into `folder`, the weights first and the card, which vouches for them, last.
+
+    Raises:
+        OutputError: where the folder cannot be written.
+    """
+    tensors = {f"backbone.{name}": value.detach().cpu().contiguous() for name, value in model.backbone.state().items()}
+    tensors["head.weight"] = torch.from_numpy(np.ascontiguousarray(model.head.weight))
+    tensors["head.bias"] = torch.from_numpy(np.ascontiguousarray(model.head.bias))
+    # Tied weights share memory, which safetensors refuses; each name gets its own copy.
+    payload = save_tensors({name: value.clone() for name, value in tensors.items()})
+    spec, origin = model.backbone.input, model.backbone.origin
+    card = Card(
+        classes=model.classes,
+        backbone=_Origin(**{name: getattr(origin, name) for name in _Origin.model_fields}),
+        stages=tuple(model.backbone.names),
+        input=_Input(**{name: getattr(spec, name) for name in _Input.model_fields}),
+        head=_Head(kind=model.head.kind, taps=model.head.taps, strength=model.head.strength),
+        temperature=model.temperature,
+        precision=model.precision,
+        sha256=hashlib.sha256(payload).hexdigest(),
+        versions=versions or {},
+    )
+    write_atomically(folder / WEIGHTS, payload)
+    write_atomically(folder / CARD, card.model_dump_json(indent=1).encode())
+    return card
+
+
+def load(folder: str | Path, *, module: nn.Module | None = None) -> Model:
+    """Read a bundle; needs neither the original weights nor the data.
+
+    A model on a person's own network needs `module`, that network with any weights: its code is not in the bundle.
+
+    Raises:
+        BundleError: where a part is missing, damaged, of another format, or does not fit its own card.
+    """
+    folder = Path(folder)
+    card = read_card(folder)
+    try:
+        payload = (folder / WEIGHTS).read_bytes()
+    except OSError as error:
+        raise BundleError(f"'{folder}' has no readable {WEIGHTS}: {error.strerror}. Give the folder that 'headstart fit' wrote.") from error
+    found = hashlib.sha256(payload).hexdigest()
+    if found != card.sha256:
+        raise BundleError(
+            f"'{folder / WEIGHTS}' is damaged or was exchanged: its sha256 is {found[:12]}…, {CARD} expects {card.sha256[:12]}…. "
+            "Copy the run folder again, or fit again."
+        )
+    try:
+        tensors = load_tensors(payload)
+    except SafetensorError as error:
+        raise BundleError(f"'{folder / WEIGHTS}' is no safetensors file: {error}.") from error
+    backbone = _rebuild(card, folder, module)
+    head = _head(card, tensors, backbone, folder)
+    try:
+        backbone.load_state({n.removeprefix("backbone."): t for n, t in tensors.items() if n.startswith("backbone.")})
+    except BackboneError as error:
+        raise BundleError(f"The weights in '{folder}' do not fit {card.backbone.name}: {error}") from error
+    return Model(backbone, head, card.classes, temperature=card.temperature, precision=card.precision)
+
+
+def read_card(folder: Path) -> Card:
+    """The card of a bundle, checked.
+
+    Raises:
+        BundleError: where it is missing, malformed or of another format version.
+    """
+    path = folder / CARD
+    try:
+        raw: Any = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BundleError(
+            f"'{folder}' holds no model ({CARD}: {error.strerror}). Give the folder that 'headstart fit --out' wrote."
+        ) from error
+    except ValueError as error:
+        raise BundleError(f"'{path}' is no valid JSON: {error}.") from error
+    version = raw.get("format") if isinstance(raw, dict) else None
+    if version != FORMAT:
+        raise BundleError(
+            f"'{path}' has format {version!r}; this Headstart reads format {FORMAT}. Use the version that wrote it, or fit again."
+        )
+    try:
+        return Card.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BundleError(f"'{path}' is malformed at {'.'.join(map(str, first['loc']))}: {first['msg']}.") from error
+
+
+def _rebuild(card: Card, folder: Path, module: nn.Module | None) -> Backbone:
+    spec = InputSpec(**card.input.model_dump())
+    kind = card.backbone.name.split(":", 1)[0]
+    if kind == "module" and module is None:
+        raise BundleError(
+            f"The model in '{folder}' stands on a network of your own ({card.backbone.name}), whose code is not in the bundle. "
+            "Give it: headstart.load(folder, module=YourNetwork())"
+        )
+    try:
+        if module is not None:
+            backbone = load_module(module, spec)
+        else:
+            backbone = load_backbone(card.backbone.name, pretrained=False, input=spec)
+    except BackboneError as error:
+        raise BundleError(f"The backbone of '{folder}' cannot be rebuilt: {error}") from error
+    if tuple(backbone.names) != card.stages:
+        raise BundleError(
+            f"{card.backbone.name} has stages {', '.join(backbone.names)} here; the model in '{folder}' was cut into "
+            f"{', '.join(card.stages)}. Use the package versions that {CARD} names under 'versions'."
+        )
+    backbone.origin = Origin(**card.backbone.model_dump())
+    return backbone
+
+
+def _head(card: Card, tensors: dict[str, torch.Tensor], backbone: Backbone, folder: Path) -> Head:
+    if max(card.head.taps) >= len(backbone.widths) or min(card.head.taps) < 0:
+        raise BundleError(f"The head in '{folder}' reads stages {card.head.taps}; the backbone has {len(backbone.widths)}.")
+    shape = (sum(backbone.widths[tap] for tap in card.head.taps), len(card.classes))
+    for name, expected in (("head.weight", shape), ("head.bias", shape[1:])):
+        got = tuple(tensors[name].shape) if name in tensors else None
+        if got != expected:
+            raise BundleError(f"{name} in '{folder}' has shape {got}, expected {expected}.")
+    return Head(
+        card.head.kind, card.head.taps, card.head.strength, tensors["head.weight"].numpy(), tensors["head.bias"].numpy()
+    )
+
+
+def write_atomically(path: Path, payload: bytes) -> None:
+    """Write a file so that a kill leaves the old one or the new one, never half of it.
+
+    Raises:
+        OutputError: where it cannot be written.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(payload)
+        part.replace(path)
+    except OSError as error:
+        raise OutputError(f"Cannot write '{path}': {error.strerror or error}. Give another folder with --out.") from error
+    finally:
+        part.unlink(missing_ok=True) if part.parent.is_dir() else None

@@ -1,0 +1,303 @@
+"""The command line: one function per subcommand, no logic. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from headstart.errors import HeadstartError
+
+if TYPE_CHECKING:
+    from headstart.run import Run
+
+app = typer.Typer(
+    name="headstart",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="From a folder of labelled images to a proven classifier, offline, in minutes.",
+    epilog="Start with:  headstart fit photos/     (one sub-folder per class)",
+)
+backbones_app = typer.Typer(
+    invoke_without_command=True, help="List the pretrained networks that can be used, and bring one to this machine."
+)
+cache_app = typer.Typer(invoke_without_command=True, help="Show or clear what was computed once and is kept.")
+app.add_typer(backbones_app, name="backbones")
+app.add_typer(cache_app, name="cache")
+
+Data = Annotated[str, typer.Argument(
+    help="Folder with one sub-folder per class (or train/ val/ test/ with such sub-folders), a CSV or Parquet table, "
+    "a folder of IDX files, or an .npz file.", show_default=False,
+)]
+Trained = Annotated[Path, typer.Argument(help="The run folder that 'headstart fit' wrote.", show_default=False)]
+PathColumn = Annotated[str, typer.Option(help="Tables: the column of picture paths.")]
+LabelColumn = Annotated[str, typer.Option(help="Tables: the column of labels.")]
+SplitColumn = Annotated[str, typer.Option(help="Tables: the column that says train, val or test.")]
+GroupColumn = Annotated[str, typer.Option(help="Tables: the column of groups that must stay on one side of a split.")]
+Unreadable = Annotated[str, typer.Option(help="What to do with unreadable files: skip, error.")]
+Rare = Annotated[str, typer.Option(help="What to do with a class of one image: train (on it, untested), drop, error.")]
+Seed = Annotated[int, typer.Option(help="Decides splits, views and training; the same seed gives the same run.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
+
+
+def main() -> None:
+    """Entry point: errors meant for people become one message on stderr and exit code 2; Ctrl-C is 130."""
+    try:
+        app(standalone_mode=True)
+    except HeadstartError as error:
+        _say(f"error: {error}")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        _say("Interrupted. Nothing is lost: the same command goes on from the last finished epoch.")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has gone (`| head`): no more to say
+        sys.exit(141)
+
+
+@app.command()
+def fit(
+    data: Data,
+    out: Annotated[Path | None, typer.Option(help="Run folder to write.", show_default="runs/<name of DATA>")] = None,
+    backbone: Annotated[str, typer.Option(help="Pretrained network; see 'headstart backbones'.")] = "tf_efficientnet_lite0",
+    weights: Annotated[Path | None, typer.Option(help="Local weights file for it: .safetensors, or .pth.")] = None,
+    plan: Annotated[str, typer.Option(
+        help="auto: let the evidence decide. head: only the head, nothing fine-tuned. full: fine-tune everything. "
+        "Or the path of a plan.json.")] = "auto",
+    budget: Annotated[str, typer.Option(help="Wall time for the whole run, such as 90s, 10m, 2h; or none.")] = "10m",
+    seed: Seed = 0,
+    test_fraction: Annotated[float, typer.Option(help="Share to seal for the test where none is given.")] = 0.2,
+    unreadable: Unreadable = "skip",
+    rare: Rare = "train",
+    path_column: PathColumn = "path",
+    label_column: LabelColumn = "label",
+    split_column: SplitColumn = "split",
+    group_column: GroupColumn = "group",
+    precision: Annotated[str, typer.Option(help="Of the frozen stages: auto, float32, bfloat16.")] = "auto",
+    store_limit: Annotated[str, typer.Option(help="Room for cached results, such as 20GB.")] = "20GB",
+    overwrite: Annotated[bool, typer.Option(help="Replace another run in the run folder.")] = False,
+) -> None:
+    """Make the best classifier that a pretrained network can honestly be made into, with proof.
+
+    The same command after Ctrl-C or a crash goes on where it stopped. What was computed once is never computed again.
+
+    Examples:
+
+        headstart fit photos/
+
+        headstart fit labels.csv --label-column species --budget 30m
+
+        headstart fit photos/ --plan head --out runs/quick
+    """
+    from headstart import runtime
+    from headstart.run import free_folder
+    from headstart.transfer import Options
+    from headstart.transfer import fit as transfer
+
+    options = Options(
+        backbone=backbone, weights=None if weights is None else str(weights), plan=plan, budget=_seconds(budget), seed=seed,
+        store_limit=_bytes(store_limit), test_fraction=test_fraction, path_column=path_column, label_column=label_column,
+        split_column=split_column, group_column=group_column,
+        unreadable=_one_of("--unreadable", unreadable, "skip", "error"),
+        rare=_one_of("--rare", rare, "train", "drop", "error"),
+        precision=_one_of("--precision", precision, "auto", "float32", "bfloat16"),
+    )
+    folder = free_folder(data) if out is None else out
+    run = transfer(data, folder, options, overwrite=overwrite, progress=runtime.bar, tell=_say)
+    _show(run)
+
+
+@app.command()
+def inspect(
+    data: Data,
+    json: Json = False,
+    unreadable: Unreadable = "skip",
+    rare: Rare = "train",
+    path_column: PathColumn = "path",
+    label_column: LabelColumn = "label",
+    split_column: SplitColumn = "split",
+    group_column: GroupColumn = "group",
+    test_fraction: Annotated[float, typer.Option(help="Share to seal for the test where none is given.")] = 0.2,
+    seed: Seed = 0,
+) -> None:
+    """Say what is in DATA and what is wrong with it: unreadable files, duplicates, small classes, leaks between splits."""
+    from headstart import runtime
+    from headstart.show import show_audit
+    from headstart.transfer import Options, examined
+
+    options = Options(
+        path_column=path_column, label_column=label_column, split_column=split_column, group_column=group_column,
+        unreadable=_one_of("--unreadable", unreadable, "skip", "error"), seed=seed, test_fraction=test_fraction,
+        rare=_one_of("--rare", rare, "train", "drop", "error"),
+    )
+    audit = examined(data, options, progress=runtime.bar)
+    if json:
+        print(audit.model_dump_json(indent=1))
+    else:
+        show_audit(audit)
+    if audit.errors:
+        raise typer.Exit(1)
+
+
+@app.command()
+def predict(
+    run: Trained,
+    paths: Annotated[list[str], typer.Argument(
+        help="Files, folders (searched for pictures), globs, or - for a list of paths on standard input.", show_default=False)],
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line instead of CSV.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write to this file instead of standard output.")] = None,
+) -> None:
+    """Label pictures: path, label, probability, runner-up. Unreadable ones become rows with an error, and exit code 1.
+
+    Examples:
+
+        headstart predict runs/moths new/*.jpg
+
+        find . -name '*.png' | headstart predict runs/moths - --json
+    """
+    from headstart import bundle, runtime
+    from headstart.serve import listed, write_predictions
+
+    model = bundle.load(run)
+    failed = write_predictions(model, listed(paths), out, as_json=json, progress=runtime.bar)
+    if failed:
+        _say(f"{failed} of the pictures could not be read; their rows say why.")
+        raise typer.Exit(1)
+
+
+@app.command()
+def evaluate(
+    run: Trained,
+    data: Data,
+    json: Json = False,
+    path_column: PathColumn = "path",
+    label_column: LabelColumn = "label",
+) -> None:
+    """Measure a trained model on another labelled set: every picture in DATA counts, whatever its split."""
+    from headstart import runtime
+    from headstart.serve import measure
+    from headstart.show import show_scores
+
+    report = measure(run, data, path_column=path_column, label_column=label_column, progress=runtime.bar)
+    if json:
+        print(report.model_dump_json(indent=1))
+    else:
+        show_scores(report)
+
+
+@app.command()
+def report(
+    run: Trained,
+    browser: Annotated[bool, typer.Option(help="Open it in the web browser, not only say where it is.")] = True,
+) -> None:
+    """Open the report of a run."""
+    from headstart.report.report import open_in_browser
+    from headstart.serve import report_of
+
+    page = report_of(run)
+    print(page)
+    if browser:
+        open_in_browser(page)
+
+
+@backbones_app.callback()
+def backbones(context: typer.Context, json: Json = False) -> None:
+    """List the pretrained networks that can be used: parameters, input size, licence, and what is on this machine."""
+    if context.invoked_subcommand is None:
+        from headstart.backbones.catalog import catalog
+        from headstart.show import show_backbones
+
+        show_backbones(catalog(), as_json=json)
+
+
+@backbones_app.command("get")
+def backbones_get(
+    name: Annotated[str, typer.Argument(help="Such as mobilenetv2_100, or any timm name.", show_default=False)],
+) -> None:
+    """Bring a backbone's weights to this machine; the digest is verified where it is known."""
+    from headstart.backbones.catalog import fetch
+
+    _say(f"Fetching {name} …")
+    print(fetch(name))
+
+
+@cache_app.callback()
+def cache(context: typer.Context, json: Json = False) -> None:
+    """Show where computed results are kept and how much room they take."""
+    if context.invoked_subcommand is None:
+        from headstart.features.store import Store
+        from headstart.show import show_cache
+
+        show_cache(Store(), as_json=json)
+
+
+@cache_app.command("clear")
+def cache_clear() -> None:
+    """Drop all computed results; the next fit computes them again. Downloaded weights stay."""
+    from headstart.features.store import Store
+
+    store = Store()
+    print(f"{store.clear() / 1e6:,.1f} MB freed in {store.root}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Run folder to write.")] = Path("runs/demo"),
+    seed: Seed = 0,
+) -> None:
+    """The whole path on 5,000 real handwritten digits, with what came with the installation; under five minutes."""
+    from headstart import runtime
+    from headstart.demo import digits
+    from headstart.transfer import Options
+    from headstart.transfer import fit as transfer
+
+    run = transfer(
+        digits(), out, Options(seed=seed, budget=280.0), overwrite=True, progress=runtime.bar, tell=_say,
+    )
+    _show(run)
+
+
+def _show(run: Run) -> None:
+    from headstart.show import show_run
+
+    show_run(run)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _one_of(option: str, value: str, *allowed: str) -> Any:
+    if value not in allowed:
+        raise typer.BadParameter(f"got '{value}', expected one of: {', '.join(allowed)}", param_hint=option)
+    return value
+
+
+def _seconds(text: str) -> float | None:
+    """"90s", "10m", "1.5h", plain seconds, or "none"."""
+    if text.strip().lower() == "none":
+        return None
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    number, unit = (text[:-1], text[-1].lower()) if text[-1:].lower() in units else (text, "s")
+    try:
+        value = float(number) * units[unit]
+    except ValueError as error:
+        raise typer.BadParameter(f"got '{text}', expected such as 90s, 10m, 2h or none", param_hint="--budget") from error
+    if not 0 < value < float("inf"):
+        raise typer.BadParameter(f"got '{text}', expected more than no time at all", param_hint="--budget")
+    return value
+
+
+def _bytes(text: str) -> int | None:
+    """"500MB", "20GB", "1.5TB", plain bytes, or "none"."""
+    if text.strip().lower() == "none":
+        return None
+    units = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
+    number, unit = (text[:-2], text[-2:].upper()) if text[-2:].upper() in units else (text, "")
+    try:
+        return int(float(number) * units.get(unit, 1.0))
+    except ValueError as error:
+        raise typer.BadParameter(f"got '{text}', expected such as 500MB or 20GB", param_hint="--store-limit") from error

@@ -1,0 +1,205 @@
+"""Decode once, run the frozen stack once, keep the results by content."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from headstart import runtime
+from headstart.backbones.backbone import Backbone
+from headstart.data.dataset import Dataset, Images
+from headstart.data.images import Transform, load_view
+from headstart.features.engine import Engine
+from headstart.features.store import Store, Table
+
+BATCH = 32  # measured flat between 16 and 64 on CPUs; small keeps memory low
+_AHEAD = 3  # batches decoded ahead of the engine
+
+
+def transform_of(backbone: Backbone) -> Transform:
+    """The picture transform that the backbone's weights were trained with."""
+    return Transform.of(backbone.input)
+
+
+def batches(
+    images: Images, indices: Sequence[int], transform: Transform, view: int = 0, seed: int = 0, size: int = BATCH
+) -> Iterator[tuple[list[int], NDArray[np.uint8]]]:
+    """Decoded pictures in order: (indices, (N, H, W, 3) uint8), decoded by threads ahead of their use."""
+    chunks = [list(indices[start : start + size]) for start in range(0, len(indices), size)]
+
+    def load(index: int) -> NDArray[np.uint8]:
+        return load_view(images, index, transform, view=view, seed=seed)
+
+    with ThreadPoolExecutor(max_workers=runtime.cpu_count()) as pool:
+        waiting: list[list[Future[NDArray[np.uint8]]]] = []
+        try:
+            for place, chunk in enumerate(chunks):
+                while len(waiting) < min(_AHEAD, len(chunks) - place):
+                    waiting.append([pool.submit(load, index) for index in chunks[place + len(waiting)]])
+                yield chunk, np.stack([future.result() for future in waiting.pop(0)])
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class Features:
+    """Pooled outputs of every stage for a data set, read from the store through a memory map.
+
+    `widths` pooled width per stage; `rows` (N,) row numbers in the table.
+    """
+
+    table: Table
+    rows: NDArray[np.int64]
+    widths: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def stages(self, taps: Sequence[int], indices: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+        """Pooled outputs of the stages `taps`, side by side: (N, sum of their widths) float32."""
+        rows = self.rows if indices is None else self.rows[indices]
+        return np.asarray(self.table.read(rows)[:, columns(self.widths, taps)], dtype=np.float32)
+
+
+def columns(widths: Sequence[int], taps: Sequence[int]) -> NDArray[np.int64]:
+    """Columns of the stages `taps` in a row that holds every stage side by side."""
+    ends = np.cumsum([0, *widths])
+    return np.concatenate([np.arange(ends[tap], ends[tap + 1]) for tap in taps])
+
+
+def _spec(backbone: Backbone, stop: int | None, view: int, seed: int) -> dict[str, Any]:
+    return {
+        "weights": backbone.digest(stop), "stop": stop, "transform": transform_of(backbone).key(view, seed),
+        "mean": backbone.input.mean, "std": backbone.input.std,
+    }
+
+
+def extract(
+    backbone: Backbone,
+    dataset: Dataset,
+    store: Store,
+    *,
+    engine: Engine | None = None,
+    view: int = 0,
+    seed: int = 0,
+    progress: runtime.Progress = runtime.silent,
+) -> Features:
+    """Pooled features of every stage for every picture; only pictures that the store does not hold are run.
+
+    Raises:
+        UnreadableImage: where a picture cannot be decoded.
+        StoreError: where the store cannot be written.
+    """
+    engine = Engine(backbone) if engine is None else engine
+    spec = _spec(backbone, None, view, seed) | {"precision": _settled(engine, dataset)}
+    table = store.table("pooled", spec, "float32", sum(backbone.widths))
+    missing = table.missing(dataset.digests)
+    if missing:
+        store.make_room(len(missing) * table.row_bytes)
+        with progress("Extracting features", len(missing)) as advance:
+            for chunk, pictures in batches(dataset.images, missing, transform_of(backbone), view, seed):
+                table.append([dataset.digests[i] for i in chunk], engine.pooled(pictures))
+                advance(len(chunk))
+    return Features(table, table.locate(dataset.digests), tuple(backbone.widths))
+
+
+def _settled(engine: Engine, dataset: Dataset) -> str:
+    """The engine's precision, settled on pictures that do not depend on the order of the files."""
+    first = sorted(range(len(dataset)), key=lambda i: dataset.digests[i])[:8]
+    if engine.settled is not None:
+        return engine.settled
+    _, pictures = next(batches(dataset.images, first, transform_of(engine.backbone)))
+    return engine.precision(pictures)
+
+
+@dataclass(frozen=True)
+class Cached:
+    """Activations at a cut for V views of a data set, and the pooled outputs of the stages before it.
+
+    `activations[v]` and `beside[v]` are tables; `rows` (V, N) and `beside_rows` (V, N) are their row numbers.
+    """
+
+    cut: int
+    activations: tuple[Table, ...]
+    beside: tuple[Table, ...]
+    rows: NDArray[np.int64]
+    beside_rows: NDArray[np.int64]
+
+    @property
+    def views(self) -> int:
+        return len(self.activations)
+
+    def read(self, indices: NDArray[np.int64], views: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.float32]]:
+        """Activations (M, L) and pooled prefix (M, P) of picture `indices[m]` in view `views[m]`."""
+        flat = np.empty((len(indices), self.activations[0].width), self.activations[0].dtype)
+        beside = np.empty((len(indices), self.beside[0].width), np.float32)
+        for view in np.unique(views):
+            here = np.flatnonzero(views == view)
+            flat[here] = self.activations[view].read(self.rows[view, indices[here]])
+            beside[here] = self.beside[view].read(self.beside_rows[view, indices[here]])
+        return flat, beside
+
+
+def activation_bytes(backbone: Backbone, cut: int, precision: str) -> int:
+    """Bytes of one picture's activation at the cut in the store."""
+    values = sum(int(np.prod(shape)) for shape in backbone.shapes[cut - 1])
+    return values * (2 if precision == "bfloat16" else 4)
+
+
+def cache_activations(
+    backbone: Backbone,
+    dataset: Dataset,
+    store: Store,
+    cut: int,
+    views: int,
+    *,
+    augmented: NDArray[np.int64],
+    clean: NDArray[np.int64],
+    seed: int = 0,
+    engine: Engine | None = None,
+    progress: runtime.Progress = runtime.silent,
+) -> Cached:
+    """Run `stages[:cut]` once over fixed views: view 0, the clean one, of the pictures `augmented` and `clean`; views 1 to
+    V-1 of the pictures `augmented` only.
+
+    Raises:
+        StoreError: where the activations do not fit or cannot be written.
+    """
+    engine = Engine(backbone) if engine is None else engine
+    precision = _settled(engine, dataset)
+    values = sum(int(np.prod(shape)) for shape in backbone.shapes[cut - 1])
+    everyone = np.unique(np.concatenate([augmented, clean]))
+    tables, work = [], []
+    for view in range(views):
+        spec = _spec(backbone, cut, view, seed) | {"precision": precision}
+        table = store.table("activations", spec, "uint16" if precision == "bfloat16" else "float32", values)
+        beside = store.table("beside", spec, "float32", sum(backbone.widths[:cut]))
+        wanted = augmented if view else everyone
+        digests = [dataset.digests[i] for i in wanted]
+        work.append(wanted[sorted({*table.missing(digests), *beside.missing(digests)})])
+        tables.append((table, beside))
+    total = sum(len(wanted) for wanted in work)
+    store.make_room(total * (tables[0][0].row_bytes + tables[0][1].row_bytes))
+    if total:
+        with progress("Caching activations", total, "views") as advance:
+            for view, (table, beside) in enumerate(tables):
+                for chunk, pictures in batches(dataset.images, work[view].tolist(), transform_of(backbone), view, seed):
+                    flat, pooled = engine.activations(pictures, cut)
+                    raw = flat.view(torch.uint16) if flat.dtype == torch.bfloat16 else flat.float()
+                    digests = [dataset.digests[i] for i in chunk]
+                    table.append(digests, raw.numpy())
+                    beside.append(digests, pooled)
+                    advance(len(chunk))
+    return Cached(
+        cut,
+        tuple(table for table, _ in tables),
+        tuple(beside for _, beside in tables),
+        np.stack([table.locate(dataset.digests) for table, _ in tables]),
+        np.stack([beside.locate(dataset.digests) for _, beside in tables]),
+    )

@@ -1,0 +1,313 @@
+"""Content-addressed, memory-mapped results: what was computed once is never computed again.
+
+A *table* holds one fixed-width row per picture, found by the digest of the picture's content; its folder is named by the
+digest of its spec (transform, view, weights, stage, dtype, format version). An *artifact* is one safetensors file.
+
+    <root>/v1/tables/<kind>-<digest>/  spec.json  rows.bin  index.bin  lock
+    <root>/v1/artifacts/<kind>-<digest>.safetensors
+
+`rows.bin` is written before `index.bin`, under a lock, so a kill at any moment leaves a shorter table, never a wrong one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from headstart import runtime
+from headstart.errors import StoreError
+
+FORMAT = "v1"
+_ENTRY = np.dtype([("digest", "V32"), ("crc", "<u4")])
+_RECENT = 900.0  # seconds; younger tables may be in use by another run and are not evicted
+
+
+def spec_digest(spec: Mapping[str, Any]) -> str:
+    """Hex BLAKE2b (16 bytes) of a JSON-able mapping; the order of its keys does not matter."""
+    text = json.dumps(spec, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn what the operating system says about a full or read-only disk into words."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            reason = "the disk is full. Free some space, run 'headstart cache clear'"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            reason = "the folder cannot be written. Change its permissions"
+        else:
+            reason = f"{error.strerror or error}. Check the folder"
+        raise StoreError(
+            f"Cannot write to the store at {path}: {reason}, or set HEADSTART_CACHE to a folder with room."
+        ) from error
+
+
+@final
+class Table:
+    """Rows (n, width) of one dtype, appended once and read through a memory map."""
+
+    def __init__(self, folder: Path, dtype: np.dtype[Any], width: int) -> None:
+        self.folder, self.dtype, self.width = folder, dtype, width
+        self._rows: dict[bytes, int] = {}
+        self._entries: NDArray[Any] = np.empty(0, _ENTRY)
+        self._map: NDArray[Any] = np.empty((0, width), dtype)
+        self._load()
+
+    @property
+    def row_bytes(self) -> int:
+        return self.dtype.itemsize * self.width
+
+    def __len__(self) -> int:
+        return len(self._map)
+
+    def locate(self, digests: Sequence[str]) -> NDArray[np.int64]:
+        """Row numbers (N,) int64 of pictures by their hex content digest; -1 where there is none."""
+        return np.array([self._rows.get(bytes.fromhex(digest), -1) for digest in digests], dtype=np.int64)
+
+    def missing(self, digests: Sequence[str]) -> list[int]:
+        """Positions in `digests` that have no row yet; of equal digests only the first."""
+        seen: set[str] = set()
+        wanted = []
+        for position, digest in enumerate(digests):
+            if digest not in seen and bytes.fromhex(digest) not in self._rows:
+                wanted.append(position)
+            seen.add(digest)
+        return wanted
+
+    def read(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """A copy (M, width) of the given rows, in their order."""
+        if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
+            raise StoreError(f"{self.folder}: a row was asked for that the table does not hold; run again.")
+        return np.asarray(self._map[rows])
+
+    def gather(self, digests: Sequence[str]) -> NDArray[Any]:
+        """Rows (N, width) of the pictures with these content digests.
+
+        Raises:
+            StoreError: where a picture has no row.
+        """
+        return self.read(self.locate(digests))
+
+    def append(self, digests: Sequence[str], rows: NDArray[Any]) -> None:
+        """Add one row per digest; rows that are there already are left as they are."""
+        rows = np.ascontiguousarray(rows, dtype=self.dtype)
+        if rows.shape != (len(digests), self.width):
+            raise StoreError(f"rows of shape {rows.shape} do not fit {len(digests)} pictures × {self.width} values")
+        with _writing(self.folder), self._lock():
+            self._load()
+            fresh = self.missing(digests)
+            if not fresh:
+                return
+            entries = np.zeros(len(fresh), _ENTRY)
+            for place, position in enumerate(fresh):
+                entries["digest"][place] = np.void(bytes.fromhex(digests[position]))
+                entries["crc"][place] = zlib.crc32(rows[position].tobytes())
+            count = len(self)
+            _write_at(self.folder / "rows.bin", count * self.row_bytes, rows[fresh].tobytes())
+            _write_at(self.folder / "index.bin", count * _ENTRY.itemsize, entries.tobytes())
+            self._load()
+
+    def verify(self, rows: NDArray[np.int64]) -> bool:
+        """Whether the stored checksums of these rows still hold."""
+        crcs = self._entries["crc"]
+        return all(zlib.crc32(self._map[row].tobytes()) == int(crcs[row]) for row in rows)
+
+    def _lock(self) -> FileLock:
+        return FileLock(self.folder / "lock", timeout=60)
+
+    def _load(self) -> None:
+        index, data = self.folder / "index.bin", self.folder / "rows.bin"
+        if not index.is_file() or not data.is_file():
+            return
+        known = len(self._entries)
+        count = min(index.stat().st_size // _ENTRY.itemsize, data.stat().st_size // max(1, self.row_bytes))
+        if count <= known:
+            return
+        # Only what is new is read: a table of a million rows must not be read again at every append.
+        fresh = np.fromfile(index, _ENTRY, count - known, offset=known * _ENTRY.itemsize)
+        self._entries = np.concatenate([self._entries, fresh])
+        self._rows.update({bytes(digest): known + row for row, digest in enumerate(fresh["digest"])})
+        self._map = np.memmap(data, self.dtype, mode="r", shape=(count, self.width))
+
+
+def _write_at(path: Path, offset: int, payload: bytes) -> None:
+    with path.open("r+b" if path.exists() else "w+b") as file:
+        file.truncate(offset)  # drop what an interrupted writer left behind
+        file.seek(offset)
+        file.write(payload)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One result (named arrays and a JSON-able record) that a later run may take instead of computing it."""
+
+    path: Path
+
+    def load(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]] | None:
+        """The record and its arrays, or None where there is none or it is damaged."""
+        try:
+            with safe_open(self.path, framework="numpy") as file:
+                record = json.loads((file.metadata() or {})["record"])
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (FileNotFoundError, SafetensorError, KeyError, ValueError):
+            return None
+        _touch(self.path)
+        return record, arrays
+
+    def save(self, record: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Write record and arrays, atomically."""
+        with _writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # The process number keeps two runs at once from writing the same temporary file.
+            part = self.path.with_suffix(f".{os.getpid()}.part")
+            try:
+                whole = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+                save_file(whole, part, metadata={"record": json.dumps(record)})
+                part.replace(self.path)
+            except SafetensorError as error:
+                raise OSError(errno.ENOSPC if "os error 28" in str(error) else errno.EIO, str(error)) from error
+            finally:
+                part.unlink(missing_ok=True)
+
+    def drop(self) -> None:
+        """Forget this result."""
+        self.path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One table or artifact as `headstart cache` shows it."""
+
+    kind: str
+    path: Path
+    bytes: int
+    used: float
+
+
+@final
+class Store:
+    """The tables and artifacts below one folder, held under `limit` bytes by dropping the least recently used."""
+
+    def __init__(self, root: Path | None = None, limit: int | None = None) -> None:
+        self.root = (runtime.cache_folder() if root is None else root) / FORMAT
+        self.limit = limit
+        self._open: set[Path] = set()
+
+    def table(self, kind: str, spec: Mapping[str, Any], dtype: str, width: int) -> Table:
+        """The table of this spec, made if it is not there.
+
+        Raises:
+            StoreError: where the folder cannot be written.
+        """
+        full = {**spec, "kind": kind, "dtype": dtype, "width": width, "format": FORMAT}
+        folder = self.root / "tables" / f"{kind}-{spec_digest(full)}"
+        with _writing(self.root):
+            folder.mkdir(parents=True, exist_ok=True)
+            if not (folder / "spec.json").exists():
+                part = folder / f"spec.{os.getpid()}.part"
+                part.write_text(json.dumps(full, indent=1, sort_keys=True), encoding="utf-8")
+                part.replace(folder / "spec.json")
+            _touch(folder)
+        self._open.add(folder)
+        return Table(folder, np.dtype(dtype), width)
+
+    def artifact(self, kind: str, spec: Mapping[str, Any]) -> Artifact:
+        """The artifact of this spec, whether or not it has been computed."""
+        full = {**spec, "kind": kind, "format": FORMAT}
+        path = self.root / "artifacts" / f"{kind}-{spec_digest(full)}.safetensors"
+        self._open.add(path)
+        return Artifact(path)
+
+    def entries(self) -> list[Entry]:
+        """Everything that is stored, least recently used first."""
+        found = []
+        for path in [*(self.root / "tables").glob("*"), *(self.root / "artifacts").glob("*.safetensors")]:
+            with contextlib.suppress(FileNotFoundError):  # another run may clear it meanwhile
+                size = sum(file.stat().st_size for file in path.iterdir()) if path.is_dir() else path.stat().st_size
+                found.append(Entry(path.name.rsplit("-", 1)[0], path, size, path.stat().st_mtime))
+        return sorted(found, key=lambda entry: entry.used)
+
+    def make_room(self, wanted: int) -> None:
+        """Drop least recently used entries until `wanted` more bytes fit under the limit.
+
+        Raises:
+            StoreError: where they cannot fit, or the disk has no such room.
+        """
+        if self.root.exists() or self.root.parent.exists():
+            free = shutil.disk_usage(self.root if self.root.exists() else self.root.parent).free
+            if wanted > free:
+                raise StoreError(
+                    f"The store needs {wanted / 1e9:.1f} GB more at {self.root}, and {free / 1e9:.1f} GB are free. "
+                    "Free some space, or set HEADSTART_CACHE to a folder with room."
+                )
+        if self.limit is None:
+            return
+        entries = self.entries()
+        total = sum(entry.bytes for entry in entries)
+        for entry in entries:
+            if total + wanted <= self.limit:
+                return
+            if entry.path not in self._open and time.time() - entry.used > _RECENT:
+                _remove(entry.path)
+                total -= entry.bytes
+
+    def clear(self) -> int:
+        """Drop everything; returns the bytes freed."""
+        freed = sum(entry.bytes for entry in self.entries())
+        for part in ("tables", "artifacts"):
+            _remove(self.root / part)
+        return freed
+
+
+@final
+class Recall:
+    """Records of `size` bytes by content digest, kept in a table: what `data.facts` remembers pictures with."""
+
+    def __init__(self, store: Store, kind: str, spec: Mapping[str, Any], size: int) -> None:
+        self._table = store.table(kind, spec, "uint8", size)
+
+    def get_many(self, digests: Sequence[str]) -> dict[str, bytes]:
+        """The records that are known, of those asked for."""
+        rows = self._table.locate(digests)
+        found = np.flatnonzero(rows >= 0)
+        records = self._table.read(rows[found])
+        return {digests[place]: record.tobytes() for place, record in zip(found, records, strict=True)}
+
+    def put_many(self, records: Mapping[str, bytes]) -> None:
+        """Remember records."""
+        if records:
+            rows = np.frombuffer(b"".join(records.values()), np.uint8).reshape(len(records), -1)
+            self._table.append(list(records), rows)
+
+
+def _touch(path: Path) -> None:
+    with contextlib.suppress(OSError):  # the time of last use is a courtesy to eviction
+        os.utime(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

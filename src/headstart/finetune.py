@@ -1,0 +1,306 @@
+"""The ladder: unfreeze rung by rung, judge each rung on pictures that it did not train on, keep what pays.
+
+The trained head is the start of the first rung (LP-FT, Kumar et al. 2022, arXiv 2202.10054); what a rung reaches is
+interpolated with where it started (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903). The head alone stays a candidate to
+the end, so fine-tuning can cost time but not accuracy.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from headstart import runtime
+from headstart.backbones.backbone import Backbone
+from headstart.data.dataset import Dataset
+from headstart.features.engine import Engine
+from headstart.features.extract import Features, cache_activations
+from headstart.features.store import Store
+from headstart.heads import Head, Score, fit_head
+from headstart.plan import Plan, Rung
+from headstart.train import Checkpoint, Epoch, FromImages, FromStore, Net, Source, Trained, held_out_logits, train
+
+ALPHAS = (1.0, 0.75, 0.5, 0.25)  # shares of the trained weights in the interpolation with the start
+
+
+@dataclass(frozen=True, eq=False)
+class RungResult:
+    """What one rung did on the pictures held out from it.
+
+    `gain` and `gain_se`: accuracy over the best so far, paired picture by picture. `alpha`: the interpolation share chosen.
+    `curves`: one per judged split. `complete` is false where time ran out in the middle.
+    """
+
+    rung: Rung
+    accuracy: float
+    gain: float
+    gain_se: float
+    alpha: float
+    epochs: int
+    kept: bool
+    complete: bool
+    curves: tuple[tuple[Epoch, ...], ...]
+    seconds: float
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Finetuned:
+    """The chosen backbone and head, how every rung did, and held-out logits (M, K) of what was chosen.
+
+    `held` (M,) are the indices of the held-out pictures. `refit`: whether the model saw all training pictures in the end.
+    """
+
+    backbone: Backbone
+    head: Head
+    rungs: tuple[RungResult, ...]
+    held: NDArray[np.int64]
+    logits: NDArray[np.float32]
+    refit: bool
+    reasons: tuple[str, ...]
+
+    @property
+    def kept(self) -> tuple[RungResult, ...]:
+        """The rungs that are part of the model."""
+        return tuple(result for result in self.rungs if result.kept)
+
+
+@dataclass(frozen=True, eq=False)
+class _Split:
+    """One way to judge: train on `fit`, look at `held`; `backbone` and `head` are the best so far on this split."""
+
+    fit: NDArray[np.int64]
+    held: NDArray[np.int64]
+    backbone: Backbone
+    head: Head
+
+
+@dataclass(frozen=True, eq=False)
+class Ladder:
+    """Everything that the rungs of one run share."""
+
+    dataset: Dataset
+    features: Features
+    store: Store
+    engine: Engine
+    plan: Plan
+    chosen: Score
+    deadline: float = math.inf
+    progress: runtime.Progress = runtime.silent
+    cached: bool = True
+
+    def climb(self) -> Finetuned:
+        """Try the rungs in order and refit what paid.
+
+        Raises:
+            StoreError: where the store cannot be written.
+        """
+        pool = self._canonical(self.dataset.indices("train"))
+        splits = [
+            _Split(fit, held, self.engine.backbone, self._head(fit)) for fit, held in self._judging(pool)
+        ]
+        held = np.concatenate([split.held for split in splits])
+        truth = self.dataset.labels[held]
+        best = np.concatenate([split.head.logits(self.features.stages(split.head.taps, split.held)) for split in splits])
+        results: list[RungResult] = []
+        reasons: list[str] = []
+        for rung in self.plan.rungs:
+            if time.monotonic() > self.deadline:
+                reasons.append(f"the rung from {self.plan.stages[rung.cut]} on was not tried: the time was used up")
+                continue
+            result, after, logits = self._try(rung, len(results), splits, best, truth)
+            results.append(result)
+            if not result.kept:
+                break
+            splits, best = after, logits
+        backbone, head, refit = self._final(pool, splits, tuple(results), reasons)
+        return Finetuned(backbone, head, tuple(results), held, best, refit, tuple(reasons))
+
+    def _canonical(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Pictures in the order of their contents, so that names and order of files change nothing."""
+        return np.array(sorted(indices.tolist(), key=lambda i: self.dataset.digests[i]), dtype=np.int64)
+
+    def _judging(self, pool: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        if self.plan.judge == "val":
+            return [(pool, self._canonical(self.dataset.indices("val")))]
+        fold = self.dataset.fold[pool]
+        numbers = np.unique(fold) if self.plan.judge == "folds" else np.unique(fold)[:1]
+        return [(pool[fold != number], pool[fold == number]) for number in numbers]
+
+    def _head(self, fit: NDArray[np.int64]) -> Head:
+        chosen = self.chosen
+        return fit_head(
+            self.features.stages(chosen.taps, fit), self.dataset.labels[fit], len(self.dataset.classes), chosen.kind,
+            chosen.taps, chosen.strength,
+        )
+
+    def _try(
+        self, rung: Rung, number: int, splits: list[_Split], best: NDArray[np.float32], truth: NDArray[np.int64]
+    ) -> tuple[RungResult, list[_Split], NDArray[np.float32]]:
+        """Train one rung on every split; its result, the splits after it, and their held-out logits."""
+        began = time.monotonic()
+        trained: list[tuple[Net, dict[str, Tensor], Trained]] = []
+        per_share: list[list[NDArray[np.float32]]] = [[] for _ in ALPHAS]
+        with self.progress(f"Rung {number + 1}: training", rung.epochs * len(splits), "epochs") as advance:
+            for split in splits:
+                source = self._source(rung, split.backbone, split.fit, split.held)
+                net, start, outcome = self._train(rung, number, split, source, advance)
+                trained.append((net, start, outcome))
+                for place, share in enumerate(ALPHAS):
+                    net.load(_between(start, outcome.weights, share))
+                    per_share[place].append(held_out_logits(net, source, split.held))
+        outcomes = [outcome for _, _, outcome in trained]
+        stacked = [np.concatenate(blocks) for blocks in per_share]
+        place = max(range(len(ALPHAS)), key=lambda i: (_accuracy(stacked[i], truth), -_log_loss(stacked[i], truth)))
+        right = (stacked[place].argmax(1) == truth).astype(float)
+        difference = right - (best.argmax(1) == truth)
+        gain, error = float(difference.mean()), float(difference.std() / max(1, len(truth)) ** 0.5)
+        kept = gain > error
+        after = []
+        for split, (net, start, outcome) in zip(splits, trained, strict=True):
+            net.load(_between(start, outcome.weights, ALPHAS[place]))
+            after.append(_Split(split.fit, split.held, net.backbone, net.linear(split.head.kind, split.head.strength)))
+        epochs = round(float(np.mean([outcome.best_epoch for outcome in outcomes]))) + 1
+        words = f"{100 * gain:+.1f} ± {100 * error:.1f} points on {len(truth)} held-out pictures"
+        result = RungResult(
+            rung, float(right.mean()), gain, error, ALPHAS[place], max(1, epochs), kept,
+            all(outcome.complete for outcome in outcomes), tuple(outcome.curve for outcome in outcomes),
+            time.monotonic() - began, f"{'kept' if kept else 'dropped'}: {words}",
+        )
+        return result, after, stacked[place]
+
+    def _source(
+        self, rung: Rung, backbone: Backbone, fit: NDArray[np.int64], held: NDArray[np.int64]
+    ) -> Source:
+        # The prefix of a split may have been trained by an earlier rung, so it is that split's backbone that runs.
+        engine = self.engine if backbone is self.engine.backbone else Engine(
+            backbone, precision=self.engine.settled or "float32", device=self.engine.device
+        )
+        if rung.cut == 0 or not self.cached:
+            return FromImages(engine, self.dataset, rung.cut, self.plan.seed)
+        everyone = np.concatenate([fit, held]) if self.plan.judge != "val" else fit
+        cached = cache_activations(
+            backbone, self.dataset, self.store, rung.cut, rung.views, augmented=everyone, clean=held,
+            seed=self.plan.seed, engine=engine, progress=self.progress,
+        )
+        return FromStore(backbone, cached)
+
+    def _train(
+        self, rung: Rung, number: int, split: _Split, source: Source, advance: runtime.Advance, epochs: int | None = None
+    ) -> tuple[Net, dict[str, Tensor], Trained]:
+        """One training, or its stored outcome."""
+        raw = torch.from_numpy(self.features.stages(split.head.taps, split.fit))
+        spread = raw.std(0, correction=0)
+        scale = torch.clamp(spread, min=float(1e-3 * spread.mean().clamp(min=1e-12)))
+        backbone = copy.deepcopy(split.backbone)
+        backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        net = Net(backbone, split.head, rung.cut, raw.mean(0), scale).to(self.engine.device)
+        start = net.weights()
+        seed = self.plan.seed * 1000 + number
+        spec = {
+            "start": _digest(start), "prefix": backbone.digest(rung.cut), "rung": rung.model_dump(exclude={"reason"}),
+            "fit": self._content(split.fit), "held": self._content(split.held), "seed": seed, "epochs": epochs,
+            "transform": self.features.table.folder.name, "torch": torch.__version__,
+        }
+        memo = self.store.artifact("rung", spec)
+        stored = memo.load()
+        if stored is not None:
+            record, arrays = stored
+            weights = {name: torch.from_numpy(array).to(self.engine.device) for name, array in arrays.items()}
+            net.load(weights)
+            advance(rung.epochs)
+            return net, start, Trained(
+                weights, int(record["best_epoch"]), tuple(Epoch(**row) for row in record["curve"]), True
+            )
+        checkpoint = Checkpoint(self.store.artifact("checkpoint", spec))
+        outcome = train(
+            net, source, self.dataset.labels, split.fit, split.held, rung, seed=seed, epochs=epochs,
+            checkpoint=checkpoint, deadline=self.deadline, advance=advance,
+        )
+        if outcome.complete:
+            memo.save(
+                {"best_epoch": outcome.best_epoch, "curve": [vars(row) for row in outcome.curve]},
+                {name: value.cpu().numpy() for name, value in outcome.weights.items()},
+            )
+            checkpoint.drop()
+        return net, start, outcome
+
+    def _content(self, indices: NDArray[np.int64]) -> str:
+        """Digest of the contents and labels of pictures, in their order."""
+        lines = [f"{self.dataset.digests[i]} {self.dataset.labels[i]}" for i in indices]
+        return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
+
+    def _final(
+        self, pool: NDArray[np.int64], splits: list[_Split], results: tuple[RungResult, ...], reasons: list[str]
+    ) -> tuple[Backbone, Head, bool]:
+        """The kept rungs trained again on all training pictures; without time for it, the first split's model."""
+        kept = [result for result in results if result.kept]
+        if not kept:
+            return self.engine.backbone, self._head(pool), True
+        if not self.plan.refit:
+            return splits[0].backbone, splits[0].head, False
+        nobody = np.empty(0, np.int64)
+        state = _Split(pool, nobody, self.engine.backbone, self._head(pool))
+        with self.progress("Refitting on all", sum(result.epochs for result in kept), "epochs") as advance:
+            for number, result in enumerate(kept):
+                source = self._source(result.rung, state.backbone, pool, nobody)
+                net, start, outcome = self._train(result.rung, number, state, source, advance, result.epochs)
+                if not outcome.complete:
+                    reasons.append("the time was used up before the refit ended: the model of the first split is kept")
+                    return splits[0].backbone, splits[0].head, False
+                net.load(_between(start, outcome.weights, result.alpha))
+                state = _Split(pool, nobody, net.backbone, net.linear(state.head.kind, state.head.strength))
+        return state.backbone, state.head, True
+
+
+def _between(start: dict[str, Tensor], end: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Weights a share of the way from start to end; what is no floating-point number is taken from the end."""
+    return {
+        name: torch.lerp(start[name], value, share) if value.is_floating_point() and share < 1 else value
+        for name, value in end.items()
+    }
+
+
+def _accuracy(logits: NDArray[np.float32], truth: NDArray[np.int64]) -> float:
+    return float((logits.argmax(1) == truth).mean())
+
+
+def _log_loss(logits: NDArray[np.float32], truth: NDArray[np.int64]) -> float:
+    return float(torch.nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(truth)))
+
+
+def _digest(weights: dict[str, Tensor]) -> str:
+    total = hashlib.blake2b(digest_size=16)
+    for name in sorted(weights):
+        total.update(name.encode())
+        total.update(np.asarray(weights[name].cpu().numpy(), order="C").tobytes())
+    return total.hexdigest()
+
+
+def finetune(
+    engine: Engine,
+    chosen: Score,
+    features: Features,
+    dataset: Dataset,
+    plan: Plan,
+    store: Store,
+    *,
+    deadline: float = math.inf,
+    progress: runtime.Progress = runtime.silent,
+) -> Finetuned:
+    """Climb the ladder of `plan` from the head that won the race.
+
+    Raises:
+        StoreError: where the store cannot be written.
+    """
+    return Ladder(dataset, features, store, engine, plan, chosen, deadline, progress).climb()
+
+

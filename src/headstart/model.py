@@ -1,0 +1,159 @@
+"""Model: a backbone, a linear head on some of its stages, and what is needed to read its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from headstart import runtime
+from headstart.backbones.backbone import Backbone
+from headstart.data.images import decode
+from headstart.data.sources import ArrayImages, FileImages
+from headstart.errors import UnreadableImage
+from headstart.features.engine import Engine, Precision
+from headstart.features.extract import BATCH, columns, transform_of
+from headstart.heads import Head
+from headstart.tasks.classification import softmax
+
+Picture = str | Path | Image.Image | NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One answer: the label and the runner-up with calibrated probabilities, or the reason why there is none."""
+
+    path: str
+    label: str = ""
+    probability: float = float("nan")
+    second: str = ""
+    second_probability: float = float("nan")
+    error: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions(Sequence[Prediction]):
+    """Answers in the order of the pictures; `probabilities` (N, K) float64, NaN where a picture could not be read."""
+
+    rows: tuple[Prediction, ...]
+    probabilities: NDArray[np.float64]
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.rows[index]
+
+    @property
+    def labels(self) -> list[str]:
+        """The most probable class of every picture; "" where a picture could not be read."""
+        return [row.label for row in self.rows]
+
+
+@final
+class Model:
+    """A trained classifier.
+
+    `temperature` divides the logits before the softmax (Guo et al. 2017); `precision` is the engine's, so that a model
+    answers in use as it did when it was measured.
+    """
+
+    def __init__(
+        self, backbone: Backbone, head: Head, classes: tuple[str, ...], *, temperature: float = 1.0,
+        precision: Precision = "float32",
+    ) -> None:
+        self.backbone = backbone
+        self.head = head
+        self.classes = classes
+        self.temperature = temperature
+        self.precision = precision
+        self._engine = Engine(backbone, precision=precision)
+
+    def logits(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Transformed pictures (N, H, W, 3) uint8 to logits (N, K) float32, not yet divided by the temperature."""
+        pooled = self._engine.pooled(pictures)
+        return self.head.logits(pooled[:, columns(self.backbone.widths, self.head.taps)])
+
+    def probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Calibrated probabilities (N, K) of logits (N, K)."""
+        return softmax(logits.astype(np.float64) / self.temperature)
+
+    def predict(self, pictures: Iterable[Picture], *, progress: runtime.Progress = runtime.silent) -> Predictions:
+        """Answers for files, Pillow pictures or arrays (H, W) or (H, W, C), in their order; unreadable ones become errors."""
+        rows, blocks = [], []
+        listed = list(pictures)
+        with progress("Predicting", len(listed)) as advance:
+            for chunk, probabilities in self.stream(listed):
+                rows += chunk
+                blocks.append(probabilities)
+                advance(len(chunk))
+        empty = np.empty((0, len(self.classes)))
+        return Predictions(tuple(rows), np.concatenate([empty, *blocks]), self.classes)
+
+    def stream(self, pictures: Iterable[Picture]) -> Iterator[tuple[list[Prediction], NDArray[np.float64]]]:
+        """Answers batch by batch, so that millions of pictures need no more memory than one batch."""
+        transform = transform_of(self.backbone)
+
+        def load(picture: Picture) -> NDArray[np.uint8] | UnreadableImage:
+            try:
+                return transform.clean(decode(_opened(picture), transform.needed_side))
+            except UnreadableImage as error:
+                return error
+
+        source = iter(enumerate(pictures))
+        with ThreadPoolExecutor(max_workers=runtime.cpu_count()) as pool:
+            def submit() -> list[tuple[str, Future[NDArray[np.uint8] | UnreadableImage]]]:
+                return [(_name(item, place), pool.submit(load, item)) for place, item in islice(source, BATCH)]
+
+            waiting = [submit(), submit()]
+            while waiting[0]:
+                waiting.append(submit())
+                yield self._answers([(name, future.result()) for name, future in waiting.pop(0)])
+
+    def _answers(
+        self, loaded: list[tuple[str, NDArray[np.uint8] | UnreadableImage]]
+    ) -> tuple[list[Prediction], NDArray[np.float64]]:
+        found = [i for i, (_, picture) in enumerate(loaded) if not isinstance(picture, UnreadableImage)]
+        probabilities = np.full((len(loaded), len(self.classes)), np.nan)
+        if found:
+            stacked = np.stack([np.asarray(loaded[i][1], dtype=np.uint8) for i in found])
+            probabilities[found] = self.probabilities(self.logits(stacked))
+        rows = []
+        for (name, picture), row in zip(loaded, probabilities, strict=True):
+            if isinstance(picture, UnreadableImage):
+                rows.append(Prediction(name, error=str(picture)))
+                continue
+            first, second = np.argsort(-row, kind="stable")[:2]
+            rows.append(Prediction(
+                name, self.classes[first], float(row[first]), self.classes[second], float(row[second])
+            ))
+        return rows, probabilities
+
+
+def _opened(picture: Picture) -> Image.Image:
+    """Opened by Pillow, not yet decoded.
+
+    Raises:
+        UnreadableImage: with the reason.
+    """
+    if isinstance(picture, Image.Image):
+        return picture.copy()
+    if isinstance(picture, str | Path):
+        return FileImages((Path(picture),), (str(picture),)).open(0)
+    if picture.dtype != np.uint8 or picture.ndim not in (2, 3):
+        raise UnreadableImage(
+            f"an array of shape {picture.shape} and dtype {picture.dtype}; expected (H, W) or (H, W, C) of uint8"
+        )
+    return ArrayImages(picture[None], ("array",), (0,)).open(0)
+
+
+def _name(picture: Picture, place: int) -> str:
+    return str(picture) if isinstance(picture, str | Path) else f"[{place}]"

@@ -1,0 +1,216 @@
+"""The plan: which stages train, how, and why. `decide` is pure: evidence and budget in, a plan with reasons out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from headstart.errors import PlanError
+
+FORMAT = 1
+Mode = Literal["auto", "head", "full"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Evidence(_Record):
+    """What `decide` may look at; nothing in it comes from the test set but `tested`, the number of its pictures.
+
+    Per stage: `flops` of one picture's forward pass; `activation_bytes[k-1]` of one picture at cut k; `forward_seconds` and
+    `training_seconds` per picture, measured on this machine; `decode_seconds` per picture.
+    """
+
+    images: int
+    classes: int
+    smallest_class: int
+    tested: int
+    head: str
+    head_accuracy: float
+    head_accuracy_se: float
+    last_stage_accuracy: float
+    profile: list[float]
+    stages: list[str]
+    flops: list[int]
+    activation_bytes: list[int]
+    forward_seconds: list[float]
+    training_seconds: list[float]
+    decode_seconds: float
+
+
+class Budget(_Record):
+    """What the person allows: wall time in seconds for the whole run, and bytes for the store."""
+
+    seconds: float | None = None
+    spent_seconds: float = 0.0
+    store_bytes: int | None = None
+
+
+class Rung(_Record):
+    """One step of the ladder: `stages[cut:]` train from activations cached at the cut.
+
+    `epochs` passes over the training pictures, each in one of `views` cached views; AdamW with a one-cycle schedule that
+    peaks at `lr_head` for the head and at `lr_body · lr_decay^depth` for a stage `depth` stages below the last one.
+    """
+
+    cut: int = Field(ge=0)
+    epochs: int = Field(ge=1, le=1000)
+    lr_body: float = Field(default=3e-4, gt=0)
+    lr_head: float = Field(default=1e-3, gt=0)
+    lr_decay: float = Field(default=0.8, gt=0, le=1)
+    views: int = Field(default=4, ge=1, le=64)
+    batch: int = Field(default=32, ge=1)
+    weight_decay: float = Field(default=0.01, ge=0)
+    smoothing: float = Field(default=0.1, ge=0, lt=1)
+    statistics: Literal["frozen", "learnt"] = "frozen"
+    reason: str = ""
+
+
+class Plan(_Record):
+    """Rungs in order, with reasons; `judge` tells how a rung is judged.
+
+    "folds" trains it once per cross-validation fold (few pictures), "fold" holds one fold out (more pictures), "val" uses the
+    validation set that the person gave. With `refit`, kept rungs are trained again on all training pictures.
+    """
+
+    format: Literal[1] = FORMAT
+    backbone: str
+    stages: list[str]
+    rungs: list[Rung]
+    judge: Literal["folds", "fold", "val"] = "fold"
+    refit: bool = True
+    seed: int = 0
+    reasons: list[str] = []
+    evidence: Evidence | None = None
+    budget: Budget | None = None
+
+
+# Pictures below which a rung is judged on every fold: a single fold of them decides nothing.
+FEW_IMAGES = 500
+# Share of the forward pass that each rung leaves frozen, from the top of the network downwards.
+LADDER = (0.75, 0.45)
+
+
+def decide(
+    evidence: Evidence, budget: Budget, *, backbone: str, mode: Mode = "auto", given_val: bool = False, seed: int = 0
+) -> Plan:
+    """Turn evidence and budget into a plan; pure, no clock and no disk."""
+    reasons = [
+        f"the head on frozen features reaches {100 * evidence.head_accuracy:.1f} ± "
+        f"{100 * evidence.head_accuracy_se:.1f} % out of fold ({evidence.head})"
+    ]
+    judge: Literal["folds", "fold", "val"] = (
+        "val" if given_val else "folds" if evidence.images < FEW_IMAGES else "fold"
+    )
+    rungs: list[Rung] = []
+    if mode == "head":
+        reasons.append("only the head is trained: asked for with --plan head")
+    elif mode == "full":
+        reasons.append("every stage is trained from the start: asked for with --plan full")
+        rungs = [_rung(evidence, 0, "all stages train, as asked for")]
+    elif not evidence.tested:
+        reasons.append(
+            f"only the head is trained: {evidence.images} images are too few to cut a test set that could prove what more adds"
+        )
+    elif evidence.head_accuracy >= 1.0 - 1.0 / evidence.images:
+        reasons.append("only the head is trained: it makes no mistake out of fold, so there is nothing to gain")
+    else:
+        cuts = [cut_for(evidence.flops, share) for share in LADDER]
+        for place, cut in enumerate(dict.fromkeys(cuts)):
+            share = frozen_share(evidence.flops, cut)
+            why = (
+                f"{100 * share:.0f} % of the forward pass stays frozen and is computed once"
+                if place == 0
+                else f"one step deeper, {100 * share:.0f} % stays frozen; tried only if the rung above it pays"
+            )
+            rungs.append(_rung(evidence, cut, f"stages from {evidence.stages[cut]} on train: {why}"))
+        rungs, more = _within(evidence, rungs, budget, judge)
+        reasons += more
+    return Plan(
+        backbone=backbone, stages=evidence.stages, rungs=rungs, judge=judge, refit=not given_val, seed=seed,
+        reasons=reasons, evidence=evidence, budget=budget,
+    )
+
+
+def cut_for(flops: list[int], share: float) -> int:
+    """The cut whose frozen share of the forward pass is nearest to `share`; at least one stage freezes and one trains."""
+    cuts = range(1, len(flops))
+    return min(cuts, key=lambda cut: (abs(frozen_share(flops, cut) - share), -cut))
+
+
+def frozen_share(flops: list[int], cut: int) -> float:
+    """Share of the forward pass that lies before the cut."""
+    return sum(flops[:cut]) / max(1, sum(flops))
+
+
+def _rung(evidence: Evidence, cut: int, reason: str) -> Rung:
+    # Fewer pictures get more passes: what trains needs a number of steps, not of epochs.
+    epochs = max(6, min(20, round(8 * (1500 / max(1, evidence.images)) ** 0.5)))
+    return Rung(cut=cut, epochs=epochs, views=4 if cut else 1, reason=reason)
+
+
+def seconds(evidence: Evidence, rung: Rung, judge: str) -> float:
+    """Estimated wall time of a rung: its views through the frozen part, its judging and its refit."""
+    passes = 1.0 + {"folds": 4.0, "fold": 0.8, "val": 0.0}[judge]
+    view = evidence.decode_seconds + sum(evidence.forward_seconds[: rung.cut])
+    step = sum(evidence.training_seconds[rung.cut :]) + (evidence.decode_seconds if rung.cut == 0 else 0.0)
+    return evidence.images * (rung.views * view * (rung.cut > 0) + passes * rung.epochs * step)
+
+
+def _within(evidence: Evidence, rungs: list[Rung], budget: Budget, judge: str) -> tuple[list[Rung], list[str]]:
+    """Drop what neither the time nor the store has room for, deepest first, each with its reason."""
+    kept, reasons = [], []
+    # The network from scratch is given as much time as transfer, so transfer may take half of what is left.
+    left = None if budget.seconds is None else 0.5 * (budget.seconds - budget.spent_seconds)
+    for rung in rungs:
+        views = rung.views
+        if budget.store_bytes is not None and rung.cut:
+            per_view = evidence.images * evidence.activation_bytes[rung.cut - 1]
+            views = min(views, budget.store_bytes // max(1, per_view))
+            if views < 1:
+                reasons.append(
+                    f"no rung from {evidence.stages[rung.cut]} on: one view takes {per_view / 1e9:.1f} GB, "
+                    f"the store may hold {budget.store_bytes / 1e9:.1f} GB"
+                )
+                continue
+        fitting = rung.model_copy(update={"views": views})
+        cost = seconds(evidence, fitting, judge)
+        if left is not None and cost > left:
+            reasons.append(
+                f"no rung from {evidence.stages[rung.cut]} on: it would take about {cost:.0f} s, and {max(0.0, left):.0f} s are left"
+            )
+            continue
+        kept.append(fitting)
+        left = None if left is None else left - cost
+    return kept, reasons
+
+
+def load_plan(path: Path, *, backbone: str, stages: list[str]) -> Plan:
+    """Read a plan file and check that it fits the backbone.
+
+    Raises:
+        PlanError: where it cannot be read, is malformed, or speaks of other stages.
+    """
+    try:
+        plan = Plan.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise PlanError(f"No plan at '{path}'. Give 'auto', 'head', 'full' or the path of a plan.json.") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise PlanError(f"The plan '{path}' is no readable JSON: {error}.") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise PlanError(f"The plan '{path}' is malformed at {where}: {first['msg']}.") from error
+    if plan.backbone != backbone or plan.stages != stages:
+        raise PlanError(
+            f"The plan '{path}' is for {plan.backbone} with stages {', '.join(plan.stages)}; "
+            f"this run has {backbone} with stages {', '.join(stages)}. Give --backbone {plan.backbone}, or write another plan."
+        )
+    deep = [rung.cut for rung in plan.rungs if rung.cut >= len(stages)]
+    if deep:
+        raise PlanError(f"The plan '{path}' has a rung with cut {deep[0]}; a cut lies between 0 and {len(stages) - 1}.")
+    return plan

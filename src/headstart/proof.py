@@ -1,0 +1,222 @@
+"""Baselines and the sealed test set: what transfer is held against, and the one time that the test set is opened.
+
+Testing is a list of passes, each "train on these, answer those". With a sealed test set there is one pass; where the data
+were too few to cut one, there is one pass per fold of repeated cross-validation, and every choice is made anew inside it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headstart import runtime
+from headstart.backbones.backbone import Backbone
+from headstart.baselines import (
+    Scratch,
+    Scratching,
+    Thumbnails,
+    fit_pixels,
+    majority_logits,
+    pixel_features,
+    scratch_epochs,
+    thumbnails,
+)
+from headstart.data.dataset import Dataset
+from headstart.data.splits import assign_folds
+from headstart.evaluate import TestReport, evaluate
+from headstart.features.engine import Engine
+from headstart.features.extract import Features, extract
+from headstart.features.store import Store
+from headstart.finetune import Finetuned
+from headstart.heads import Race, Score, fit_head, race
+from headstart.model import Model
+from headstart.tasks.classification import fit_temperature, softmax
+from headstart.verdict import Verdict, decide_verdict
+
+REPEATS = 3  # of cross-validation where no test set could be cut
+_SMALL = 40  # pixels; pictures of this size or less gain nothing from thumbnails of 64
+
+
+@dataclass(frozen=True, eq=False)
+class Rival:
+    """One model's logits (M, K) on the tested pictures, as they are and divided by the temperature that calibrates them."""
+
+    logits: NDArray[np.float32]
+    calibrated: NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """Train on `fit`, answer `asked`; indices (M,) into the data set, in the order of the pictures' contents."""
+
+    fit: NDArray[np.int64]
+    asked: NDArray[np.int64]
+
+
+Answer = Callable[[Pass], tuple[NDArray[np.float32], float]]  # logits of the pictures asked, temperature
+
+
+@dataclass(frozen=True, eq=False)
+class Baselines:
+    """Rivals without pretrained weights, the passes that they were tested in, and the runs from scratch."""
+
+    passes: tuple[Pass, ...]
+    rivals: Mapping[str, Rival]
+    scratch: tuple[Scratch, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Proof:
+    """What the test says. `indices` (M,) are the tested pictures, once per repeat; `rivals` by name."""
+
+    report: TestReport
+    verdict: Verdict
+    indices: NDArray[np.int64]
+    rivals: Mapping[str, Rival]
+    scratch: tuple[Scratch, ...]
+
+
+def passes(dataset: Dataset, tuned: Finetuned, seed: int) -> tuple[Pass, ...]:
+    """The sealed test as one pass; without one, cross-validation repeated (once where a ladder was judged on its folds)."""
+    pool, test = canonical(dataset, "train"), canonical(dataset, "test")
+    if len(test):
+        return (Pass(pool, test),)
+    labels, groups = dataset.labels[pool], dataset.groups[pool]
+    repeated = [dataset.fold[pool]] if tuned.rungs else [
+        assign_folds(labels, groups, 5, seed + repeat) for repeat in range(REPEATS)
+    ]
+    return tuple(Pass(pool[fold != n], pool[fold == n]) for fold in repeated for n in np.unique(fold))
+
+
+def canonical(dataset: Dataset, split: str) -> NDArray[np.int64]:
+    """One side of the split in the order of the pictures' contents, so that names and order of files change nothing."""
+    return np.array(sorted(dataset.indices(split).tolist(), key=lambda i: dataset.digests[i]), dtype=np.int64)
+
+
+def answers(each: tuple[Pass, ...], answer: Answer) -> Rival:
+    """One rival's logits over all passes."""
+    found = [answer(one) for one in each]
+    logits = [logits for logits, _ in found]
+    return Rival(np.concatenate(logits), np.concatenate([part / np.float32(heat) for part, heat in found]))
+
+
+def baselines(
+    dataset: Dataset,
+    store: Store,
+    tuned: Finetuned,
+    backbone: Backbone,
+    *,
+    deadline: float = math.inf,
+    seed: int = 0,
+    progress: runtime.Progress = runtime.silent,
+) -> Baselines:
+    """Majority class, pixels, and a small network that gets the arithmetic that transfer spent."""
+    each = passes(dataset, tuned, seed)
+    classes, labels = len(dataset.classes), dataset.labels
+    thumbs = thumbnails(dataset, store, side=32 if _usual_side(dataset) <= _SMALL else 64, progress=progress)
+    epochs = scratch_epochs(transfer_flops(backbone, dataset, tuned) / len(each), len(each[0].fit), thumbs.side)
+    runs: list[Scratch] = []
+
+    def majority(one: Pass) -> tuple[NDArray[np.float32], float]:
+        return majority_logits(labels[one.fit], classes, len(one.asked)), 1.0
+
+    def pixels(one: Pass) -> tuple[NDArray[np.float32], float]:
+        head, inside = fit_pixels(thumbs, labels[one.fit], dataset.fold[one.fit], classes, one.fit)
+        return head.logits(pixel_features(thumbs.read(one.asked))), fit_temperature(inside, labels[one.fit])
+
+    def scratch(one: Pass) -> tuple[NDArray[np.float32], float]:
+        val, fold = canonical(dataset, "val"), dataset.fold[one.fit]
+        fit, held = (one.fit, val) if len(val) else (one.fit[fold != fold.min()], one.fit[fold == fold.min()])
+        run = Scratching(
+            thumbs, dataset, store, epochs, fit, held, one.fit, one.asked, seed, deadline, progress
+        ).run()
+        runs.append(run)
+        return run.logits, fit_temperature(run.held_logits, labels[held])
+
+    rivals = {"majority": answers(each, majority), "pixels": answers(each, pixels), "scratch_cnn": answers(each, scratch)}
+    return Baselines(each, rivals, tuple(runs))
+
+
+def transfer_flops(backbone: Backbone, dataset: Dataset, tuned: Finetuned) -> float:
+    """Arithmetic that transfer spent, in FLOPs: one pass over all pictures, views up to each cut, and training."""
+    pool = len(dataset.indices("train"))
+    total = float(sum(backbone.flops)) * len(dataset)
+    for result in tuned.rungs:
+        below, above = sum(backbone.flops[: result.rung.cut]), sum(backbone.flops[result.rung.cut :])
+        trained = sum(len(curve) for curve in result.curves) + result.epochs * result.kept
+        total += pool * (result.rung.views * below + 3.0 * trained * above)
+    return total
+
+
+def _usual_side(dataset: Dataset) -> float:
+    sample = range(0, len(dataset), max(1, len(dataset) // 64))
+    sides = []
+    for index in sample:
+        with dataset.images.open(index) as picture:
+            sides.append(min(picture.size))
+    return float(np.median(sides))
+
+
+def prove(
+    model: Model,
+    heads: Race,
+    tuned: Finetuned,
+    features: Features,
+    dataset: Dataset,
+    against: Baselines,
+    store: Store,
+    *,
+    seed: int = 0,
+    progress: runtime.Progress = runtime.silent,
+) -> Proof:
+    """Open the test set, once, for every model together, and say what it shows."""
+    labels, classes = dataset.labels, len(dataset.classes)
+    sealed = len(dataset.indices("test")) > 0
+
+    def scored(one: Pass, last: bool) -> tuple[Score, NDArray[np.int64]]:
+        """The race's winner (or its last-stage head) for the pictures of this pass."""
+        ran = heads if sealed else race(features, labels[one.fit], dataset.fold[one.fit], classes, one.fit)
+        order = dataset.indices("train") if sealed else one.fit
+        return (ran.last if last else ran.best), order
+
+    def head(one: Pass, last: bool = False) -> tuple[NDArray[np.float32], float]:
+        score, order = scored(one, last)
+        fitted = fit_head(
+            features.stages(score.taps, one.fit), labels[one.fit], classes, score.kind, score.taps, score.strength
+        )
+        return fitted.logits(features.stages(score.taps, one.asked)), fit_temperature(score.logits, labels[order])
+
+    def final(one: Pass) -> tuple[NDArray[np.float32], float]:
+        engine = Engine(model.backbone, precision=model.precision)
+        asked = dataset.select(one.asked)
+        tested = extract(model.backbone, asked, store, engine=engine, progress=progress)
+        return model.head.logits(tested.stages(model.head.taps)), model.temperature
+
+    def out_of_fold(one: Pass) -> tuple[NDArray[np.float32], float]:
+        row = {int(index): place for place, index in enumerate(tuned.held)}
+        return tuned.logits[[row[int(index)] for index in one.asked]], model.temperature
+
+    rivals = {"head": answers(against.passes, head)}
+    ladder = answers(against.passes, final if sealed else out_of_fold) if tuned.kept else rivals["head"]
+    last = answers(against.passes, lambda one: head(one, last=True))
+    rivals = {"final": ladder, **rivals, "last_stage_head": last, **against.rivals}
+    asked = np.concatenate([one.asked for one in against.passes])
+    repeats = 1 if sealed else len(asked) // len(dataset.indices("train"))
+    # Every repeat in the same order of pictures: evaluation resamples pictures, not answers.
+    blocks = np.arange(len(asked)).reshape(repeats, -1)
+    order = np.concatenate([block[np.argsort(asked[block], kind="stable")] for block in blocks])
+    rivals = {name: Rival(rival.logits[order], rival.calibrated[order]) for name, rival in rivals.items()}
+    report = evaluate(
+        labels[asked[order]],
+        {name: softmax(rival.calibrated) for name, rival in rivals.items()},
+        uncalibrated={name: softmax(rival.logits) for name, rival in rivals.items()},
+        classes=dataset.classes,
+        seed=seed,
+        repeats=repeats,
+        protocol="sealed test" if sealed else "repeated cross-validation",
+    )
+    return Proof(report, decide_verdict(report), asked[order], rivals, against.scratch)

@@ -1,0 +1,158 @@
+"""From a finished run to what its report shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from headstart import runtime
+from headstart.data.dataset import Dataset
+from headstart.errors import UnreadableImage
+from headstart.finetune import Finetuned, RungResult
+from headstart.heads import Race, Score
+from headstart.model import Model
+from headstart.plan import Plan, Rung
+from headstart.proof import Proof
+from headstart.report.record import CurvePoint, HeadRow, Mistake, ReportData, RungRow, StageRow
+from headstart.report.report import thumbnail
+
+_CLASSES, _PICTURES, _MISTAKES = 12, 5, 24
+
+
+def gather(
+    dataset: Dataset,
+    heads: Race,
+    plan: Plan,
+    tuned: Finetuned,
+    model: Model,
+    proof: Proof,
+    seconds: Mapping[str, float],
+    command: str,
+) -> ReportData:
+    """Everything that the report shows, as plain records."""
+    assert dataset.audit is not None
+    return ReportData(
+        title=dataset.source.rstrip("/").rsplit("/", 1)[-1] or dataset.source,
+        backbone=model.backbone.origin.name,
+        audit=dataset.audit,
+        verdict=proof.verdict,
+        test=proof.report,
+        stages=_stages(heads, tuned, model),
+        heads=[_head(score, heads, model.backbone.names) for score in heads.candidates],
+        rungs=_rungs(plan, tuned),
+        plan_reasons=(*plan.reasons, *tuned.reasons),
+        thumbnails=_thumbnails(dataset),
+        mistakes=_mistakes(dataset, proof),
+        seconds=seconds,
+        peak_memory_bytes=runtime.peak_memory_bytes(),
+        versions=runtime.versions(),
+        command=command,
+        notes=_notes(tuned, proof),
+    )
+
+
+def _stages(heads: Race, tuned: Finetuned, model: Model) -> list[StageRow]:
+    backbone = model.backbone
+    cut = min((result.rung.cut for result in tuned.kept), default=len(backbone.names))
+    return [
+        StageRow(
+            name=name,
+            parameters=sum(p.numel() for p in backbone.stages[place].parameters()),
+            flops=backbone.flops[place] // 2,
+            frozen=place < cut,
+            accuracy=heads.profile[place].accuracy,
+            accuracy_se=heads.profile[place].accuracy_se,
+        )
+        for place, name in enumerate(backbone.names)
+    ]
+
+
+def _head(score: Score, heads: Race, names: tuple[str, ...]) -> HeadRow:
+    first, last = names[score.taps[0]], names[score.taps[-1]]
+    return HeadRow(
+        name=score.kind,
+        taps=first if len(score.taps) == 1 else f"{first} to {last}",
+        accuracy=score.accuracy,
+        accuracy_se=score.accuracy_se,
+        log_loss=score.log_loss,
+        strength=score.strength,
+        chosen=score is heads.best,
+    )
+
+
+def _rungs(plan: Plan, tuned: Finetuned) -> list[RungRow]:
+    done = [_tried(plan, number, result) for number, result in enumerate(tuned.rungs, 1)]
+    return done + [_untried(plan, number, rung) for number, rung in enumerate(plan.rungs, 1) if number > len(done)]
+
+
+def _tried(plan: Plan, number: int, result: RungResult) -> RungRow:
+    rung = result.rung
+    return RungRow(
+        name=f"Rung {number}",
+        cut=plan.stages[rung.cut],
+        epochs=result.epochs,
+        learning_rate=rung.lr_body,
+        reason=f"{rung.reason}; {result.reason}",
+        accuracy=result.accuracy,
+        gain=result.gain,
+        gain_se=result.gain_se,
+        kept=result.kept,
+        curves=[
+            [CurvePoint(row.epoch + 1, row.train_loss, row.val_loss, row.val_accuracy) for row in curve]
+            for curve in result.curves
+        ],
+    )
+
+
+def _untried(plan: Plan, number: int, rung: Rung) -> RungRow:
+    return RungRow(f"Rung {number}", plan.stages[rung.cut], rung.epochs, rung.lr_body, f"{rung.reason}; not tried")
+
+
+def _thumbnails(dataset: Dataset) -> list[tuple[str, list[bytes]]]:
+    """A few training pictures of the first classes; the test pictures stay sealed from the eye, too."""
+    pool = dataset.indices("train")
+    shown = []
+    for label, name in enumerate(dataset.classes[:_CLASSES]):
+        pictures = []
+        for index in pool[dataset.labels[pool] == label][:_PICTURES]:
+            with dataset.images.open(int(index)) as picture:
+                pictures.append(thumbnail(picture))
+        shown.append((name, pictures))
+    return shown
+
+
+def _mistakes(dataset: Dataset, proof: Proof) -> list[Mistake]:
+    count = proof.report.images
+    logits = proof.rivals["final"].calibrated[:count].astype(np.float64)
+    shares = np.exp(logits - logits.max(1, keepdims=True))
+    shares /= shares.sum(1, keepdims=True)
+    answered, labels = shares.argmax(1), dataset.labels[proof.indices[:count]]
+    wrong = np.flatnonzero(answered != labels)
+    worst = wrong[np.argsort(-shares[wrong, answered[wrong]], kind="stable")][:_MISTAKES]
+    shown = []
+    for place in worst:
+        index = int(proof.indices[place])
+        try:
+            with dataset.images.open(index) as picture:
+                jpeg = thumbnail(picture)
+        except UnreadableImage:
+            jpeg = b""  # the file went away after it was tested; its row still counts
+        shown.append(Mistake(
+            dataset.names[index], dataset.classes[labels[place]], dataset.classes[answered[place]],
+            float(shares[place, answered[place]]), jpeg,
+        ))
+    return shown
+
+
+def _notes(tuned: Finetuned, proof: Proof) -> list[str]:
+    runs = proof.scratch
+    notes = [
+        f"The small network was trained for {runs[0].epochs} epochs at learning rate {runs[0].rate:g}, the best of three on held-out "
+        f"pictures, in {sum(run.seconds for run in runs):.0f} s; it had at least the arithmetic that transfer spent."
+    ]
+    if not all(run.complete for run in runs):
+        notes.append("Time ran out before the small network had its share: read its result as a lower bound. Give more --budget.")
+    if tuned.kept and tuned.refit:
+        notes.append("The rungs that paid were trained again on all training pictures.")
+    return notes

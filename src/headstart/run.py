@@ -1,0 +1,314 @@
+"""A run: its story while it goes on, its folder on disk, and what it leaves in the caller's hands."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import math
+import shlex
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Protocol, final
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from headstart import bundle, runtime
+from headstart.data.dataset import Dataset
+from headstart.errors import OutputError
+from headstart.finetune import Finetuned
+from headstart.heads import Race
+from headstart.model import Model
+from headstart.plan import Plan
+from headstart.proof import Proof
+from headstart.report.gather import gather
+from headstart.report.report import render
+from headstart.verdict import Verdict
+
+FORMAT = 1
+LOG = "log.txt"
+
+
+class Settings(Protocol):
+    """The options of a run: a frozen dataclass of plain values."""
+
+    @property
+    def seed(self) -> int: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What `fit` gives back; everything in it is also in `folder`, where one was asked for."""
+
+    folder: Path | None
+    dataset: Dataset
+    plan: Plan
+    model: Model
+    verdict: Verdict
+    metrics: dict[str, Any]
+    predictions: list[dict[str, Any]]
+    report_html: str
+
+    @property
+    def report(self) -> Path | None:
+        """The HTML report, where the run has a folder."""
+        return None if self.folder is None else self.folder / "report.html"
+
+
+@final
+class Story:
+    """What happened, line by line, and how long each phase took."""
+
+    def __init__(self, tell: Callable[[str], None] | None = None) -> None:
+        self._tell = tell
+        self._began = time.monotonic()
+        self._log: Path | None = None
+        self.seconds: dict[str, float] = {}
+        self.lines: list[str] = []
+
+    @property
+    def total(self) -> float:
+        """Seconds since the run began."""
+        return time.monotonic() - self._began
+
+    @contextlib.contextmanager
+    def to(self, folder: Folder) -> Iterator[None]:
+        """Also write every line to the folder's log."""
+        self._log = None if folder.path is None else folder.path / LOG
+        try:
+            yield
+        except BaseException as error:
+            self._write(f"stopped: {type(error).__name__}: {error}")
+            raise
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time one phase."""
+        began = time.monotonic()
+        yield
+        self.seconds[name] = time.monotonic() - began
+        self._write(f"{name} took {self.seconds[name]:.1f} s")
+
+    def say(self, line: str) -> None:
+        """Tell a line to the person, and keep it."""
+        self._write(line)
+        if self._tell is not None:
+            self._tell(line)
+
+    def dataset(self, dataset: Dataset) -> None:
+        """What the data are."""
+        sides = ", ".join(f"{len(dataset.indices(s)):,} {s}" for s in ("train", "val", "test") if len(dataset.indices(s)))
+        self.say(f"{len(dataset):,} images of {len(dataset.classes)} classes: {sides}")
+        if dataset.audit is not None:
+            for finding in dataset.audit.findings:
+                if finding.severity != "note":
+                    self.say(f"{finding.severity}: {finding.message}")
+                else:
+                    self._write(f"note: {finding.message}")
+
+    def heads(self, heads: Race) -> None:
+        """Which head won, and why."""
+        best = heads.best
+        self.say(f"frozen head: {100 * best.accuracy:.1f} ± {100 * best.accuracy_se:.1f} % out of fold; {heads.reason}")
+
+    def plan(self, plan: Plan) -> None:
+        """What is going to be tried, and why."""
+        for reason in plan.reasons[1:]:
+            self.say(f"plan: {reason}")
+        for rung in plan.rungs:
+            self.say(f"plan: {rung.reason}; {rung.epochs} epochs, {rung.views} views")
+
+    def finetuned(self, tuned: Finetuned) -> None:
+        """How each rung did."""
+        for result in tuned.rungs:
+            self.say(f"rung from {result.rung.cut + 1}: {result.reason}")
+        for reason in tuned.reasons:
+            self.say(reason)
+
+    def _write(self, line: str) -> None:
+        stamped = f"{self.total:9.1f}  {line}"
+        self.lines.append(stamped)
+        if self._log is not None:
+            with contextlib.suppress(OSError), self._log.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(stamped + "\n")
+
+
+@final
+@dataclass(frozen=True)
+class Folder:
+    """The run folder while this process writes it; `path` is None for a run that is kept in memory."""
+
+    path: Path | None
+    config: dict[str, Any]
+    _lock: FileLock | None = field(default=None, repr=False)
+
+    @classmethod
+    def claim(cls, out: str | Path | None, source: object, options: Settings, *, overwrite: bool = False) -> Folder:
+        """Make the folder, or take the one that an interrupted run with the same options left.
+
+        Raises:
+            OutputError: where it cannot be written, another run is writing it, or it holds a run with other options.
+        """
+        config = {
+            "format": FORMAT, "source": _described(source), "options": asdict(options),  # type: ignore[call-overload]
+            "versions": runtime.versions(),
+        }
+        if out is None:
+            return cls(None, config)
+        path = Path(out)
+        lock = FileLock(path / ".lock", timeout=0)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout as error:
+            raise OutputError(f"Another run is writing '{path}' now. Wait for it, or give another folder with --out.") from error
+        except OSError as error:
+            raise OutputError(
+                f"Cannot write the run folder '{path}': {error.strerror or error}. Give another one with --out."
+            ) from error
+        claimed = cls(path, config, lock)
+        try:
+            claimed._settle(overwrite)
+        except BaseException:
+            lock.release()
+            raise
+        return claimed
+
+    def _settle(self, overwrite: bool) -> None:
+        assert self.path is not None
+        kept = self.path / "config.json"
+        others = [p.name for p in self.path.iterdir() if p.name not in (".lock", LOG)]
+        if kept.exists():
+            with contextlib.suppress(OSError, ValueError):
+                before = json.loads(kept.read_text(encoding="utf-8"))
+                same = all(before.get(key) == self.config[key] for key in ("source", "options"))
+                if not same and not overwrite:
+                    raise OutputError(
+                        f"'{self.path}' holds a run on other data or with other options. Give another folder with --out, "
+                        "or --overwrite to replace it."
+                    )
+        elif others and not overwrite:
+            raise OutputError(
+                f"'{self.path}' is not empty and holds no run ({others[0]}, …). Give another folder with --out, "
+                "or --overwrite to write into it."
+            )
+        self.write("config.json", json.dumps(self.config, indent=1))
+
+    def __enter__(self) -> Folder:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._lock is not None and self.path is not None:
+            self._lock.release()
+            with contextlib.suppress(OSError):
+                (self.path / ".lock").unlink(missing_ok=True)
+
+    def write(self, name: str, text: str) -> None:
+        """Write one file of the folder, atomically."""
+        if self.path is not None:
+            bundle.write_atomically(self.path / name, text.encode("utf-8", errors="backslashreplace"))
+
+    def keep(
+        self, story: Story, options: Settings, dataset: Dataset, heads: Race, plan: Plan, tuned: Finetuned, model: Model,
+        proof: Proof,
+    ) -> Run:
+        """Write the finished run: plan, audit, predictions, bundle, report, and `metrics.json`, which ends it."""
+        began = time.monotonic()
+        predictions = _predictions(dataset, proof)
+        if dataset.audit is not None:
+            self.write("audit.json", dataset.audit.model_dump_json(indent=1))
+        self.write("plan.json", plan.model_dump_json(indent=1))
+        self.write("predictions.csv", _csv(predictions))
+        if self.path is not None:
+            bundle.save(model, self.path, versions=runtime.versions())
+        command = reproduce(self.config["source"], options, self.path)
+        timings = {**story.seconds, "total": story.total}
+        html = render(gather(dataset, heads, plan, tuned, model, proof, timings, command))
+        story.seconds["report"] = time.monotonic() - began
+        metrics = {
+            "format": FORMAT,
+            "verdict": proof.verdict.outcome,
+            "overkill": proof.verdict.overkill,
+            "chosen": "finetuned" if tuned.kept else "head",
+            "sentence": proof.verdict.sentence,
+            "test": proof.report.model_dump(mode="json"),
+            "temperature": model.temperature,
+            "rungs": [
+                {"cut": r.rung.cut, "kept": r.kept, "accuracy": r.accuracy, "gain": r.gain, "gain_se": r.gain_se,
+                 "alpha": r.alpha, "epochs": r.epochs, "seconds": r.seconds, "complete": r.complete}
+                for r in tuned.rungs
+            ],
+            "seconds": {"total": story.total, **story.seconds},
+            "peak_memory_bytes": runtime.peak_memory_bytes(),
+        }
+        self.write("report.html", html)
+        self.write("metrics.json", json.dumps(_finite(metrics), indent=1, allow_nan=False))
+        story.say(proof.verdict.sentence)
+        return Run(self.path, dataset, plan, model, proof.verdict, metrics, predictions, html)
+
+
+def _described(source: object) -> str:
+    if isinstance(source, str | Path):
+        return str(Path(source).expanduser().absolute())
+    return f"{type(source).__module__}.{type(source).__name__} in memory"
+
+
+def reproduce(source: str, options: Settings, folder: Path | None) -> str:
+    """The command that gives this run again: only what differs from the defaults is named."""
+    words = ["headstart", "fit", source]
+    if folder is not None:
+        words += ["--out", str(folder)]
+    for each in fields(options):  # type: ignore[arg-type]
+        value = getattr(options, each.name)
+        if value != each.default or each.name == "seed":
+            words += ["--" + each.name.replace("_", "-"), "none" if value is None else str(value)]
+    return shlex.join(words)
+
+
+def _predictions(dataset: Dataset, proof: Proof) -> list[dict[str, Any]]:
+    """One row per tested picture (its first repeat): path, label, predicted, probability, second, second_probability."""
+    count = proof.report.images
+    heat = proof.rivals["final"].calibrated[:count].astype(np.float64)
+    shares = np.exp(heat - heat.max(1, keepdims=True))
+    shares /= shares.sum(1, keepdims=True)
+    rows = []
+    for index, row in zip(proof.indices[:count], shares, strict=True):
+        first, second = np.argsort(-row, kind="stable")[:2]
+        rows.append({
+            "path": dataset.names[int(index)],
+            "label": dataset.classes[dataset.labels[index]],
+            "predicted": dataset.classes[first],
+            "probability": float(row[first]),
+            "second": dataset.classes[second],
+            "second_probability": float(row[second]),
+        })
+    return sorted(rows, key=lambda row: str(row["path"]))
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["path", "label", "predicted", "probability", "second", "second_probability"])
+    writer.writeheader()
+    writer.writerows({n: f"{v:.6f}" if isinstance(v, float) else v for n, v in row.items()} for row in rows)
+    return text.getvalue()
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: what was not measured is null."""
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def free_folder(source: object) -> Path:
+    """`runs/<name of the data>` as the default place of a run."""
+    name = Path(str(source)).resolve().name if isinstance(source, str | Path) else "run"
+    return Path("runs") / (name or "run")
+
+

@@ -1,0 +1,306 @@
+"""The one training loop: it trains `stages[cut:]` and a linear head from activations at the cut.
+
+Practice it follows: deeper stages learn slower (Howard & Ruder 2018), normalisation statistics stay those of the source, one
+cycle of the learning rate (Smith 2018). Where the activations come from, the store or the pictures, makes no difference to it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any, Protocol, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from headstart import runtime
+from headstart.backbones.backbone import Activation, Backbone
+from headstart.data.dataset import Dataset
+from headstart.data.images import load_view
+from headstart.features.engine import Engine, as_activation, normalize
+from headstart.features.extract import Cached, Features, columns, transform_of
+from headstart.features.store import Artifact
+from headstart.heads import Head, Kind
+from headstart.plan import Rung
+
+_EVAL_BATCH = 64
+
+
+class Source(Protocol):
+    """Where activations at the cut come from: the store, or the pictures themselves."""
+
+    def batch(
+        self, indices: NDArray[np.int64], views: NDArray[np.int64], device: torch.device
+    ) -> tuple[Activation, Tensor]:
+        """Float32 activation that enters `stages[cut]`, and pooled outputs (M, P) of `stages[:cut]`."""
+        ...
+
+
+@final
+@dataclass(frozen=True)
+class FromStore:
+    """Activations that were computed once."""
+
+    backbone: Backbone
+    cached: Cached
+
+    def batch(
+        self, indices: NDArray[np.int64], views: NDArray[np.int64], device: torch.device
+    ) -> tuple[Activation, Tensor]:
+        flat, beside = self.cached.read(indices, views)
+        return as_activation(self.backbone, flat, self.cached.cut, device), torch.from_numpy(beside).to(device)
+
+
+@final
+@dataclass(frozen=True)
+class FromImages:
+    """Activations computed anew from the pictures, view by view; with cut 0, the normalised pictures themselves."""
+
+    engine: Engine
+    dataset: Dataset
+    cut: int
+    seed: int
+    flip: bool = True
+
+    def batch(
+        self, indices: NDArray[np.int64], views: NDArray[np.int64], device: torch.device
+    ) -> tuple[Activation, Tensor]:
+        transform = transform_of(self.engine.backbone)
+        pictures = np.stack([
+            load_view(self.dataset.images, int(i), transform, view=int(v), seed=self.seed)
+            for i, v in zip(indices, views, strict=True)
+        ])
+        if self.cut == 0:
+            images = normalize(pictures, self.engine.backbone.input, device)
+            return images, torch.empty(len(indices), 0, device=device)
+        flat, beside = self.engine.activations(pictures, self.cut)
+        activation = self.engine.backbone.unflatten(self.cut, flat.to(device).float())
+        return activation, torch.from_numpy(beside).to(device)
+
+
+@final
+class Net(nn.Module):
+    """`stages[cut:]` of a backbone and a linear head on the pooled outputs of the stages `taps`.
+
+    The head works on features standardised by fixed `mean` and `scale` (D,), so that one learning rate suits all of them.
+    """
+
+    def __init__(self, backbone: Backbone, head: Head, cut: int, mean: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        self.backbone, self.cut, self.taps = backbone, cut, head.taps
+        self.register_buffer("mean", mean)
+        self.register_buffer("scale", scale)
+        weight = torch.from_numpy(head.weight).to(mean.device)
+        self.head = nn.Linear(*weight.shape)
+        with torch.no_grad():
+            self.head.weight.copy_((weight * scale[:, None]).T)
+            self.head.bias.copy_(torch.from_numpy(head.bias).to(mean.device) + mean @ weight)
+        chosen = columns(backbone.widths, head.taps)
+        self.register_buffer("columns", torch.from_numpy(chosen))
+
+    def forward(self, activation: Activation, beside: Tensor) -> Tensor:
+        """Activation at the cut and pooled prefix (M, P) to logits (M, K)."""
+        pooled = torch.cat([beside, *self.backbone.pooled(activation, self.cut)], dim=1)
+        return self.head((pooled[:, self.columns] - self.mean) / self.scale)  # type: ignore[no-any-return, operator]
+
+    def linear(self, kind: Kind, strength: float) -> Head:
+        """The head as a linear layer on raw pooled features."""
+        with torch.no_grad():
+            weight = (self.head.weight / self.scale).T  # type: ignore[operator]
+            bias = self.head.bias - self.mean @ weight  # type: ignore[operator]
+        return Head(kind, self.taps, strength, weight.cpu().numpy().copy(), bias.cpu().numpy().copy())
+
+    def weights(self) -> dict[str, Tensor]:
+        """Copies of all that may change: parameters and buffers of `stages[cut:]`, and the head."""
+        return {name: value.detach().clone() for name, value in self._living().items()}
+
+    def load(self, weights: dict[str, Tensor]) -> None:
+        """Put copies from `weights()` back."""
+        living = self._living()
+        with torch.no_grad():
+            for name, value in weights.items():
+                living[name].copy_(value)
+
+    def _living(self) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for place in range(self.cut, len(self.backbone.stages)):
+            stage = self.backbone.stages[place]
+            found |= {f"stage{place}.{name}": value for name, value in stage.named_parameters()}
+            found |= {f"stage{place}.{name}": value for name, value in stage.named_buffers()}
+        return found | {f"head.{name}": value for name, value in self.head.named_parameters()}
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One pass: mean training loss, and loss and accuracy on the pictures held out (NaN where none are)."""
+
+    epoch: int
+    train_loss: float
+    val_loss: float
+    val_accuracy: float
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """The end of one training: the best weights, the epoch they are from, the curve, and whether it ran to its end."""
+
+    weights: dict[str, Tensor]
+    best_epoch: int
+    curve: tuple[Epoch, ...]
+    complete: bool
+
+
+@final
+class Checkpoint:
+    """The state of a training after its last whole epoch, kept in the store until the training ends."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        self._artifact = artifact
+
+    def load(self, net: Net, optimizer: torch.optim.AdamW) -> tuple[list[Epoch], dict[str, Tensor], int] | None:
+        """Restore net and optimizer; the curve so far, the best weights and their epoch, or None where there is nothing."""
+        stored = self._artifact.load()
+        if stored is None:
+            return None
+        record, arrays = stored
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        net.load({n.removeprefix("now."): t for n, t in tensors.items() if n.startswith("now.")})
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith("adam."):
+                _, place, field = name.split(".")
+                moments.setdefault(int(place), {})[field] = tensor
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+        best = {n.removeprefix("best."): t for n, t in tensors.items() if n.startswith("best.")}
+        return [Epoch(**row) for row in record["curve"]], best, int(record["best_epoch"])
+
+    def save(
+        self, net: Net, optimizer: torch.optim.AdamW, curve: list[Epoch], best: dict[str, Tensor], best_epoch: int
+    ) -> None:
+        """Keep the state after the epoch that just ended."""
+        tensors = {f"now.{name}": value for name, value in net.weights().items()}
+        tensors |= {f"best.{name}": value for name, value in best.items()}
+        for place, moments in optimizer.state_dict()["state"].items():
+            tensors |= {f"adam.{place}.{field}": value for field, value in moments.items()}
+        record = {"curve": [vars(row) for row in curve], "best_epoch": best_epoch}
+        self._artifact.save(record, {name: value.cpu().numpy() for name, value in tensors.items()})
+
+    def drop(self) -> None:
+        """The training has ended; its result is kept elsewhere."""
+        self._artifact.drop()
+
+
+def one_cycle(step: int, steps: int, warm: float = 0.3) -> float:
+    """Factor of the peak learning rate: a cosine up over the first `warm` share of the steps, a cosine down to 0 after it."""
+    turn = max(1.0, warm * steps)
+    if step < turn:
+        return 0.04 + 0.96 * 0.5 * (1 - math.cos(math.pi * step / turn))
+    return 0.5 * (1 + math.cos(math.pi * (step - turn) / max(1.0, steps - turn)))
+
+
+def optimizer_for(net: Net, rung: Rung) -> torch.optim.AdamW:
+    """AdamW over exactly what trains, one group per stage, slower the deeper it lies; no decay on biases and norms."""
+    groups: list[dict[str, Any]] = []
+    stages = [list(stage.parameters()) for stage in list(net.backbone.stages)[net.cut :]]
+    for depth, parameters in enumerate(reversed(stages)):
+        rate = rung.lr_body * rung.lr_decay**depth
+        for chosen, decay in (
+            ([p for p in parameters if p.ndim > 1], rung.weight_decay),
+            ([p for p in parameters if p.ndim <= 1], 0.0),
+        ):
+            if chosen:
+                groups.append({"params": chosen, "lr": rate, "peak": rate, "weight_decay": decay})
+    head = list(net.head.parameters())
+    groups.append({"params": head, "lr": rung.lr_head, "peak": rung.lr_head, "weight_decay": rung.weight_decay})
+    return torch.optim.AdamW(groups)
+
+
+@torch.no_grad()
+def held_out_logits(net: Net, source: Source, indices: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Logits (M, K) float32 of the clean views of `indices` (M,)."""
+    net.eval()
+    device = net.head.weight.device
+    blocks = [np.empty((0, net.head.out_features), np.float32)]
+    for start in range(0, len(indices), _EVAL_BATCH):
+        part = indices[start : start + _EVAL_BATCH]
+        blocks.append(net(*source.batch(part, np.zeros(len(part), np.int64), device)).cpu().numpy())
+    return np.concatenate(blocks)
+
+
+def train(
+    net: Net,
+    source: Source,
+    labels: NDArray[np.int64],
+    fit: NDArray[np.int64],
+    held: NDArray[np.int64],
+    rung: Rung,
+    *,
+    seed: int,
+    epochs: int | None = None,
+    checkpoint: Checkpoint | None = None,
+    deadline: float = math.inf,
+    advance: runtime.Advance = runtime.nothing,
+) -> Trained:
+    """Train the net on the pictures `fit`, watch the pictures `held`, and leave the best weights in it.
+
+    Best is the epoch with the highest held-out accuracy, of equals the later; without held-out pictures, the last of `epochs`.
+    It stops early where half of the schedule has passed without a better epoch. Every random draw comes from (`seed`, epoch), so a
+    run resumed from its checkpoint ends as the uninterrupted one. Past `deadline` (on `time.monotonic`'s clock) it ends with the
+    best weights so far.
+    """
+    device = net.head.weight.device
+    optimizer = optimizer_for(net, rung)
+    per_epoch = max(1, math.ceil(len(fit) / rung.batch))
+    curve: list[Epoch] = []
+    best, best_epoch = net.weights(), -1
+    resumed = checkpoint.load(net, optimizer) if checkpoint else None
+    if resumed is not None:
+        curve, best, best_epoch = resumed
+        advance(len(curve))
+    target = torch.from_numpy(labels).to(device)
+    for epoch in range(len(curve), rung.epochs if epochs is None else epochs):
+        draw = np.random.default_rng([seed, epoch])
+        torch.manual_seed(int(draw.integers(2**31)))  # for dropout in the stages that train
+        order, views = draw.permutation(fit), draw.integers(rung.views, size=len(fit))
+        net.backbone.train_from(net.cut)
+        if rung.statistics == "learnt":
+            for stage in net.backbone.stages[net.cut :]:
+                stage.train()
+        total = torch.zeros((), device=device)
+        for place in range(per_epoch):
+            if time.monotonic() > deadline:
+                net.load(best)
+                return Trained(best, best_epoch, tuple(curve), False)
+            part = slice(place * rung.batch, (place + 1) * rung.batch)
+            factor = one_cycle(epoch * per_epoch + place, rung.epochs * per_epoch)
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * factor
+            logits = net(*source.batch(order[part], views[part], device))
+            loss = nn.functional.cross_entropy(logits, target[order[part]], label_smoothing=rung.smoothing)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            total += loss.detach() * len(order[part])
+        curve.append(_judged(net, source, labels, held, epoch, float(total) / max(1, len(fit))))
+        if best_epoch < 0 or not len(held) or curve[-1].val_accuracy >= curve[best_epoch].val_accuracy:
+            best, best_epoch = net.weights(), epoch
+        if checkpoint:
+            checkpoint.save(net, optimizer, curve, best, best_epoch)
+        advance(1, **({"accuracy": f"{curve[-1].val_accuracy:.3f}"} if len(held) else {}))
+        if len(held) and epoch - best_epoch > rung.epochs // 2:
+            break
+    net.load(best)
+    return Trained(best, best_epoch, tuple(curve), True)
+
+
+def _judged(
+    net: Net, source: Source, labels: NDArray[np.int64], held: NDArray[np.int64], epoch: int, train_loss: float
+) -> Epoch:
+    if not len(held):
+        return Epoch(epoch, train_loss, math.nan, math.nan)
+    logits, target = torch.from_numpy(held_out_logits(net, source, held)), torch.from_numpy(labels[held])
+    loss = float(nn.functional.cross_entropy(logits, target))
+    return Epoch(epoch, train_loss, loss, float((logits.argmax(1) == target).float().mean()))
