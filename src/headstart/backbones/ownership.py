@@ -146,6 +146,6 @@ def _unshare(net: Part, elsewhere: set[int]) -> None:
     one.
     """
     for holder in list(net.modules()):
-        for name, child in list(holder.named_children()):
-            if id(child) in elsewhere and not [*child.parameters(), *child.buffers()]:
+        for name, child in list(holder._modules.items()):
+            if child is not None and id(child) in elsewhere and not [*child.parameters(), *child.buffers()]:
                 holder.register_module(name, copy.deepcopy(child))
