@@ -40,7 +40,7 @@ def test_changed_copies_are_found_and_others_are_not(change: object) -> None:
     assert found(originals + [change(image) for image in originals]) == {(i, i + 40) for i in range(40)}
 
 
-def test_strokes_on_black_and_empty_pictures_do_not_collapse() -> None:
+def test_strokes_on_black_do_not_collapse() -> None:
     random = np.random.default_rng(0)
     digits = []
     for _ in range(300):  # slanted strokes of different place and weight, 28 x 28
@@ -53,13 +53,13 @@ def test_strokes_on_black_and_empty_pictures_do_not_collapse() -> None:
     pairs = found(digits)
     groups = components(300, np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2))
     assert np.bincount(groups).max() <= 30
-    blank = [
-        Image.fromarray(
-            np.full((100, 100), 250, np.uint8) + random.integers(0, 3, (100, 100), dtype=np.uint8)
-        )
-        for _ in range(20)
-    ]
-    assert found(blank) == set()
+
+
+@pytest.mark.parametrize(("contrast", "expected"), [(2, 0), (40, 1)])
+def test_pictures_that_show_next_to_nothing_are_not_called_alike(contrast: int, expected: int) -> None:
+    light = np.linspace(200, 200 + contrast, 32)[:, None] + np.zeros((32, 32))
+    pages = np.stack([light, light]).astype(np.uint8)  # empty pages under the same lamp
+    assert len(near_pairs(np.zeros(2, np.uint64), pages, np.array([100, 100])).index) == expected
 
 
 def test_textures_do_not_collapse() -> None:

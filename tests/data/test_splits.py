@@ -115,14 +115,17 @@ def test_adding_a_picture_of_one_class_hardly_moves_the_others() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "expected"),
-    [([10, 10, 10], 10), ([30], 0), ([29, 1], 1), ([15, 15], 15), ([25, 2, 2, 1], 5), ([1] * 30, 6)],
-)
-def test_few_large_groups_give_what_can_be_given(sizes: list[int], expected: int) -> None:
+    ("sizes", "fraction", "expected"),
+    [
+        ([10, 10, 10], 0.2, 10), ([30], 0.2, 0), ([30], 0.9, 0), ([29, 1], 0.2, 1), ([15, 15], 0.2, 15),
+        ([25, 2, 2, 1], 0.2, 5), ([1] * 30, 0.2, 6),
+    ],
+)  # fmt: skip
+def test_few_large_groups_give_what_can_be_given(sizes: list[int], fraction: float, expected: int) -> None:
     groups = np.repeat(np.arange(len(sizes)), sizes)
     labels = np.zeros(30, dtype=np.int64)
     contents = [f"{number:064x}" for number in range(30)]
-    assert int(assign_test(labels, groups, contents, 0.2, 0).sum()) == expected
+    assert int(assign_test(labels, groups, contents, fraction, 0).sum()) == expected
 
 
 def test_no_more_folds_than_the_richest_class_has_groups() -> None:
