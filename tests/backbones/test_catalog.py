@@ -74,9 +74,7 @@ def test_listing_imports_no_torch_and_takes_no_time() -> None:
 
 
 def test_names_with_and_without_their_source_are_the_same() -> None:
-    plain, full = (
-        load_backbone(name) for name in ("tf_efficientnet_lite0", "timm:tf_efficientnet_lite0.in1k")
-    )
+    plain, full = (load_backbone(name) for name in ("tf_efficientnet_lite0", "timm:tf_efficientnet_lite0.in1k"))
     assert plain.digest() == full.digest()
     assert plain.origin.digest == full.origin.digest
 
@@ -88,9 +86,7 @@ def test_a_misspelt_name_is_met_with_near_ones() -> None:
         load_backbone("resnet5o")
     with pytest.raises(UnknownBackbone, match=r"Did you mean .*convnext_tiny"):
         load_backbone("torchvision:convnext_tny")
-    with pytest.raises(
-        UnknownBackbone, match="no source 'tim' in 'tim:resnet50', expected one of: timm, torchvision"
-    ):
+    with pytest.raises(UnknownBackbone, match="no source 'tim' in 'tim:resnet50', expected one of: timm, torchvision"):
         load_backbone("tim:resnet50")
 
 
@@ -162,12 +158,8 @@ def test_a_weights_file_of_another_network_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
-    torch.save(
-        {"state_dict": {"a": torch.zeros(1)}, "config": Path("x"), "net": ConvNet()}, tmp_path / "code.pth"
-    )
-    with pytest.raises(
-        WeightsError, match=r"files that would run code are refused.*safetensors.torch.save_file"
-    ):
+    torch.save({"state_dict": {"a": torch.zeros(1)}, "config": Path("x"), "net": ConvNet()}, tmp_path / "code.pth")
+    with pytest.raises(WeightsError, match=r"files that would run code are refused.*safetensors.torch.save_file"):
         load_backbone("test_resnet", weights=tmp_path / "code.pth")
 
 

@@ -36,9 +36,7 @@ def test_stages_follow_the_modules() -> None:
 
 def test_a_shared_table_is_owned_once_and_used_by_all() -> None:
     backbone = cut(Tokens())
-    owners = [
-        name for stage in backbone.stages for name, _ in stage.named_parameters() if name == "net.table"
-    ]
+    owners = [name for stage in backbone.stages for name, _ in stage.named_parameters() if name == "net.table"]
     assert len(owners) == 1
     x = images()
     before = backbone(x)
@@ -251,9 +249,7 @@ def test_randomness_at_run_time_is_refused() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x + torch.randn(x.shape[1:])
 
-    network = nn.Sequential(
-        nn.Conv2d(3, 8, 3), Noisy(), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)
-    )
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), Noisy(), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3))
     with pytest.raises(PartitionError, match="do not equal the original network"):
         cut(network)
 
@@ -282,7 +278,5 @@ def test_a_wrong_input_size_is_named() -> None:
 
 def test_attention_blocks_are_kept_whole() -> None:
     backbone = cut(Tokens())
-    held = [
-        module for stage in backbone.stages for module in stage.modules() if isinstance(module, Attention)
-    ]
+    held = [module for stage in backbone.stages for module in stage.modules() if isinstance(module, Attention)]
     assert len(held) == 5

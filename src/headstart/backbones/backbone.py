@@ -12,7 +12,8 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from headstart.backbones.program import Activation, Program
+from headstart.backbones.program import Activation as Activation  # named so, because other rooms use it
+from headstart.backbones.program import Program
 from headstart.errors import BackboneError, WeightsError
 
 
@@ -100,6 +101,7 @@ class Backbone(nn.Module):
     widths: pooled width of each stage's output.
     shapes: per stage the shape(s) of its output without the batch axis: a tuple of one or more tensors.
     flops: forward FLOPs per image of each stage.
+    cut: how many stages are frozen.
     """
 
     stages: nn.ModuleList
@@ -123,8 +125,7 @@ class Backbone(nn.Module):
         self.flops = tuple(layout.flops for layout in layouts)
         self._axes = tuple(layout.axes for layout in layouts)
         self.widths = tuple(
-            sum(shape[axis] for shape, axis in zip(layout.shapes, layout.axes, strict=True))
-            for layout in layouts
+            sum(shape[axis] for shape, axis in zip(layout.shapes, layout.axes, strict=True)) for layout in layouts
         )
         self._network = (network,)  # in a tuple: the stages register its parts, and only they do
         self._aliases = dict(aliases)
@@ -149,9 +150,7 @@ class Backbone(nn.Module):
         """Run `stages[start:]`; each output pooled to (N, widths[i]) float32."""
         return self.run_and_pool(activation, start, len(self.stages))[1]
 
-    def run_and_pool(
-        self, activation: Activation, start: int, stop: int
-    ) -> tuple[Activation, tuple[Tensor, ...]]:
+    def run_and_pool(self, activation: Activation, start: int, stop: int) -> tuple[Activation, tuple[Tensor, ...]]:
         """Run `stages[start:stop]`; the last output, and each output pooled to (N, widths[i]) float32."""
         self._expect(start, activation)
         pooled = []
@@ -191,8 +190,7 @@ class Backbone(nn.Module):
                 "values per image. They were made at another cut or by another backbone; extract them again."
             )
         parts = tuple(
-            part.reshape(-1, *shape)
-            for part, shape in zip(torch.split(flat, lengths, dim=1), shapes, strict=True)
+            part.reshape(-1, *shape) for part, shape in zip(torch.split(flat, lengths, dim=1), shapes, strict=True)
         )
         return parts[0] if len(parts) == 1 else parts
 
@@ -205,16 +203,12 @@ class Backbone(nn.Module):
         keep to this cut.
         """
         if not 0 <= cut <= len(self.stages):
-            raise BackboneError(
-                f"cut {cut} is not within 0..{len(self.stages)}, the cuts of {self.origin.name}."
-            )
+            raise BackboneError(f"cut {cut} is not within 0..{len(self.stages)}, the cuts of {self.origin.name}.")
         self.cut = cut
         for index, stage in enumerate(self.stages):
             for name, parameter in stage.named_parameters():
                 name = name.removeprefix("net.")
-                parameter.requires_grad_(
-                    index >= cut and name not in self._fixed and parameter.is_floating_point()
-                )
+                parameter.requires_grad_(index >= cut and name not in self._fixed and parameter.is_floating_point())
                 if index < cut:
                     parameter.grad = None
         self.train(cut < len(self.stages))

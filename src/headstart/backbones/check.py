@@ -54,26 +54,20 @@ def check_backbone(backbone: Backbone, reference: nn.Module | None = None, devic
 
 
 def _broken(backbone: Backbone, promise: str, got: str) -> PartitionError:
-    return PartitionError(
-        f"{backbone.origin.name} breaks a promise: {promise}. Got: {got}. Use another backbone."
-    )
+    return PartitionError(f"{backbone.origin.name} breaks a promise: {promise}. Got: {got}. Use another backbone.")
 
 
 def _check_names(backbone: Backbone, original: nn.Module) -> None:
     own, expected = backbone.state(), original.state_dict()
     if own.keys() != expected.keys():
         odd = sorted(own.keys() ^ expected.keys())
-        raise _broken(
-            backbone, "the stages hold exactly the original's weights", f"{len(odd)} odd names, as {odd[:3]}"
-        )
+        raise _broken(backbone, "the stages hold exactly the original's weights", f"{len(odd)} odd names, as {odd[:3]}")
     for name, tensor in own.items():
         if tensor.shape != expected[name].shape:
             raise _broken(backbone, "every weight keeps its shape", f"{name} {tuple(tensor.shape)}")
     ids = [id(tensor) for stage in backbone.stages for tensor in [*stage.parameters(), *stage.buffers()]]
     if len(ids) != len(set(ids)):
-        raise _broken(
-            backbone, "a weight belongs to one stage", f"{len(ids) - len(set(ids))} belong to several"
-        )
+        raise _broken(backbone, "a weight belongs to one stage", f"{len(ids) - len(set(ids))} belong to several")
 
 
 def _check_meta(backbone: Backbone) -> None:
@@ -84,9 +78,7 @@ def _check_meta(backbone: Backbone) -> None:
             activation = torch.empty(batch, 3, *backbone.input.size, device="meta")
             for index, pooled in enumerate(hollow.pooled(activation)):
                 if tuple(pooled.shape) != (batch, backbone.widths[index]):
-                    raise _broken(
-                        backbone, "a stage has the width that it states", f"{tuple(pooled.shape)} at {index}"
-                    )
+                    raise _broken(backbone, "a stage has the width that it states", f"{tuple(pooled.shape)} at {index}")
             for index, stage in enumerate(hollow.stages):
                 activation = stage(activation)
                 parts = (activation,) if isinstance(activation, Tensor) else activation
@@ -141,9 +133,7 @@ def _check_cut(trial: Backbone, cut: int, device: str) -> None:
     moved = [name for name, tensor in everything if not _same(before[name], tensor)]
     stray = [name for name, tensor in everything if name in moved and id(tensor) not in ids]
     if stray:
-        raise _broken(
-            trial, f"{promise} frozen weights and all buffers stay as they are", f"{stray[:3]} changed"
-        )
+        raise _broken(trial, f"{promise} frozen weights and all buffers stay as they are", f"{stray[:3]} changed")
     if not moved:
         raise _broken(trial, f"{promise} a step moves the trainable weights", "none moved")
 

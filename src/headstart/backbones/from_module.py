@@ -48,9 +48,7 @@ def replace_module(network: nn.Module, path: str, module: nn.Module) -> None:
     holder, _, name = path.rpartition(".")
     if path not in dict(network.named_modules()):
         names = ", ".join(child for child, _ in network.named_children())
-        raise BackboneError(
-            f"{type(network).__name__} has no submodule '{path}'; at its top level it has: {names}."
-        )
+        raise BackboneError(f"{type(network).__name__} has no submodule '{path}'; at its top level it has: {names}.")
     setattr(network.get_submodule(holder), name, module)
 
 
@@ -58,8 +56,6 @@ def last_weighted(network: nn.Module, size: tuple[int, int]) -> str:
     """Name of the last module with weights that a forward pass calls: the classifier of an ordinary
     network."""
     recording = record(meta_copy(network), (2, 3, *size), torch.device("meta"))
-    weighted = {
-        path for path, module in network.named_modules() if next(module.parameters(), None) is not None
-    }
+    weighted = {path for path, module in network.named_modules() if next(module.parameters(), None) is not None}
     called = [op.target.path for op in recording.root.ops() if isinstance(op.target, Submodule)]
     return next(path for path in reversed(called) if path in weighted)

@@ -41,9 +41,7 @@ def load_timm(name: str, weights: Path | None, pretrained: bool, input: InputSpe
         bundled = None  # another pretraining of the same architecture was asked for
     file = locate(bundled) if bundled else None
     if bundled and file is None:  # never the hub's instead: one name must not mean two sets of weights
-        raise unknown(
-            f"timm:{name}", reason=f"its weights come by pip ({bundled.package}) and are not on this machine"
-        )
+        raise unknown(f"timm:{name}", reason=f"its weights come by pip ({bundled.package}) and are not on this machine")
     size = input.size if input else None
     if weights is not None:
         network, source = _build(name, size), f"file {weights.name}"
@@ -115,9 +113,7 @@ def fetch_timm(name: str) -> Path:
     if present:
         return present
     if not config.hf_hub_id:
-        raise UnknownBackbone(
-            f"timm has no weights for '{name}'. Choose a tag: timm.list_pretrained('{name}*')."
-        )
+        raise UnknownBackbone(f"timm has no weights for '{name}'. Choose a tag: timm.list_pretrained('{name}*').")
     # The hub's client tries for half a minute to reach a network that is not there; one short question first.
     if constants.HF_HUB_OFFLINE or not _reachable(constants.ENDPOINT):
         raise unknown(

@@ -76,9 +76,7 @@ def fetch_torchvision(name: str) -> Path:
     url = str(_weights_enum(name).DEFAULT.url)
     try:
         with _timeout(10):
-            prefix = file.stem.rpartition("-")[
-                2
-            ]  # torchvision names its files by the first digits of their sha256
+            prefix = file.stem.rpartition("-")[2]  # torchvision names its files by the first digits of their sha256
             torch.hub.download_url_to_file(url, str(file), hash_prefix=prefix, progress=False)
     except OSError as error:
         raise unknown(f"torchvision:{name}", reason=f"{url} cannot be downloaded ({error})") from error

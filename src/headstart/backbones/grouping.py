@@ -126,9 +126,7 @@ def _join(pieces: list[Span], work: Work, limit: int) -> list[Span]:
     if count <= limit:
         return pieces
     sums = [work.sums[pieces[0].start], *(work.sums[piece.stop] for piece in pieces)]
-    best = [0.0] + [
-        math.inf
-    ] * count  # best[stop]: the least sum over the first `stop` pieces, in k runs so far
+    best = [0.0] + [math.inf] * count  # best[stop]: the least sum over the first `stop` pieces, in k runs so far
     came: list[list[int]] = []
     for _ in range(limit):
         tries = [

@@ -82,9 +82,7 @@ def check_equal(backbone: Backbone, reference: nn.Module, batch: int, seed: int 
         backbone.eval()
         for stage in backbone.stages:
             # Cloned, so that stages which only agree because they share memory are found out.
-            activation = (
-                activation.clone() if isinstance(activation, Tensor) else tuple(a.clone() for a in activation)
-            )
+            activation = activation.clone() if isinstance(activation, Tensor) else tuple(a.clone() for a in activation)
             activation = stage(activation)
         got = backbone.pool(len(backbone.stages) - 1, activation)
         backbone.train(modes)
@@ -172,16 +170,13 @@ def _closed(flow: Flow, call: Call) -> bool:
     escaped = {
         value
         for value in born - handed
-        if value not in flow.makers
-        and (value in flow.final or not set(flow.readers.get(value, [])) <= inside)
+        if value not in flow.makers and (value in flow.final or not set(flow.readers.get(value, [])) <= inside)
     }
     unread = given - read - handed  # an argument that the module ignores need not exist any more at a cut
     return read - made <= given and not escaped and not unread
 
 
-def _program(
-    flow: Flow, items: list[Op | Call], inputs: tuple[int, ...], outputs: tuple[int, ...]
-) -> Program:
+def _program(flow: Flow, items: list[Op | Call], inputs: tuple[int, ...], outputs: tuple[int, ...]) -> Program:
     """Steps for the items, preceded by the static ops that they need (recomputed in every stage that uses
     them)."""
     known, static = set(inputs), set[Op]()
@@ -193,9 +188,7 @@ def _program(
                 for other in flow.reads[op]:
                     need(other)
         if value not in flow.makers:
-            raise PartitionError(
-                "a value is used across a cut that was not counted; please report this network."
-            )
+            raise PartitionError("a value is used across a cut that was not counted; please report this network.")
 
     for item in items:
         for value in values_in(item.args, item.kwargs) - known:
@@ -278,9 +271,7 @@ def _channel_axis(shape: tuple[int, ...], flow: Flow, stop: int, network: nn.Mod
 
 
 def _weights_of(op: Op, network: nn.Module) -> list[Tensor]:
-    return (
-        list(network.get_submodule(op.target.path).parameters()) if isinstance(op.target, Submodule) else []
-    )
+    return list(network.get_submodule(op.target.path).parameters()) if isinstance(op.target, Submodule) else []
 
 
 def _check_complete(backbone: Backbone, network: nn.Module) -> None:
@@ -290,9 +281,7 @@ def _check_complete(backbone: Backbone, network: nn.Module) -> None:
     for stage in backbone.stages:
         ids = {id(tensor) for tensor in [*stage.parameters(), *stage.buffers()]}
         if ids & seen:
-            raise PartitionError(
-                f"a weight of {backbone.origin.name} stands in two stages. Use another backbone."
-            )
+            raise PartitionError(f"a weight of {backbone.origin.name} stands in two stages. Use another backbone.")
         seen |= ids
     if own.keys() != expected.keys():
         odd = sorted(own.keys() ^ expected.keys())[:4]

@@ -227,9 +227,7 @@ def record(network: nn.Module, shape: tuple[int, ...], device: torch.device) -> 
     with torch.no_grad(), recorder.flops, _calls_go_to(recorder), recorder:
         network(x)
     shapes = {number: tuple(tensor.shape) for number, tensor in enumerate(recorder.kept)}
-    return Recording(
-        recorder.root, shapes, {number: tensor.dtype for number, tensor in enumerate(recorder.kept)}
-    )
+    return Recording(recorder.root, shapes, {number: tensor.dtype for number, tensor in enumerate(recorder.kept)})
 
 
 def unify(one: Recording, other: Recording, batches: tuple[int, int]) -> Recording:

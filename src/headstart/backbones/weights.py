@@ -32,9 +32,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         WeightsError: there is no such file, or it holds something else than weights.
     """
     if not path.is_file():
-        raise WeightsError(
-            f"there is no weights file at {path}. Give the path of a .safetensors or .pth file."
-        )
+        raise WeightsError(f"there is no weights file at {path}. Give the path of a .safetensors or .pth file.")
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -54,9 +52,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if isinstance(loaded, Mapping):
         loaded = next((loaded[key] for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), loaded)
     if not isinstance(loaded, Mapping) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
-        raise WeightsError(
-            f"{path} holds {type(loaded).__name__}, expected names with tensors. Save a state_dict."
-        )
+        raise WeightsError(f"{path} holds {type(loaded).__name__}, expected names with tensors. Save a state_dict.")
     parallel = all(name.startswith("module.") for name in loaded)  # saved from DataParallel
     return {name.removeprefix("module.") if parallel else name: tensor for name, tensor in loaded.items()}
 
@@ -84,8 +80,7 @@ def load_strictly(
         faults = [("missing", missing), ("unexpected", unexpected), ("of another shape", misfit)]
         told = "; ".join(f"{len(names)} {what}, as {names[0]}" for what, names in faults if names)
         raise WeightsError(
-            f"{source} does not fit this architecture: {told}. Name the backbone that the file was saved "
-            f"from."
+            f"{source} does not fit this architecture: {told}. Name the backbone that the file was saved from."
         )
     network.load_state_dict({name: weights.get(name, tensor) for name, tensor in own.items()}, strict=True)
 
