@@ -6,6 +6,7 @@ import hashlib
 import math
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, final
 
 import numpy as np
@@ -58,7 +59,7 @@ def thumbnails(
     missing = table.missing(dataset.digests)
     if missing:
         with progress("Making thumbnails", len(missing)) as advance:
-            for chunk, pictures in batches(dataset.images, missing, transform, size=256):
+            for chunk, pictures in batches(dataset.images, missing, transform, lambda x: x, size=128):
                 table.append([dataset.digests[i] for i in chunk], pictures.reshape(len(chunk), -1))
                 advance(len(chunk))
     return Thumbnails(table, table.locate(dataset.digests), side)
@@ -88,13 +89,19 @@ class SmallNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         widths = (3, 32, 64, 128, 256)
-        self.blocks = nn.Sequential(*[
-            nn.Sequential(
-                nn.Conv2d(a, b, 3, stride=2 if place else 1, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU(),
-                nn.Conv2d(b, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU(),
-            )
-            for place, (a, b) in enumerate(zip(widths, widths[1:], strict=False))
-        ])
+        self.blocks = nn.Sequential(
+            *[
+                nn.Sequential(
+                    nn.Conv2d(a, b, 3, stride=2 if place else 1, padding=1, bias=False),
+                    nn.BatchNorm2d(b),
+                    nn.ReLU(),
+                    nn.Conv2d(b, b, 3, padding=1, bias=False),
+                    nn.BatchNorm2d(b),
+                    nn.ReLU(),
+                )
+                for place, (a, b) in enumerate(pairwise(widths))
+            ]
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         return torch.as_tensor(self.blocks(images)).mean((2, 3))
@@ -140,7 +147,9 @@ class Scratch:
 def scratch_backbone(side: int, seed: int) -> Backbone:
     """The small network as a backbone with fresh weights; `seed` decides them."""
     torch.manual_seed(seed)
-    spec = InputSpec(size=(side, side), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), interpolation="bilinear", crop=1.0)
+    spec = InputSpec(
+        size=(side, side), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), interpolation="bilinear", crop=1.0
+    )
     return load_module(SmallNet(), spec)
 
 
@@ -175,7 +184,12 @@ class Scratching:
         if stored is not None:
             record, arrays = stored
             return Scratch(
-                arrays["logits"], arrays["held_logits"], float(record["rate"]), self.epochs, float(record["seconds"]), True
+                arrays["logits"],
+                arrays["held_logits"],
+                float(record["rate"]),
+                self.epochs,
+                float(record["seconds"]),
+                True,
             )
         began = time.monotonic()
         short, nobody = max(3, round(_SEARCH * self.epochs)), np.empty(0, np.int64)
@@ -192,18 +206,40 @@ class Scratching:
         return Scratch(last.logits, best.logits, best.rate, self.epochs, took, complete)
 
     def _train(
-        self, rate: float, epochs: int, fit: NDArray[np.int64], held: NDArray[np.int64], asked: NDArray[np.int64],
+        self,
+        rate: float,
+        epochs: int,
+        fit: NDArray[np.int64],
+        held: NDArray[np.int64],
+        asked: NDArray[np.int64],
         advance: runtime.Advance,
     ) -> _Trial:
         net, source = _fresh(self.thumbs, len(self.dataset.classes), self.seed)
         rung = Rung(
-            cut=0, epochs=epochs, lr_body=rate, lr_head=rate, lr_decay=1.0, views=_VIEWS, batch=64, weight_decay=0.05,
+            cut=0,
+            epochs=epochs,
+            lr_body=rate,
+            lr_head=rate,
+            lr_decay=1.0,
+            views=_VIEWS,
+            batch=64,
+            weight_decay=0.05,
             statistics="learnt",
         )
-        checkpoint = Checkpoint(self.store.artifact("checkpoint", {**self._spec(), "rate": rate, "run": [epochs, len(fit)]}))
+        checkpoint = Checkpoint(
+            self.store.artifact("checkpoint", {**self._spec(), "rate": rate, "run": [epochs, len(fit)]})
+        )
         done = train(
-            net, source, self.dataset.labels, fit, held, rung, seed=self.seed, checkpoint=checkpoint,
-            deadline=self.deadline, advance=advance,
+            net,
+            source,
+            self.dataset.labels,
+            fit,
+            held,
+            rung,
+            seed=self.seed,
+            checkpoint=checkpoint,
+            deadline=self.deadline,
+            advance=advance,
         )
         accuracy = max((row.val_accuracy for row in done.curve), default=0.0)
         return _Trial(rate, accuracy, held_out_logits(net, source, asked), done.complete, checkpoint)
@@ -214,9 +250,14 @@ class Scratching:
             f"{name} {self.dataset.digests[i]} {self.dataset.labels[i]}" for name, part in parts.items() for i in part
         )
         return {
-            "content": hashlib.blake2b(content.encode(), digest_size=16).hexdigest(), "epochs": self.epochs,
-            "classes": len(self.dataset.classes), "seed": self.seed, "side": self.thumbs.side, "rates": RATES,
-            "torch": torch.__version__, "version": 1,
+            "content": hashlib.blake2b(content.encode(), digest_size=16).hexdigest(),
+            "epochs": self.epochs,
+            "classes": len(self.dataset.classes),
+            "seed": self.seed,
+            "side": self.thumbs.side,
+            "rates": RATES,
+            "torch": torch.__version__,
+            "version": 1,
         }
 
 
@@ -231,7 +272,7 @@ class _Trial:
 
 def _fresh(thumbs: Thumbnails, classes: int, seed: int) -> tuple[Net, FromThumbnails]:
     backbone = scratch_backbone(thumbs.side, seed)
-    backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    backbone.to(memory_format=torch.channels_last)
     width, last = backbone.widths[-1], len(backbone.widths) - 1
     head = Head("logistic", (last,), 0.0, np.zeros((width, classes), np.float32), np.zeros(classes, np.float32))
     net = Net(backbone, head, 0, torch.zeros(width), torch.ones(width)).to(runtime.device())

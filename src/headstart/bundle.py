@@ -56,7 +56,7 @@ class _Head(_Record):
 class Card(_Record):
     """`model.json`: everything about a model but its numbers; `sha256` is that of `model.safetensors`."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     task: Literal["classification"] = "classification"
     classes: tuple[str, ...] = Field(min_length=2)
     backbone: _Origin
@@ -110,7 +110,9 @@ def load(folder: str | Path, *, module: nn.Module | None = None) -> Model:
     try:
         payload = (folder / WEIGHTS).read_bytes()
     except OSError as error:
-        raise BundleError(f"'{folder}' has no readable {WEIGHTS}: {error.strerror}. Give the folder that 'headstart fit' wrote.") from error
+        raise BundleError(
+            f"'{folder}' has no readable {WEIGHTS}: {error.strerror}. Give the folder that 'headstart fit' wrote."
+        ) from error
     found = hashlib.sha256(payload).hexdigest()
     if found != card.sha256:
         raise BundleError(
@@ -183,7 +185,9 @@ def _rebuild(card: Card, folder: Path, module: nn.Module | None) -> Backbone:
 
 def _head(card: Card, tensors: dict[str, torch.Tensor], backbone: Backbone, folder: Path) -> Head:
     if max(card.head.taps) >= len(backbone.widths) or min(card.head.taps) < 0:
-        raise BundleError(f"The head in '{folder}' reads stages {card.head.taps}; the backbone has {len(backbone.widths)}.")
+        raise BundleError(
+            f"The head in '{folder}' reads stages {card.head.taps}; the backbone has {len(backbone.widths)}."
+        )
     shape = (sum(backbone.widths[tap] for tap in card.head.taps), len(card.classes))
     for name, expected in (("head.weight", shape), ("head.bias", shape[1:])):
         got = tuple(tensors[name].shape) if name in tensors else None
@@ -206,6 +210,8 @@ def write_atomically(path: Path, payload: bytes) -> None:
         part.write_bytes(payload)
         part.replace(path)
     except OSError as error:
-        raise OutputError(f"Cannot write '{path}': {error.strerror or error}. Give another folder with --out.") from error
+        raise OutputError(
+            f"Cannot write '{path}': {error.strerror or error}. Give another folder with --out."
+        ) from error
     finally:
         part.unlink(missing_ok=True) if part.parent.is_dir() else None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from headstart import runtime
 from headstart.errors import HeadstartError
 
 if TYPE_CHECKING:
@@ -28,10 +29,14 @@ cache_app = typer.Typer(invoke_without_command=True, help="Show or clear what wa
 app.add_typer(backbones_app, name="backbones")
 app.add_typer(cache_app, name="cache")
 
-Data = Annotated[str, typer.Argument(
-    help="Folder with one sub-folder per class (or train/ val/ test/ with such sub-folders), a CSV or Parquet table, "
-    "a folder of IDX files, or an .npz file.", show_default=False,
-)]
+Data = Annotated[
+    str,
+    typer.Argument(
+        help="Folder with one sub-folder per class (or train/ val/ test/ with such sub-folders), a CSV or Parquet table, "
+        "a folder of IDX files, or an .npz file.",
+        show_default=False,
+    ),
+]
 Trained = Annotated[Path, typer.Argument(help="The run folder that 'headstart fit' wrote.", show_default=False)]
 PathColumn = Annotated[str, typer.Option(help="Tables: the column of picture paths.")]
 LabelColumn = Annotated[str, typer.Option(help="Tables: the column of labels.")]
@@ -45,6 +50,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 
 def main() -> None:
     """Entry point: errors meant for people become one message on stderr and exit code 2; Ctrl-C is 130."""
+    runtime.patient_threads()
     try:
         app(standalone_mode=True)
     except HeadstartError as error:
@@ -62,11 +68,17 @@ def main() -> None:
 def fit(
     data: Data,
     out: Annotated[Path | None, typer.Option(help="Run folder to write.", show_default="runs/<name of DATA>")] = None,
-    backbone: Annotated[str, typer.Option(help="Pretrained network; see 'headstart backbones'.")] = "tf_efficientnet_lite0",
+    backbone: Annotated[
+        str, typer.Option(help="Pretrained network; see 'headstart backbones'.")
+    ] = "tf_efficientnet_lite0",
     weights: Annotated[Path | None, typer.Option(help="Local weights file for it: .safetensors, or .pth.")] = None,
-    plan: Annotated[str, typer.Option(
-        help="auto: let the evidence decide. head: only the head, nothing fine-tuned. full: fine-tune everything. "
-        "Or the path of a plan.json.")] = "auto",
+    plan: Annotated[
+        str,
+        typer.Option(
+            help="auto: let the evidence decide. head: only the head, nothing fine-tuned. full: fine-tune everything. "
+            "Or the path of a plan.json."
+        ),
+    ] = "auto",
     budget: Annotated[str, typer.Option(help="Wall time for the whole run, such as 90s, 10m, 2h; or none.")] = "10m",
     seed: Seed = 0,
     test_fraction: Annotated[float, typer.Option(help="Share to seal for the test where none is given.")] = 0.2,
@@ -92,15 +104,22 @@ def fit(
 
         headstart fit photos/ --plan head --out runs/quick
     """
-    from headstart import runtime
     from headstart.run import free_folder
     from headstart.transfer import Options
     from headstart.transfer import fit as transfer
 
     options = Options(
-        backbone=backbone, weights=None if weights is None else str(weights), plan=plan, budget=_seconds(budget), seed=seed,
-        store_limit=_bytes(store_limit), test_fraction=test_fraction, path_column=path_column, label_column=label_column,
-        split_column=split_column, group_column=group_column,
+        backbone=backbone,
+        weights=None if weights is None else str(weights),
+        plan=plan,
+        budget=_seconds(budget),
+        seed=seed,
+        store_limit=_bytes(store_limit),
+        test_fraction=test_fraction,
+        path_column=path_column,
+        label_column=label_column,
+        split_column=split_column,
+        group_column=group_column,
         unreadable=_one_of("--unreadable", unreadable, "skip", "error"),
         rare=_one_of("--rare", rare, "train", "drop", "error"),
         precision=_one_of("--precision", precision, "auto", "float32", "bfloat16"),
@@ -124,13 +143,17 @@ def inspect(
     seed: Seed = 0,
 ) -> None:
     """Say what is in DATA and what is wrong with it: unreadable files, duplicates, small classes, leaks between splits."""
-    from headstart import runtime
     from headstart.show import show_audit
     from headstart.transfer import Options, examined
 
     options = Options(
-        path_column=path_column, label_column=label_column, split_column=split_column, group_column=group_column,
-        unreadable=_one_of("--unreadable", unreadable, "skip", "error"), seed=seed, test_fraction=test_fraction,
+        path_column=path_column,
+        label_column=label_column,
+        split_column=split_column,
+        group_column=group_column,
+        unreadable=_one_of("--unreadable", unreadable, "skip", "error"),
+        seed=seed,
+        test_fraction=test_fraction,
         rare=_one_of("--rare", rare, "train", "drop", "error"),
     )
     audit = examined(data, options, progress=runtime.bar)
@@ -145,8 +168,13 @@ def inspect(
 @app.command()
 def predict(
     run: Trained,
-    paths: Annotated[list[str], typer.Argument(
-        help="Files, folders (searched for pictures), globs, or - for a list of paths on standard input.", show_default=False)],
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            help="Files, folders (searched for pictures), globs, or - for a list of paths on standard input.",
+            show_default=False,
+        ),
+    ],
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line instead of CSV.")] = False,
     out: Annotated[Path | None, typer.Option(help="Write to this file instead of standard output.")] = None,
 ) -> None:
@@ -158,7 +186,7 @@ def predict(
 
         find . -name '*.png' | headstart predict runs/moths - --json
     """
-    from headstart import bundle, runtime
+    from headstart import bundle
     from headstart.serve import listed, write_predictions
 
     model = bundle.load(run)
@@ -177,7 +205,6 @@ def evaluate(
     label_column: LabelColumn = "label",
 ) -> None:
     """Measure a trained model on another labelled set: every picture in DATA counts, whatever its split."""
-    from headstart import runtime
     from headstart.serve import measure
     from headstart.show import show_scores
 
@@ -249,13 +276,17 @@ def demo(
     seed: Seed = 0,
 ) -> None:
     """The whole path on 5,000 real handwritten digits, with what came with the installation; under five minutes."""
-    from headstart import runtime
     from headstart.demo import digits
     from headstart.transfer import Options
     from headstart.transfer import fit as transfer
 
     run = transfer(
-        digits(), out, Options(seed=seed, budget=280.0), overwrite=True, progress=runtime.bar, tell=_say,
+        digits(),
+        out,
+        Options(seed=seed, budget=280.0),
+        overwrite=True,
+        progress=runtime.bar,
+        tell=_say,
     )
     _show(run)
 
@@ -277,7 +308,7 @@ def _one_of(option: str, value: str, *allowed: str) -> Any:
 
 
 def _seconds(text: str) -> float | None:
-    """"90s", "10m", "1.5h", plain seconds, or "none"."""
+    """ "90s", "10m", "1.5h", plain seconds, or "none"."""
     if text.strip().lower() == "none":
         return None
     units = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -285,14 +316,16 @@ def _seconds(text: str) -> float | None:
     try:
         value = float(number) * units[unit]
     except ValueError as error:
-        raise typer.BadParameter(f"got '{text}', expected such as 90s, 10m, 2h or none", param_hint="--budget") from error
+        raise typer.BadParameter(
+            f"got '{text}', expected such as 90s, 10m, 2h or none", param_hint="--budget"
+        ) from error
     if not 0 < value < float("inf"):
         raise typer.BadParameter(f"got '{text}', expected more than no time at all", param_hint="--budget")
     return value
 
 
 def _bytes(text: str) -> int | None:
-    """"500MB", "20GB", "1.5TB", plain bytes, or "none"."""
+    """ "500MB", "20GB", "1.5TB", plain bytes, or "none"."""
     if text.strip().lower() == "none":
         return None
     units = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}

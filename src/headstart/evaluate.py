@@ -149,8 +149,7 @@ def evaluate(
         protocol=kept,
         repeats=repeats,
         models={
-            name: _scores(labels, belief, raw.get(name), draws[name], repeats)
-            for name, belief in probabilities.items()
+            name: _scores(labels, belief, raw.get(name), draws[name], repeats) for name, belief in probabilities.items()
         },
         differences=tuple(
             _difference(labels, probabilities, draws, a, b, metric, repeats)
@@ -268,9 +267,7 @@ def sign_test(wins: int, losses: int) -> float:
     return float(min(1.0, 2 * binom.cdf(fewer, number, 0.5) - binom.pmf(fewer, number, 0.5)))
 
 
-def _class_rows(
-    labels: NDArray[np.int64], predicted: NDArray[np.int64], names: Sequence[str]
-) -> tuple[ClassRow, ...]:
+def _class_rows(labels: NDArray[np.int64], predicted: NDArray[np.int64], names: Sequence[str]) -> tuple[ClassRow, ...]:
     hits, support, calls = classification.class_counts(labels, predicted, len(names))
     return tuple(
         ClassRow(

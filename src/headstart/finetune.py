@@ -104,12 +104,12 @@ class Ladder:
             StoreError: where the store cannot be written.
         """
         pool = self._canonical(self.dataset.indices("train"))
-        splits = [
-            _Split(fit, held, self.engine.backbone, self._head(fit)) for fit, held in self._judging(pool)
-        ]
+        splits = [_Split(fit, held, self.engine.backbone, self._head(fit)) for fit, held in self._judging(pool)]
         held = np.concatenate([split.held for split in splits])
         truth = self.dataset.labels[held]
-        best = np.concatenate([split.head.logits(self.features.stages(split.head.taps, split.held)) for split in splits])
+        best = np.concatenate(
+            [split.head.logits(self.features.stages(split.head.taps, split.held)) for split in splits]
+        )
         results: list[RungResult] = []
         reasons: list[str] = []
         for rung in self.plan.rungs:
@@ -138,8 +138,12 @@ class Ladder:
     def _head(self, fit: NDArray[np.int64]) -> Head:
         chosen = self.chosen
         return fit_head(
-            self.features.stages(chosen.taps, fit), self.dataset.labels[fit], len(self.dataset.classes), chosen.kind,
-            chosen.taps, chosen.strength,
+            self.features.stages(chosen.taps, fit),
+            self.dataset.labels[fit],
+            len(self.dataset.classes),
+            chosen.kind,
+            chosen.taps,
+            chosen.strength,
         )
 
     def _try(
@@ -171,44 +175,72 @@ class Ladder:
         epochs = round(float(np.mean([outcome.best_epoch for outcome in outcomes]))) + 1
         words = f"{100 * gain:+.1f} ± {100 * error:.1f} points on {len(truth)} held-out pictures"
         result = RungResult(
-            rung, float(right.mean()), gain, error, ALPHAS[place], max(1, epochs), kept,
-            all(outcome.complete for outcome in outcomes), tuple(outcome.curve for outcome in outcomes),
-            time.monotonic() - began, f"{'kept' if kept else 'dropped'}: {words}",
+            rung,
+            float(right.mean()),
+            gain,
+            error,
+            ALPHAS[place],
+            max(1, epochs),
+            kept,
+            all(outcome.complete for outcome in outcomes),
+            tuple(outcome.curve for outcome in outcomes),
+            time.monotonic() - began,
+            f"{'kept' if kept else 'dropped'}: {words}",
         )
         return result, after, stacked[place]
 
-    def _source(
-        self, rung: Rung, backbone: Backbone, fit: NDArray[np.int64], held: NDArray[np.int64]
-    ) -> Source:
+    def _source(self, rung: Rung, backbone: Backbone, fit: NDArray[np.int64], held: NDArray[np.int64]) -> Source:
         # The prefix of a split may have been trained by an earlier rung, so it is that split's backbone that runs.
-        engine = self.engine if backbone is self.engine.backbone else Engine(
-            backbone, precision=self.engine.settled or "float32", device=self.engine.device
+        engine = (
+            self.engine
+            if backbone is self.engine.backbone
+            else Engine(backbone, precision=self.engine.settled or "float32", device=self.engine.device)
         )
         if rung.cut == 0 or not self.cached:
             return FromImages(engine, self.dataset, rung.cut, self.plan.seed)
         everyone = np.concatenate([fit, held]) if self.plan.judge != "val" else fit
         cached = cache_activations(
-            backbone, self.dataset, self.store, rung.cut, rung.views, augmented=everyone, clean=held,
-            seed=self.plan.seed, engine=engine, progress=self.progress,
+            backbone,
+            self.dataset,
+            self.store,
+            rung.cut,
+            rung.views,
+            augmented=everyone,
+            clean=held,
+            seed=self.plan.seed,
+            engine=engine,
+            progress=self.progress,
         )
         return FromStore(backbone, cached)
 
     def _train(
-        self, rung: Rung, number: int, split: _Split, source: Source, advance: runtime.Advance, epochs: int | None = None
+        self,
+        rung: Rung,
+        number: int,
+        split: _Split,
+        source: Source,
+        advance: runtime.Advance,
+        epochs: int | None = None,
     ) -> tuple[Net, dict[str, Tensor], Trained]:
         """One training, or its stored outcome."""
         raw = torch.from_numpy(self.features.stages(split.head.taps, split.fit))
         spread = raw.std(0, correction=0)
         scale = torch.clamp(spread, min=float(1e-3 * spread.mean().clamp(min=1e-12)))
         backbone = copy.deepcopy(split.backbone)
-        backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        backbone.to(memory_format=torch.channels_last)
         net = Net(backbone, split.head, rung.cut, raw.mean(0), scale).to(self.engine.device)
         start = net.weights()
         seed = self.plan.seed * 1000 + number
         spec = {
-            "start": _digest(start), "prefix": backbone.digest(rung.cut), "rung": rung.model_dump(exclude={"reason"}),
-            "fit": self._content(split.fit), "held": self._content(split.held), "seed": seed, "epochs": epochs,
-            "transform": self.features.table.folder.name, "torch": torch.__version__,
+            "start": _digest(start),
+            "prefix": backbone.digest(rung.cut),
+            "rung": rung.model_dump(exclude={"reason"}),
+            "fit": self._content(split.fit),
+            "held": self._content(split.held),
+            "seed": seed,
+            "epochs": epochs,
+            "transform": self.features.table.folder.name,
+            "torch": torch.__version__,
         }
         memo = self.store.artifact("rung", spec)
         stored = memo.load()
@@ -217,13 +249,24 @@ class Ladder:
             weights = {name: torch.from_numpy(array).to(self.engine.device) for name, array in arrays.items()}
             net.load(weights)
             advance(rung.epochs)
-            return net, start, Trained(
-                weights, int(record["best_epoch"]), tuple(Epoch(**row) for row in record["curve"]), True
+            return (
+                net,
+                start,
+                Trained(weights, int(record["best_epoch"]), tuple(Epoch(**row) for row in record["curve"]), True),
             )
         checkpoint = Checkpoint(self.store.artifact("checkpoint", spec))
         outcome = train(
-            net, source, self.dataset.labels, split.fit, split.held, rung, seed=seed, epochs=epochs,
-            checkpoint=checkpoint, deadline=self.deadline, advance=advance,
+            net,
+            source,
+            self.dataset.labels,
+            split.fit,
+            split.held,
+            rung,
+            seed=seed,
+            epochs=epochs,
+            checkpoint=checkpoint,
+            deadline=self.deadline,
+            advance=advance,
         )
         if outcome.complete:
             memo.save(
@@ -302,5 +345,3 @@ def finetune(
         StoreError: where the store cannot be written.
     """
     return Ladder(dataset, features, store, engine, plan, chosen, deadline, progress).climb()
-
-

@@ -113,7 +113,9 @@ def principal_axes(features: NDArray[np.float32]) -> Axes:
     return Axes(z, z.square().sum(0), rotation, mean, scale)
 
 
-def _logistic(axes: Axes, targets: Tensor, weights: Tensor, strengths: Tensor, steps: int = _STEPS) -> tuple[Tensor, Tensor]:
+def _logistic(
+    axes: Axes, targets: Tensor, weights: Tensor, strengths: Tensor, steps: int = _STEPS
+) -> tuple[Tensor, Tensor]:
     """Minimise Σ weights·cross-entropy + ½·strength·Σweights·‖W‖² for B problems together.
 
     targets (N, K) one-hot; weights (B, N) ≥ 0, at most 1; strengths (B,). Returns W (B, r, K) and b (B, K).
@@ -151,21 +153,28 @@ def _one_hot(labels: NDArray[np.int64], classes: int, device: torch.device) -> T
     return torch.nn.functional.one_hot(torch.from_numpy(labels), classes).float().to(device)
 
 
-def _score(
-    kind: Kind, taps: tuple[int, ...], strength: float, logits: Tensor, labels: NDArray[np.int64]
-) -> Score:
+def _score(kind: Kind, taps: tuple[int, ...], strength: float, logits: Tensor, labels: NDArray[np.int64]) -> Score:
     target = torch.from_numpy(labels).to(logits.device)
     losses = torch.nn.functional.cross_entropy(logits, target, reduction="none").double().cpu().numpy()
     right = (logits.argmax(1) == target).double().cpu().numpy()
     root = max(1, len(labels)) ** 0.5
     return Score(
-        kind, taps, strength, float(right.mean()), float(right.std() / root), float(losses.mean()),
-        float(losses.std() / root), logits.float().cpu().numpy(),
+        kind,
+        taps,
+        strength,
+        float(right.mean()),
+        float(right.std() / root),
+        float(losses.mean()),
+        float(losses.std() / root),
+        logits.float().cpu().numpy(),
     )
 
 
 def score_logistic(
-    axes: Axes, labels: NDArray[np.int64], folds: NDArray[np.int64], classes: int,
+    axes: Axes,
+    labels: NDArray[np.int64],
+    folds: NDArray[np.int64],
+    classes: int,
     taps: tuple[int, ...],
 ) -> Score:
     """Out-of-fold score of L2-logistic regression, at the strength with the least out-of-fold log-loss.
@@ -189,7 +198,10 @@ def score_logistic(
 
 
 def score_ridge(
-    axes: Axes, labels: NDArray[np.int64], folds: NDArray[np.int64], classes: int,
+    axes: Axes,
+    labels: NDArray[np.int64],
+    folds: NDArray[np.int64],
+    classes: int,
     taps: tuple[int, ...],
 ) -> Score:
     """Out-of-fold score of ridge regression onto one-hot targets, at its best strength by accuracy.
@@ -239,11 +251,15 @@ def _ridge(gram: Tensor, moment: Tensor, penalty: float) -> Tensor:
     """Solve (gram + penalty·I) W = moment with the last axis, the intercept, left free; (r + 1, K)."""
     diagonal = torch.full((len(gram),), penalty, device=gram.device, dtype=torch.float64)
     diagonal[-1] = 1e-6
-    return torch.linalg.solve(gram.double() + torch.diag(diagonal), moment.double()).float()
+    solved: Tensor = torch.linalg.solve(gram.double() + torch.diag(diagonal), moment.double())
+    return solved.float()
 
 
 def score_centroid(
-    axes: Axes, labels: NDArray[np.int64], folds: NDArray[np.int64], classes: int,
+    axes: Axes,
+    labels: NDArray[np.int64],
+    folds: NDArray[np.int64],
+    classes: int,
     taps: tuple[int, ...],
 ) -> Score:
     """Out-of-fold score of the nearest class mean in standardised features; strong where a class has few images."""
@@ -270,7 +286,11 @@ def _tempered(logits: Tensor, labels: NDArray[np.int64]) -> Tensor:
 
 
 def fit_head(
-    features: NDArray[np.float32], labels: NDArray[np.int64], classes: int, kind: Kind, taps: tuple[int, ...],
+    features: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    classes: int,
+    kind: Kind,
+    taps: tuple[int, ...],
     strength: float,
 ) -> Head:
     """Fit one head on all rows given: (N, D) float32, (N,) int64."""
@@ -291,8 +311,13 @@ def fit_head(
 
 
 def race(
-    features: Features, labels: NDArray[np.int64], folds: NDArray[np.int64], classes: int, pool: NDArray[np.int64],
-    *, progress: runtime.Progress = runtime.silent,
+    features: Features,
+    labels: NDArray[np.int64],
+    folds: NDArray[np.int64],
+    classes: int,
+    pool: NDArray[np.int64],
+    *,
+    progress: runtime.Progress = runtime.silent,
 ) -> Race:
     """Cross-validate heads per stage and combined; `labels` and `folds` (M,) belong to the pictures `pool` (M,).
 
@@ -301,7 +326,9 @@ def race(
     of the paired difference.
     """
     stages = len(features.widths)
-    combined = sorted({tuple(range(start, stages)) for start in (0, stages // 2, stages - 3) if 0 <= start < stages - 1})
+    combined = sorted(
+        {tuple(range(start, stages)) for start in (0, stages // 2, stages - 3) if 0 <= start < stages - 1}
+    )
     with progress("Racing heads", stages + len(combined) + 3, "heads") as advance:
         known: dict[tuple[int, ...], Axes] = {}  # the factorisation is most of the work, and scorers share it
 

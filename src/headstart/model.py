@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -67,7 +66,12 @@ class Model:
     """
 
     def __init__(
-        self, backbone: Backbone, head: Head, classes: tuple[str, ...], *, temperature: float = 1.0,
+        self,
+        backbone: Backbone,
+        head: Head,
+        classes: tuple[str, ...],
+        *,
+        temperature: float = 1.0,
         precision: Precision = "float32",
     ) -> None:
         self.backbone = backbone
@@ -100,23 +104,23 @@ class Model:
 
     def stream(self, pictures: Iterable[Picture]) -> Iterator[tuple[list[Prediction], NDArray[np.float64]]]:
         """Answers batch by batch, so that millions of pictures need no more memory than one batch."""
+        source = enumerate(pictures)
+
+        def chunks() -> Iterator[list[tuple[int, Picture]]]:
+            while chunk := list(islice(source, BATCH)):
+                yield chunk
+
+        return runtime.parallel(
+            lambda chunk: self._answers([self._loaded(place, item) for place, item in chunk]), chunks()
+        )
+
+    def _loaded(self, place: int, picture: Picture) -> tuple[str, NDArray[np.uint8] | UnreadableImage]:
         transform = transform_of(self.backbone)
-
-        def load(picture: Picture) -> NDArray[np.uint8] | UnreadableImage:
-            try:
-                return transform.clean(decode(_opened(picture), transform.needed_side))
-            except UnreadableImage as error:
-                return error
-
-        source = iter(enumerate(pictures))
-        with ThreadPoolExecutor(max_workers=runtime.cpu_count()) as pool:
-            def submit() -> list[tuple[str, Future[NDArray[np.uint8] | UnreadableImage]]]:
-                return [(_name(item, place), pool.submit(load, item)) for place, item in islice(source, BATCH)]
-
-            waiting = [submit(), submit()]
-            while waiting[0]:
-                waiting.append(submit())
-                yield self._answers([(name, future.result()) for name, future in waiting.pop(0)])
+        name = str(picture) if isinstance(picture, str | Path) else f"[{place}]"
+        try:
+            return name, transform.clean(decode(_opened(picture), transform.needed_side))
+        except UnreadableImage as error:
+            return name, error
 
     def _answers(
         self, loaded: list[tuple[str, NDArray[np.uint8] | UnreadableImage]]
@@ -132,9 +136,9 @@ class Model:
                 rows.append(Prediction(name, error=str(picture)))
                 continue
             first, second = np.argsort(-row, kind="stable")[:2]
-            rows.append(Prediction(
-                name, self.classes[first], float(row[first]), self.classes[second], float(row[second])
-            ))
+            rows.append(
+                Prediction(name, self.classes[first], float(row[first]), self.classes[second], float(row[second]))
+            )
         return rows, probabilities
 
 
@@ -153,7 +157,3 @@ def _opened(picture: Picture) -> Image.Image:
             f"an array of shape {picture.shape} and dtype {picture.dtype}; expected (H, W) or (H, W, C) of uint8"
         )
     return ArrayImages(picture[None], ("array",), (0,)).open(0)
-
-
-def _name(picture: Picture, place: int) -> str:
-    return str(picture) if isinstance(picture, str | Path) else f"[{place}]"

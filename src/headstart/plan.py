@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from headstart.errors import PlanError
 
-FORMAT = 1
 Mode = Literal["auto", "head", "full"]
 
 
@@ -77,7 +76,7 @@ class Plan(_Record):
     validation set that the person gave. With `refit`, kept rungs are trained again on all training pictures.
     """
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     backbone: str
     stages: list[str]
     rungs: list[Rung]
@@ -103,9 +102,7 @@ def decide(
         f"the head on frozen features reaches {100 * evidence.head_accuracy:.1f} ± "
         f"{100 * evidence.head_accuracy_se:.1f} % out of fold ({evidence.head})"
     ]
-    judge: Literal["folds", "fold", "val"] = (
-        "val" if given_val else "folds" if evidence.images < FEW_IMAGES else "fold"
-    )
+    judge: Literal["folds", "fold", "val"] = "val" if given_val else "folds" if evidence.images < FEW_IMAGES else "fold"
     rungs: list[Rung] = []
     if mode == "head":
         reasons.append("only the head is trained: asked for with --plan head")
@@ -131,8 +128,15 @@ def decide(
         rungs, more = _within(evidence, rungs, budget, judge)
         reasons += more
     return Plan(
-        backbone=backbone, stages=evidence.stages, rungs=rungs, judge=judge, refit=not given_val, seed=seed,
-        reasons=reasons, evidence=evidence, budget=budget,
+        backbone=backbone,
+        stages=evidence.stages,
+        rungs=rungs,
+        judge=judge,
+        refit=not given_val,
+        seed=seed,
+        reasons=reasons,
+        evidence=evidence,
+        budget=budget,
     )
 
 

@@ -18,7 +18,6 @@ from headstart.backbones.backbone import Backbone
 from headstart.baselines import (
     Scratch,
     Scratching,
-    Thumbnails,
     fit_pixels,
     majority_logits,
     pixel_features,
@@ -85,10 +84,12 @@ def passes(dataset: Dataset, tuned: Finetuned, seed: int) -> tuple[Pass, ...]:
     pool, test = canonical(dataset, "train"), canonical(dataset, "test")
     if len(test):
         return (Pass(pool, test),)
-    labels, groups = dataset.labels[pool], dataset.groups[pool]
-    repeated = [dataset.fold[pool]] if tuned.rungs else [
-        assign_folds(labels, groups, 5, seed + repeat) for repeat in range(REPEATS)
-    ]
+    labels, groups, contents = dataset.labels[pool], dataset.groups[pool], [dataset.digests[i] for i in pool]
+    repeated = (
+        [dataset.fold[pool]]
+        if tuned.rungs
+        else [assign_folds(labels, groups, contents, 5, seed + repeat) for repeat in range(REPEATS)]
+    )
     return tuple(Pass(pool[fold != n], pool[fold == n]) for fold in repeated for n in np.unique(fold))
 
 
@@ -131,13 +132,15 @@ def baselines(
     def scratch(one: Pass) -> tuple[NDArray[np.float32], float]:
         val, fold = canonical(dataset, "val"), dataset.fold[one.fit]
         fit, held = (one.fit, val) if len(val) else (one.fit[fold != fold.min()], one.fit[fold == fold.min()])
-        run = Scratching(
-            thumbs, dataset, store, epochs, fit, held, one.fit, one.asked, seed, deadline, progress
-        ).run()
+        run = Scratching(thumbs, dataset, store, epochs, fit, held, one.fit, one.asked, seed, deadline, progress).run()
         runs.append(run)
         return run.logits, fit_temperature(run.held_logits, labels[held])
 
-    rivals = {"majority": answers(each, majority), "pixels": answers(each, pixels), "scratch_cnn": answers(each, scratch)}
+    rivals = {
+        "majority": answers(each, majority),
+        "pixels": answers(each, pixels),
+        "scratch_cnn": answers(each, scratch),
+    }
     return Baselines(each, rivals, tuple(runs))
 
 

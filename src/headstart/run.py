@@ -101,7 +101,9 @@ class Story:
 
     def dataset(self, dataset: Dataset) -> None:
         """What the data are."""
-        sides = ", ".join(f"{len(dataset.indices(s)):,} {s}" for s in ("train", "val", "test") if len(dataset.indices(s)))
+        sides = ", ".join(
+            f"{len(dataset.indices(s)):,} {s}" for s in ("train", "val", "test") if len(dataset.indices(s))
+        )
         self.say(f"{len(dataset):,} images of {len(dataset.classes)} classes: {sides}")
         if dataset.audit is not None:
             for finding in dataset.audit.findings:
@@ -154,7 +156,9 @@ class Folder:
             OutputError: where it cannot be written, another run is writing it, or it holds a run with other options.
         """
         config = {
-            "format": FORMAT, "source": _described(source), "options": asdict(options),  # type: ignore[call-overload]
+            "format": FORMAT,
+            "source": _described(source),
+            "options": asdict(options),  # type: ignore[call-overload]
             "versions": runtime.versions(),
         }
         if out is None:
@@ -165,7 +169,9 @@ class Folder:
             path.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except Timeout as error:
-            raise OutputError(f"Another run is writing '{path}' now. Wait for it, or give another folder with --out.") from error
+            raise OutputError(
+                f"Another run is writing '{path}' now. Wait for it, or give another folder with --out."
+            ) from error
         except OSError as error:
             raise OutputError(
                 f"Cannot write the run folder '{path}': {error.strerror or error}. Give another one with --out."
@@ -213,7 +219,14 @@ class Folder:
             bundle.write_atomically(self.path / name, text.encode("utf-8", errors="backslashreplace"))
 
     def keep(
-        self, story: Story, options: Settings, dataset: Dataset, heads: Race, plan: Plan, tuned: Finetuned, model: Model,
+        self,
+        story: Story,
+        options: Settings,
+        dataset: Dataset,
+        heads: Race,
+        plan: Plan,
+        tuned: Finetuned,
+        model: Model,
         proof: Proof,
     ) -> Run:
         """Write the finished run: plan, audit, predictions, bundle, report, and `metrics.json`, which ends it."""
@@ -238,8 +251,17 @@ class Folder:
             "test": proof.report.model_dump(mode="json"),
             "temperature": model.temperature,
             "rungs": [
-                {"cut": r.rung.cut, "kept": r.kept, "accuracy": r.accuracy, "gain": r.gain, "gain_se": r.gain_se,
-                 "alpha": r.alpha, "epochs": r.epochs, "seconds": r.seconds, "complete": r.complete}
+                {
+                    "cut": r.rung.cut,
+                    "kept": r.kept,
+                    "accuracy": r.accuracy,
+                    "gain": r.gain,
+                    "gain_se": r.gain_se,
+                    "alpha": r.alpha,
+                    "epochs": r.epochs,
+                    "seconds": r.seconds,
+                    "complete": r.complete,
+                }
                 for r in tuned.rungs
             ],
             "seconds": {"total": story.total, **story.seconds},
@@ -278,14 +300,16 @@ def _predictions(dataset: Dataset, proof: Proof) -> list[dict[str, Any]]:
     rows = []
     for index, row in zip(proof.indices[:count], shares, strict=True):
         first, second = np.argsort(-row, kind="stable")[:2]
-        rows.append({
-            "path": dataset.names[int(index)],
-            "label": dataset.classes[dataset.labels[index]],
-            "predicted": dataset.classes[first],
-            "probability": float(row[first]),
-            "second": dataset.classes[second],
-            "second_probability": float(row[second]),
-        })
+        rows.append(
+            {
+                "path": dataset.names[int(index)],
+                "label": dataset.classes[dataset.labels[index]],
+                "predicted": dataset.classes[first],
+                "probability": float(row[first]),
+                "second": dataset.classes[second],
+                "second_probability": float(row[second]),
+            }
+        )
     return sorted(rows, key=lambda row: str(row["path"]))
 
 
@@ -310,5 +334,3 @@ def free_folder(source: object) -> Path:
     """`runs/<name of the data>` as the default place of a run."""
     name = Path(str(source)).resolve().name if isinstance(source, str | Path) else "run"
     return Path("runs") / (name or "run")
-
-

@@ -56,7 +56,9 @@ def _in_folder(path: str) -> Iterator[str]:
                 empty = False
                 yield os.path.join(folder, name)  # noqa: PTH118
     if empty:
-        raise DataError(f"'{path}' holds no picture. Give files, a folder with pictures, a glob, or - for a list on stdin.")
+        raise DataError(
+            f"'{path}' holds no picture. Give files, a folder with pictures, a glob, or - for a list on stdin."
+        )
 
 
 def write_predictions(
@@ -110,7 +112,11 @@ def _opened(out: Path | None) -> Iterator[TextIO]:
 
 
 def measure(
-    run: Path, source: object, *, path_column: str = "path", label_column: str = "label",
+    run: Path,
+    source: object,
+    *,
+    path_column: str = "path",
+    label_column: str = "label",
     progress: runtime.Progress = runtime.silent,
 ) -> TestReport:
     """Metrics of the model in `run` on every labelled picture of `source`; unreadable ones are fatal, not left out.
@@ -130,12 +136,16 @@ def measure(
     labels = np.array([model.classes.index(label) for label in listing.labels], dtype=np.int64)
     blocks = []
     with progress("Evaluating", len(labels)) as advance:
-        for chunk, pictures in batches(listing.images, range(len(labels)), transform_of(model.backbone)):
-            blocks.append(model.logits(pictures))
+        transform = transform_of(model.backbone)
+        for chunk, part in batches(listing.images, range(len(labels)), transform, model.logits):
+            blocks.append(part)
             advance(len(chunk))
     logits = np.concatenate(blocks)
     return evaluate(
-        labels, {"final": model.probabilities(logits)}, uncalibrated={"final": softmax(logits)}, classes=model.classes,
+        labels,
+        {"final": model.probabilities(logits)},
+        uncalibrated={"final": softmax(logits)},
+        classes=model.classes,
     )
 
 

@@ -34,7 +34,9 @@ NAMES = {
 def show_audit(audit: Audit) -> None:
     """Classes by side, and findings with what to do about them."""
     console = Console()
-    console.print(f"[bold]{escape(audit.source)}[/]  {audit.layout}, {audit.usable:,} of {audit.images:,} images usable")
+    console.print(
+        f"[bold]{escape(audit.source)}[/]  {audit.layout}, {audit.usable:,} of {audit.images:,} images usable"
+    )
     table = Table("class", *("images", "train", "val", "test"), box=None, header_style="dim")
     for column in table.columns[1:]:
         column.justify = "right"
@@ -65,9 +67,11 @@ def show_run(run: Run) -> None:
     for name, scores in test["models"].items():
         accuracy = scores["accuracy"]
         table.add_row(
-            NAMES.get(name, name), f"{100 * accuracy['value']:.1f}",
+            NAMES.get(name, name),
+            f"{100 * accuracy['value']:.1f}",
             f"{100 * accuracy['low']:.1f} to {100 * accuracy['high']:.1f}",
-            f"{scores['log_loss']['value']:.3f}", f"{100 * scores['ece']['value']:.1f}",
+            f"{scores['log_loss']['value']:.3f}",
+            f"{100 * scores['ece']['value']:.1f}",
             style="bold" if name == "final" else "",
         )
     console.print(table)
@@ -88,7 +92,9 @@ def show_scores(report: TestReport) -> None:
     console.print(f"{report.images:,} images")
     console.print(table)
     worst = sorted((row for row in report.classes if row.recall is not None), key=lambda row: row.recall or 0.0)[:5]
-    console.print("least recalled: " + ", ".join(f"{escape(row.name)} {100 * (row.recall or 0):.0f} %" for row in worst))
+    console.print(
+        "least recalled: " + ", ".join(f"{escape(row.name)} {100 * (row.recall or 0):.0f} %" for row in worst)
+    )
 
 
 def show_backbones(entries: Sequence[Entry], *, as_json: bool) -> None:
@@ -100,11 +106,17 @@ def show_backbones(entries: Sequence[Entry], *, as_json: bool) -> None:
     table = Table("backbone", "parameters", "input", "licence", "here", "how to get it", box=None, header_style="dim")
     for entry in entries:
         table.add_row(
-            entry.name, f"{entry.parameters / 1e6:.1f} M" if entry.parameters else "", f"{entry.input} px" if entry.input else "",
-            entry.licence, "[green]yes[/]" if entry.on_this_machine else "no", escape(entry.how_to_get),
+            entry.name,
+            f"{entry.parameters / 1e6:.1f} M" if entry.parameters else "",
+            f"{entry.input} px" if entry.input else "",
+            entry.licence,
+            "[green]yes[/]" if entry.on_this_machine else "no",
+            escape(entry.how_to_get),
         )
     console.print(table)
-    console.print("[dim]Any timm name works with a network, or with a local file: headstart fit DATA --backbone NAME --weights FILE[/]")
+    console.print(
+        "[dim]Any timm name works with a network, or with a local file: headstart fit DATA --backbone NAME --weights FILE[/]"
+    )
 
 
 def show_cache(store: Store, *, as_json: bool) -> None:

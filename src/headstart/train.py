@@ -21,7 +21,7 @@ from headstart.backbones.backbone import Activation, Backbone
 from headstart.data.dataset import Dataset
 from headstart.data.images import load_view
 from headstart.features.engine import Engine, as_activation, normalize
-from headstart.features.extract import Cached, Features, columns, transform_of
+from headstart.features.extract import Cached, columns, transform_of
 from headstart.features.store import Artifact
 from headstart.heads import Head, Kind
 from headstart.plan import Rung
@@ -69,10 +69,12 @@ class FromImages:
         self, indices: NDArray[np.int64], views: NDArray[np.int64], device: torch.device
     ) -> tuple[Activation, Tensor]:
         transform = transform_of(self.engine.backbone)
-        pictures = np.stack([
-            load_view(self.dataset.images, int(i), transform, view=int(v), seed=self.seed)
-            for i, v in zip(indices, views, strict=True)
-        ])
+        pictures = np.stack(
+            [
+                load_view(self.dataset.images, int(i), transform, view=int(v), seed=self.seed)
+                for i, v in zip(indices, views, strict=True)
+            ]
+        )
         if self.cut == 0:
             images = normalize(pictures, self.engine.backbone.input, device)
             return images, torch.empty(len(indices), 0, device=device)
@@ -104,7 +106,7 @@ class Net(nn.Module):
     def forward(self, activation: Activation, beside: Tensor) -> Tensor:
         """Activation at the cut and pooled prefix (M, P) to logits (M, K)."""
         pooled = torch.cat([beside, *self.backbone.pooled(activation, self.cut)], dim=1)
-        return self.head((pooled[:, self.columns] - self.mean) / self.scale)  # type: ignore[no-any-return, operator]
+        return self.head((pooled[:, self.columns] - self.mean) / self.scale)  # type: ignore[no-any-return, operator, index]
 
     def linear(self, kind: Kind, strength: float) -> Head:
         """The head as a linear layer on raw pooled features."""
@@ -281,7 +283,7 @@ def train(
             logits = net(*source.batch(order[part], views[part], device))
             loss = nn.functional.cross_entropy(logits, target[order[part]], label_smoothing=rung.smoothing)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             total += loss.detach() * len(order[part])
         curve.append(_judged(net, source, labels, held, epoch, float(total) / max(1, len(fit))))

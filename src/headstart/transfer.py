@@ -1,6 +1,6 @@
 """The whole path, from labelled pictures to a proven classifier, on one screen. This is the documentation of the system.
 
-    Dataset -> Backbone -> Features -> Head -> Plan -> Model -> Result -> Run
+Dataset -> Backbone -> Features -> Head -> Plan -> Model -> Result -> Run
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import torch
 from torch import nn
 
 from headstart import proof, runtime
-from headstart.backbones.backbone import Backbone
 from headstart.backbones.catalog import DEFAULT_BACKBONE, load_backbone
 from headstart.data.audit import Audit
 from headstart.data.dataset import Dataset
@@ -25,12 +24,12 @@ from headstart.data.facts import RECORD_BYTES
 from headstart.data.load import audit, load_dataset
 from headstart.errors import TooLittleData
 from headstart.features.engine import Engine
-from headstart.features.extract import Features, activation_bytes, extract
+from headstart.features.extract import activation_bytes, extract
 from headstart.features.store import Recall, Store
 from headstart.finetune import Finetuned, finetune
 from headstart.heads import Race, race
 from headstart.model import Model
-from headstart.plan import Budget, Evidence, Plan, decide, load_plan
+from headstart.plan import Budget, Evidence, Mode, Plan, decide, load_plan
 from headstart.run import Folder, Run, Story
 from headstart.tasks.classification import fit_temperature
 
@@ -119,9 +118,7 @@ def fit(
         return folder.keep(story, options, dataset, heads, plan, tuned, model, result)
 
 
-def audited(
-    source: object, options: Options, store: Store, progress: runtime.Progress = runtime.silent
-) -> Dataset:
+def audited(source: object, options: Options, store: Store, progress: runtime.Progress = runtime.silent) -> Dataset:
     """The data set, audited, de-duplicated and split; what was measured about each picture is remembered by content.
 
     Raises:
@@ -160,24 +157,39 @@ def planned(
         PlanError: where the plan file does not fit.
     """
     backbone = engine.backbone
-    if options.plan not in ("auto", "head", "full"):
+    modes: dict[str, Mode] = {"auto": "auto", "head": "head", "full": "full"}
+    mode = modes.get(options.plan)
+    if mode is None:
         return load_plan(Path(options.plan), backbone=backbone.origin.name, stages=list(backbone.names))
     forward, training = _speed(engine, store)
     pool = dataset.indices("train")
     counts = dataset.counts("train")
     evidence = Evidence(
-        images=len(pool), classes=len(dataset.classes), smallest_class=int(counts.min()), tested=len(dataset.indices("test")),
-        head=f"{heads.best.kind}, {heads.reason}", head_accuracy=heads.best.accuracy, head_accuracy_se=heads.best.accuracy_se,
-        last_stage_accuracy=heads.last.accuracy, profile=[score.accuracy for score in heads.profile],
-        stages=list(backbone.names), flops=list(backbone.flops),
+        images=len(pool),
+        classes=len(dataset.classes),
+        smallest_class=int(counts.min()),
+        tested=len(dataset.indices("test")),
+        head=f"{heads.best.kind}, {heads.reason}",
+        head_accuracy=heads.best.accuracy,
+        head_accuracy_se=heads.best.accuracy_se,
+        last_stage_accuracy=heads.last.accuracy,
+        profile=[score.accuracy for score in heads.profile],
+        stages=list(backbone.names),
+        flops=list(backbone.flops),
         activation_bytes=[
             activation_bytes(backbone, cut, engine.settled or "float32") for cut in range(1, len(backbone.names) + 1)
         ],
-        forward_seconds=forward, training_seconds=training, decode_seconds=0.004,
+        forward_seconds=forward,
+        training_seconds=training,
+        decode_seconds=0.004,
     )
     budget = Budget(seconds=options.budget, spent_seconds=spent, store_bytes=options.store_limit)
     return decide(
-        evidence, budget, backbone=backbone.origin.name, mode=options.plan, given_val=bool(len(dataset.indices("val"))),
+        evidence,
+        budget,
+        backbone=backbone.origin.name,
+        mode=mode,
+        given_val=bool(len(dataset.indices("val"))),
         seed=options.seed,
     )
 
@@ -185,8 +197,12 @@ def planned(
 def _speed(engine: Engine, store: Store) -> tuple[list[float], list[float]]:
     """Seconds per picture and stage on this machine, measured once and remembered."""
     spec = {
-        "stages": list(engine.backbone.names), "name": engine.backbone.origin.name, "precision": engine.settled,
-        "machine": runtime.environment()["processor"], "threads": torch.get_num_threads(), "device": str(engine.device),
+        "stages": list(engine.backbone.names),
+        "name": engine.backbone.origin.name,
+        "precision": engine.settled,
+        "machine": runtime.environment()["processor"],
+        "threads": torch.get_num_threads(),
+        "device": str(engine.device),
         "torch": torch.__version__,
     }
     memo = store.artifact("speed", spec)
@@ -205,6 +221,9 @@ def finished(engine: Engine, heads: Race, tuned: Finetuned, dataset: Dataset) ->
     else:
         logits, labels = heads.best.logits, dataset.labels[dataset.indices("train")]
     return Model(
-        tuned.backbone, tuned.head, dataset.classes, temperature=fit_temperature(logits, labels),
+        tuned.backbone,
+        tuned.head,
+        dataset.classes,
+        temperature=fit_temperature(logits, labels),
         precision=engine.settled or "float32",
     )

@@ -53,8 +53,7 @@ def decide_verdict(report: TestReport, *, final: str = "final", head: str = "hea
     present = [name for name in BASELINES if name in report.models]
     if final not in report.models or not present:
         raise DataError(
-            f"Got a report of {sorted(report.models)}; "
-            f"a verdict needs '{final}' and one of {list(BASELINES)}."
+            f"Got a report of {sorted(report.models)}; a verdict needs '{final}' and one of {list(BASELINES)}."
         )
     best = max(present, key=lambda name: report.models[name].accuracy.value)
     gain = _paired(report, final, best)
@@ -120,10 +119,7 @@ def _sentence(report: TestReport, final: str, best: str, gain: Difference, outco
     if report.protocol == "sealed test":
         where = f"{share} of the {report.images:,} sealed test images are right"
     else:
-        where = (
-            f"in repeated cross-validation on all {report.images:,} images (no test set was cut) "
-            f"{share} are right"
-        )
+        where = f"in repeated cross-validation on all {report.images:,} images (no test set was cut) {share} are right"
     if outcome == "helped":
         return f"Transfer helped: {where}, {points(gain)} more than {opponent}."
     if outcome == "hurt":
@@ -135,9 +131,7 @@ def _sentence(report: TestReport, final: str, best: str, gain: Difference, outco
     )
 
 
-def _reasons(
-    report: TestReport, final: str, head: str, decided: str, simple: str | None
-) -> list[str]:
+def _reasons(report: TestReport, final: str, head: str, decided: str, simple: str | None) -> list[str]:
     reasons = [decided]
     added = report.difference(final, head)
     if added is not None:
@@ -179,10 +173,7 @@ def _added(added: Difference) -> str:
         return f"Fine-tuning added {points(added)} over the head on frozen features."
     if added.high < 0:
         return f"Fine-tuning lost {points(added, -1)} against the head on frozen features."
-    return (
-        "Fine-tuning added nothing that this test can show over the head on frozen features: "
-        f"{points(added)}."
-    )
+    return f"Fine-tuning added nothing that this test can show over the head on frozen features: {points(added)}."
 
 
 def _warnings(report: TestReport, final: str, gain: Difference) -> list[str]:

@@ -22,9 +22,7 @@ _IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0
 _NPZ_PAIRS = (("x", "y"), ("images", "labels"), ("X", "y"), ("data", "labels"))
 
 
-def read_arrays(
-    parts: Mapping[str, tuple[ArrayLike, ArrayLike]], source: str, layout: str = "arrays"
-) -> Listing:
+def read_arrays(parts: Mapping[str, tuple[ArrayLike, ArrayLike]], source: str, layout: str = "arrays") -> Listing:
     """Pictures from arrays: split name ("" where none is given) -> (images, labels).
 
     Args:
@@ -35,14 +33,11 @@ def read_arrays(
         DataError: for another shape, type or range, or where the lengths differ.
     """
     blocks = [
-        (split, *_checked(images, labels, f"{source} {split}".strip()))
-        for split, (images, labels) in parts.items()
+        (split, *_checked(images, labels, f"{source} {split}".strip())) for split, (images, labels) in parts.items()
     ]
     shapes = {block[1].shape[1:] for block in blocks}
     if len(shapes) > 1:
-        raise DataError(
-            f"{source}: the parts hold pictures of different shapes: {', '.join(map(str, shapes))}."
-        )
+        raise DataError(f"{source}: the parts hold pictures of different shapes: {', '.join(map(str, shapes))}.")
     pixels = np.concatenate([block[1] for block in blocks]) if len(blocks) > 1 else blocks[0][1]
     names = tuple(f"{split or 'images'}[{row}]" for split, images, _ in blocks for row in range(len(images)))
     count = len(pixels)
@@ -70,8 +65,7 @@ def read_memory(source: object) -> Listing:
         split = split_of(str(name))
         if split is None or not (isinstance(part, tuple) and len(part) == 2):
             raise DataError(
-                f"Got a dict with the key {name!r}. Expected train, val or test, each with a tuple "
-                "(images, labels)."
+                f"Got a dict with the key {name!r}. Expected train, val or test, each with a tuple (images, labels)."
             )
         parts[split] = part
     if "train" not in parts:
@@ -106,11 +100,7 @@ def read_npz(path: Path) -> Listing:
 
 def has_idx(folder: Path) -> bool:
     """Whether a folder holds the IDX files of a training set."""
-    return any(
-        match["part"] == "train"
-        for match in map(_IDX.match, (path.name for path in folder.iterdir()))
-        if match
-    )
+    return any(match["part"] == "train" for match in map(_IDX.match, (path.name for path in folder.iterdir())) if match)
 
 
 def read_idx(folder: Path) -> Listing:
@@ -135,8 +125,7 @@ def read_idx(folder: Path) -> Listing:
         present = [what for what in ("images", "labels") if (split, what) in found]
         if len(present) == 1:
             raise DataError(
-                f"{folder}: found '{found[split, present[0]].name}' but not its counterpart. Both "
-                "files are needed."
+                f"{folder}: found '{found[split, present[0]].name}' but not its counterpart. Both files are needed."
             )
         if present:
             parts[split] = (idx_array(found[split, "images"]), idx_array(found[split, "labels"]))
@@ -155,26 +144,18 @@ def idx_array(path: Path) -> NDArray[np.generic]:
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read: {error}. Download it again.") from error
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in _IDX_TYPES:
-        raise DataError(
-            f"{path}: not an IDX file (starts with {content[:4].hex(' ')}). Expected 00 00 08 ..."
-        )
+        raise DataError(f"{path}: not an IDX file (starts with {content[:4].hex(' ')}). Expected 00 00 08 ...")
     dimensions = content[3]
     start = 4 + 4 * dimensions
-    shape = (
-        tuple(int(size) for size in np.frombuffer(content[4:start], ">u4")) if len(content) >= start else ()
-    )
+    shape = tuple(int(size) for size in np.frombuffer(content[4:start], ">u4")) if len(content) >= start else ()
     kind = np.dtype(_IDX_TYPES[content[2]])
     expected = start + math.prod(shape) * kind.itemsize
     if len(shape) != dimensions or len(content) != expected:
-        raise DataError(
-            f"{path}: {len(content)} bytes where its header promises {expected}. Download it again."
-        )
+        raise DataError(f"{path}: {len(content)} bytes where its header promises {expected}. Download it again.")
     return np.frombuffer(content, kind, offset=start).reshape(shape).astype(kind.newbyteorder("="))
 
 
-def _checked(
-    images: ArrayLike, labels: ArrayLike, what: str
-) -> tuple[NDArray[np.uint8], NDArray[np.generic]]:
+def _checked(images: ArrayLike, labels: ArrayLike, what: str) -> tuple[NDArray[np.uint8], NDArray[np.generic]]:
     pixels, names = np.asarray(images), np.asarray(labels)
     if pixels.ndim not in (3, 4) or (pixels.ndim == 4 and pixels.shape[3] not in (1, 3, 4)):
         channels_first = pixels.ndim == 4 and pixels.shape[1] in (1, 3, 4)
@@ -200,8 +181,7 @@ def _to_bytes(pixels: NDArray[np.generic], what: str) -> NDArray[np.uint8]:
     low, high = (float(pixels.min()), float(pixels.max())) if pixels.size else (0.0, 0.0)
     if not (low >= 0 and high <= 255):  # written so that NaN fails too
         raise DataError(
-            f"{what}: got pixel values from {low:g} to {high:g}. Expected 0..255, or 0..1 in floats; "
-            "scale them first."
+            f"{what}: got pixel values from {low:g} to {high:g}. Expected 0..255, or 0..1 in floats; scale them first."
         )
     if high > 1 and pixels.dtype == np.uint8:
         return pixels.astype(np.uint8, copy=False)

@@ -115,16 +115,12 @@ def source_findings(listing: Listing, facts: Facts, unreadable: Severity) -> lis
     if listing.ignored:
         parts = [f"{count:,} {what}" for what, count in listing.ignored.items()]
         photos = [
-            what
-            for what in listing.ignored
-            if what.split(" ")[0] in (".heic", ".heif", ".raw", ".cr2", ".nef", ".dng")
+            what for what in listing.ignored if what.split(" ")[0] in (".heic", ".heif", ".raw", ".cr2", ".nef", ".dng")
         ]
         found.append(
             finding(
                 "ignored",
-                "warning"
-                if photos or any(what.startswith("pictures") for what in listing.ignored)
-                else "note",
+                "warning" if photos or any(what.startswith("pictures") for what in listing.ignored) else "note",
                 f"{plural(sum(listing.ignored.values()), 'file')} left aside: {', '.join(parts)}.",
                 "Convert them to JPEG to use them." if photos else "",
                 parts,
@@ -136,11 +132,8 @@ def source_findings(listing: Listing, facts: Facts, unreadable: Severity) -> lis
             finding(
                 "unreadable",
                 unreadable,
-                f"{plural(len(bad), 'picture')} of {len(facts.reasons):,} cannot be read. "
-                f"The first: {bad[0]}",
-                "Repair or remove them."
-                if unreadable == "error"
-                else "They are skipped. Repair them to use them.",
+                f"{plural(len(bad), 'picture')} of {len(facts.reasons):,} cannot be read. The first: {bad[0]}",
+                "Repair or remove them." if unreadable == "error" else "They are skipped. Repair them to use them.",
                 bad,
             )
         )
@@ -218,8 +211,7 @@ def telltale_findings(facts: Facts, chosen: Sequence[int], labels: Sequence[str]
                     "A model can learn that instead of what the pictures show. Bring the classes to one "
                     "format and size before trusting a score.",
                     [
-                        f"{value}: {inner.most_common(1)[0][0]} {max(inner.values())} of "
-                        f"{sum(inner.values())}"
+                        f"{value}: {inner.most_common(1)[0][0]} {max(inner.values())} of {sum(inner.values())}"
                         for value, inner in counts.items()
                     ],
                 )

@@ -57,12 +57,8 @@ def _without_copies(listing: Listing, facts: Facts) -> tuple[NDArray[np.int64], 
             conflicts.append(" = ".join(f"{names[i]} ({listing.labels[i]})" for i in members))
         for index in set(members) - set(stay.values()):
             keeper = stay.get(listing.labels[index], next(iter(stay.values())))
-            (copies if listing.split[index] == sealed else crossing).append(
-                f"{names[index]} = {names[keeper]}"
-            )
-    return np.array(sorted(kept), dtype=np.int64), [
-        *_copy_findings(sorted(copies), sorted(crossing), conflicts)
-    ]
+            (copies if listing.split[index] == sealed else crossing).append(f"{names[index]} = {names[keeper]}")
+    return np.array(sorted(kept), dtype=np.int64), [*_copy_findings(sorted(copies), sorted(crossing), conflicts)]
 
 
 def _copy_findings(copies: list[str], crossing: list[str], conflicts: list[str]) -> list[Finding]:
@@ -73,15 +69,12 @@ def _copy_findings(copies: list[str], crossing: list[str], conflicts: list[str])
             "another with the same label."
         )
         found.append(
-            finding(
-                "duplicates", "warning", message, "One of each is kept; the copies may be deleted.", copies
-            )
+            finding("duplicates", "warning", message, "One of each is kept; the copies may be deleted.", copies)
         )
     if crossing:
         message = f"{plural(len(crossing), 'picture is', 'pictures are')} in two of the given splits."
         next_step = (
-            "The test copy stays sealed; the train copy is not used. Earlier scores on this test set "
-            "were too good."
+            "The test copy stays sealed; the train copy is not used. Earlier scores on this test set were too good."
         )
         found.append(finding("leak", "warning", message, next_step, crossing))
     if conflicts:
@@ -107,26 +100,18 @@ def _near(listing: Listing, facts: Facts, kept: NDArray[np.int64]) -> tuple[Pair
         pictures = len(np.unique(pairs.index))
         message = f"{plural(pictures, 'picture')} nearly the same as another (groups of up to {largest})."
         items = [f"{names[a]} ~ {names[b]}" for a, b in shown]
-        found.append(
-            finding("near_duplicates", "note", message, "They are kept on one side of every split.", items)
-        )
-    apart = [
-        f"{names[a]} ({labels[a]}) ~ {names[b]} ({labels[b]})" for a, b in shown if labels[a] != labels[b]
-    ]
+        found.append(finding("near_duplicates", "note", message, "They are kept on one side of every split.", items))
+    apart = [f"{names[a]} ({labels[a]}) ~ {names[b]} ({labels[b]})" for a, b in shown if labels[a] != labels[b]]
     if apart:
         message = f"{plural(len(apart), 'pair')} of nearly the same pictures with different labels."
-        found.append(
-            finding("near_conflict", "warning", message, "Look at them: one label may be wrong.", apart)
-        )
+        found.append(finding("near_conflict", "warning", message, "Look at them: one label may be wrong.", apart))
     if len(crowded):
         message = (
             f"{plural(len(crowded), 'picture')} resemble so many others that they were not all kept together "
             "(simple drawings, a fixed camera, or frames of a film?)."
         )
         next_step = "If they come from a few recordings, say which in a table with a 'group' column."
-        found.append(
-            finding("crowded", "warning", message, next_step, [names[int(kept[i])] for i in crowded])
-        )
+        found.append(finding("crowded", "warning", message, next_step, [names[int(kept[i])] for i in crowded]))
     return pairs, found
 
 
@@ -140,9 +125,7 @@ def _without_leaks(
     first, second = pairs.index[:, 0], pairs.index[:, 1]
     loser = np.where(rank[first] < rank[second], first, second)[rank[first] != rank[second]]
     names = listing.images.names
-    items = [
-        f"{names[int(kept[a])]} ~ {names[int(kept[b])]}" for a, b in pairs.index[rank[first] != rank[second]]
-    ]
+    items = [f"{names[int(kept[a])]} ~ {names[int(kept[b])]}" for a, b in pairs.index[rank[first] != rank[second]]]
     stays = np.ones(len(kept), dtype=bool)
     stays[loser] = False
     moved = np.cumsum(stays) - 1
@@ -151,9 +134,7 @@ def _without_leaks(
     if len(loser):
         message = f"{plural(len(np.unique(loser)), 'picture')} nearly the same as one in a more sealed split."
         found.append(
-            finding(
-                "near_leak", "warning", message, "They are not used; the test pictures stay sealed.", items
-            )
+            finding("near_leak", "warning", message, "They are not used; the test pictures stay sealed.", items)
         )
     return kept[stays], Pairs(moved[inside.index].astype(np.int64), inside.alike), found
 

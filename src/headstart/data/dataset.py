@@ -90,9 +90,7 @@ class Dataset:
         """Digest of contents, labels, classes, splits and folds, whatever the names of the files."""
         lines = sorted(
             f"{content} {self.classes[label]} {split} {fold}"
-            for content, label, split, fold in zip(
-                self.digests, self.labels, self.split, self.fold, strict=True
-            )
+            for content, label, split, fold in zip(self.digests, self.labels, self.split, self.fold, strict=True)
         )
         return hashlib.blake2b("\n".join([*self.classes, *lines]).encode(), digest_size=32).hexdigest()
 

@@ -35,9 +35,7 @@ class Pairs:
         return Pairs(self.index[chosen], self.alike[chosen])
 
 
-def near_pairs(
-    hashes: NDArray[np.uint64], thumbnails: NDArray[np.uint8], shortest: NDArray[np.int64]
-) -> Pairs:
+def near_pairs(hashes: NDArray[np.uint64], thumbnails: NDArray[np.uint8], shortest: NDArray[np.int64]) -> Pairs:
     """All pairs of near-duplicates.
 
     Args:
@@ -94,8 +92,7 @@ def _bit_count(values: NDArray[np.uint64]) -> NDArray[np.uint8]:
 
 def _bit_count_by_sums(values: NDArray[np.uint64]) -> NDArray[np.uint8]:
     twos, fours, eights, ones = (
-        np.uint64(mask)
-        for mask in (0x5555555555555555, 0x3333333333333333, 0x0F0F0F0F0F0F0F0F, 0x0101010101010101)
+        np.uint64(mask) for mask in (0x5555555555555555, 0x3333333333333333, 0x0F0F0F0F0F0F0F0F, 0x0101010101010101)
     )
     values = values - ((values >> np.uint64(1)) & twos)
     values = (values & fours) + ((values >> np.uint64(2)) & fours)

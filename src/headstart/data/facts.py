@@ -24,9 +24,7 @@ _GREY = 32  # side of the grey picture that hash and thumbnail are made of
 _DECODED = 64  # shortest side to decode at: twice `_GREY`, so that the reduction still averages
 _CHUNK = 64  # pictures whose file contents are held at a time; 64 large photographs are about 300 MB
 _RECORD = struct.Struct("<I?II8s8s1024s200s")
-_VERSION = zlib.crc32(
-    f"facts-1 pillow-{PIL.__version__}".encode()
-)  # another Pillow may read what this one cannot
+_VERSION = zlib.crc32(f"facts-1 pillow-{PIL.__version__}".encode())  # another Pillow may read what this one cannot
 
 
 class Memory(Protocol):
@@ -124,9 +122,7 @@ def measure(images: Images, memory: Memory | None = None, progress: Progress = s
             chunk = range(start, min(start + _CHUNK, total))
             fetched = list(pool.map(partial(_fetch, images), chunk))
             known = _remembered(memory, [digest for digest, _ in fetched])
-            missing = [
-                index for index, (digest, _) in zip(chunk, fetched, strict=True) if digest not in known
-            ]
+            missing = [index for index, (digest, _) in zip(chunk, fetched, strict=True) if digest not in known]
             looks = [fetched[index - start][1] for index in missing]
             found = dict(zip(missing, pool.map(_call, looks), strict=True))
             if memory is not None:
@@ -170,18 +166,14 @@ def _look(open_picture: Callable[[], Image.Image], prefix: str) -> Fact:
 def _remembered(memory: Memory | None, digests: Sequence[str]) -> dict[str, Fact]:
     if memory is None:
         return {}
-    unpacked = {
-        digest: Fact.unpack(record) for digest, record in memory.get_many([d for d in digests if d]).items()
-    }
+    unpacked = {digest: Fact.unpack(record) for digest, record in memory.get_many([d for d in digests if d]).items()}
     return {digest: fact for digest, fact in unpacked.items() if fact is not None}
 
 
 def _assemble(digests: Sequence[str], facts: Sequence[Fact]) -> Facts:
     count = len(facts)
     empty = bytes(_GREY * _GREY)
-    grey = np.frombuffer(b"".join(fact.grey or empty for fact in facts), np.uint8).reshape(
-        count, _GREY, _GREY
-    )
+    grey = np.frombuffer(b"".join(fact.grey or empty for fact in facts), np.uint8).reshape(count, _GREY, _GREY)
     return Facts(
         digests=tuple(digests),
         reasons=tuple(fact.reason for fact in facts),

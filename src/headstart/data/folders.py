@@ -64,17 +64,13 @@ def read_folder(root: Path) -> Listing:
     splits = _splits(tree)
     if not splits and len(tree.full_folders()) == 1 and len(tree.tables) == 1:
         raise DataError(
-            f"{root}: got all pictures in one folder, '{tree.full_folders()[0].name}'.\n"
-            f"{_hint(tree)}{LAYOUTS}"
+            f"{root}: got all pictures in one folder, '{tree.full_folders()[0].name}'.\n{_hint(tree)}{LAYOUTS}"
         )
     if splits:
         others = [other for other in tree.full_folders() if other not in splits.values()]
         stray = len(tree.pictures) + sum(len(part.pictures) for part in splits.values())
         ignored.update(
-            {
-                f"pictures in {other.name}/ (not train, val or test)": len(other.all_pictures())
-                for other in others
-            }
+            {f"pictures in {other.name}/ (not train, val or test)": len(other.all_pictures()) for other in others}
         )
     else:
         splits, stray = {"": tree}, len(tree.pictures)
@@ -135,9 +131,7 @@ def _walk(path: Path, ignored: Counter[str], above: tuple[tuple[int, int], ...])
     try:
         entries = sorted(os.scandir(path), key=lambda entry: natural(entry.name))
     except OSError as error:
-        raise DataError(
-            f"{path}: cannot list this folder ({error.strerror}). Check its permissions."
-        ) from error
+        raise DataError(f"{path}: cannot list this folder ({error.strerror}). Check its permissions.") from error
     tree = _Tree(path)
     info = path.stat()
     above = (*above, (info.st_dev, info.st_ino))

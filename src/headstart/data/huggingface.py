@@ -54,18 +54,14 @@ def read_huggingface(source: object, columns: Columns) -> Listing:
     return Listing(
         images=RowImages(fetch, names, tuple(range(len(rows)))),
         labels=tuple(label for _, labels, _, _ in listings for label in labels),
-        split=tuple(
-            split for split, (_, _, _, count) in zip(parts, listings, strict=True) for _ in range(count)
-        ),
+        split=tuple(split for split, (_, _, _, count) in zip(parts, listings, strict=True) for _ in range(count)),
         group=tuple(group for _, _, groups, _ in listings for group in groups),
         source="a Hugging Face data set",
         layout="huggingface",
     )
 
 
-def _part(
-    split: str, part: datasets.Dataset, columns: Columns
-) -> tuple[datasets.Dataset, list[str], list[str], int]:
+def _part(split: str, part: datasets.Dataset, columns: Columns) -> tuple[datasets.Dataset, list[str], list[str], int]:
     """The pictures (undecoded, as column `_picture`), class names and groups of one split."""
     import datasets
 
@@ -89,8 +85,7 @@ def _part(
         label = classes[0]
     raw, kind = part[label], kinds[label]
     labels = [
-        printable(str(kind.int2str(value)) if isinstance(kind, datasets.ClassLabel) else str(value))
-        for value in raw
+        printable(str(kind.int2str(value)) if isinstance(kind, datasets.ClassLabel) else str(value)) for value in raw
     ]
     groups = [str(value) for value in part[columns.group]] if columns.group in kinds else [""] * len(labels)
     table = part.select_columns([pictures[0]]).rename_column(pictures[0], "_picture")

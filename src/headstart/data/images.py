@@ -98,9 +98,7 @@ def decode(image: Image.Image, shortest: int | None = None) -> Image.Image:
             return _flatten(_upright(image))
         except MemoryError:
             raise
-        except (
-            Exception
-        ) as error:  # Pillow's decoders raise a dozen types on broken streams; none may pass as a crash
+        except Exception as error:  # Pillow's decoders raise a dozen types on broken streams; none may pass as a crash
             raise UnreadableImage(reason(error)) from error
 
 
@@ -121,9 +119,7 @@ def reason(error: BaseException) -> str:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
-    except (
-        Exception
-    ):  # EXIF is a note beside the picture: where it is garbage, the pixels still count, as stored
+    except Exception:  # EXIF is a note beside the picture: where it is garbage, the pixels still count, as stored
         return image
     return image if turn is None else image.transpose(turn)
 
@@ -171,9 +167,7 @@ class Transform:
 
     def __post_init__(self) -> None:
         if self.interpolation not in INTERPOLATIONS:
-            raise ValueError(
-                f"interpolation {self.interpolation!r} is not one of {', '.join(INTERPOLATIONS)}"
-            )
+            raise ValueError(f"interpolation {self.interpolation!r} is not one of {', '.join(INTERPOLATIONS)}")
         if min(self.size) < 1 or not 0 < self.crop <= 1:
             raise ValueError(f"size {self.size} must be positive and crop {self.crop} in (0, 1]")
 
@@ -240,9 +234,7 @@ class Transform:
             pixels = np.ascontiguousarray(pixels[:, ::-1])
         return pixels
 
-    def _random_box(
-        self, width: int, height: int, draws: NDArray[np.float64]
-    ) -> tuple[float, float, float, float]:
+    def _random_box(self, width: int, height: int, draws: NDArray[np.float64]) -> tuple[float, float, float, float]:
         """Eight tries at a crop that fits; then the largest crop of an allowed aspect, at a drawn place."""
         low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
         for step in range(0, 16, 2):
@@ -278,16 +270,11 @@ def load_views(
         except UnreadableImage as error:
             raise UnreadableImage(f"{images.names[index]}: {error}") from error
     return np.stack(
-        [
-            transform.clean(picture) if view == 0 else transform.view(picture, content, view, seed)
-            for view in views
-        ]
+        [transform.clean(picture) if view == 0 else transform.view(picture, content, view, seed) for view in views]
     )
 
 
-def load_view(
-    images: Images, index: int, transform: Transform, view: int = 0, seed: int = 0
-) -> NDArray[np.uint8]:
+def load_view(images: Images, index: int, transform: Transform, view: int = 0, seed: int = 0) -> NDArray[np.uint8]:
     """One view of one picture, (H, W, 3) uint8; view 0 is the clean one.
 
     Raises:

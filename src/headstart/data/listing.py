@@ -69,6 +69,4 @@ def printable(name: str) -> str:
 def natural(name: str) -> tuple[tuple[tuple[int, int, str], ...], str]:
     """A sorting key under which "class 2" comes before "class 10"."""
     parts = re.findall(r"[0-9]+|[^0-9]+", name)
-    return tuple(
-        (0, int(part), "") if part[0] in "0123456789" else (1, 0, part.casefold()) for part in parts
-    ), name
+    return tuple((0, int(part), "") if part[0] in "0123456789" else (1, 0, part.casefold()) for part in parts), name

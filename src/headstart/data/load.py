@@ -29,9 +29,7 @@ from headstart.data.splits import assign_folds, assign_test, fold_count
 from headstart.errors import DataError, TooLittleData, UnreadableImage
 from headstart.runtime import Progress, silent
 
-SMALL_POOL = (
-    120  # usable pictures below which no test set is cut: cross-validation says more than 24 test pictures
-)
+SMALL_POOL = 120  # usable pictures below which no test set is cut: cross-validation says more than 24 test pictures
 
 
 @dataclass(frozen=True)
@@ -50,9 +48,7 @@ class _Rules:
         if self.rare not in ("train", "drop", "error"):
             raise DataError(f"rare={self.rare!r}: expected 'train', 'drop' or 'error'.")
         if not 0 < self.test_fraction < 1:
-            raise DataError(
-                f"test_fraction={self.test_fraction}: expected a share between 0 and 1, such as 0.2."
-            )
+            raise DataError(f"test_fraction={self.test_fraction}: expected a share between 0 and 1, such as 0.2.")
         if self.folds < 2:
             raise DataError(f"folds={self.folds}: expected 2 or more.")
 
@@ -95,9 +91,7 @@ def load_dataset(
     if report.errors:
         worst = report.errors[0]
         kind = UnreadableImage if worst.kind == "unreadable" else TooLittleData
-        raise kind(
-            "\n".join(f"{listing.source}: {found.message} {found.next_step}" for found in report.errors)
-        )
+        raise kind("\n".join(f"{listing.source}: {found.message} {found.next_step}" for found in report.errors))
     return dataset
 
 
@@ -125,9 +119,7 @@ def audit(
     return _examine(read(source, Columns(label, path, split, group)), rules, memory, progress)[1]
 
 
-def _examine(
-    listing: Listing, rules: _Rules, memory: Memory | None, progress: Progress
-) -> tuple[Dataset, Audit]:
+def _examine(listing: Listing, rules: _Rules, memory: Memory | None, progress: Progress) -> tuple[Dataset, Audit]:
     facts = measure(listing.images, memory, progress)
     findings = source_findings(listing, facts, "error" if rules.unreadable == "error" else "warning")
     cleaned = clean(listing, facts)
@@ -163,12 +155,9 @@ def _sides(listing: Listing, kept: NDArray[np.int64]) -> _Sides:
     if given == {"train", "val"}:
         split[split == "val"] = "test"
         message = (
-            "The given 'val' is kept sealed as the test set, because there is no 'test'; folds are "
-            "cut from 'train'."
+            "The given 'val' is kept sealed as the test set, because there is no 'test'; folds are cut from 'train'."
         )
-        return _Sides(
-            split, [finding("splits", "note", message, "Add a test split to have 'val' used for choosing.")]
-        )
+        return _Sides(split, [finding("splits", "note", message, "Add a test split to have 'val' used for choosing.")])
     return _Sides(split, [])
 
 
@@ -183,21 +172,15 @@ def _without_lost_classes(
     found = []
     lost = sorted(set(labels) - learnt, key=natural)
     if lost:
-        message = (
-            f"{plural(len(lost), 'class has', 'classes have')} no training picture: {', '.join(lost[:5])}."
-        )
-        found.append(
-            finding("untrained", "warning", message, "Their pictures are not used. Add some to train.", lost)
-        )
+        message = f"{plural(len(lost), 'class has', 'classes have')} no training picture: {', '.join(lost[:5])}."
+        found.append(finding("untrained", "warning", message, "Their pictures are not used. Add some to train.", lost))
     if single:
         action = {
             "train": ("warning", "Trained on and never tested. Add pictures, or choose rare='drop'."),
             "drop": ("warning", "Left out, as chosen."),
             "error": ("error", "Add pictures, or choose rare='train' or rare='drop'."),
         }[rules.rare]
-        message = (
-            f"{plural(len(single), 'class has', 'classes have')} one picture only: {', '.join(single[:5])}."
-        )
+        message = f"{plural(len(single), 'class has', 'classes have')} one picture only: {', '.join(single[:5])}."
         severity: Literal["error", "warning"] = "error" if action[0] == "error" else "warning"
         found.append(finding("rare", severity, message, action[1], single))
     away = set(lost) | (set(single) if rules.rare == "drop" else set())
@@ -236,16 +219,11 @@ def _split(dataset: Dataset, rules: _Rules) -> tuple[Dataset, list[Finding]]:
         split[pool] = "train"
         if len(dataset) < SMALL_POOL:
             message = f"{len(dataset)} usable pictures are too few to seal some for a test."
-            next_step = (
-                f"Figures come from repeated cross-validation. From {SMALL_POOL} pictures on a test "
-                "set is cut."
-            )
+            next_step = f"Figures come from repeated cross-validation. From {SMALL_POOL} pictures on a test set is cut."
             findings.append(finding("no_test", "note", message, next_step))
         else:
             contents = [dataset.digests[i] for i in pool]
-            test = assign_test(
-                dataset.labels[pool], dataset.groups[pool], contents, rules.test_fraction, rules.seed
-            )
+            test = assign_test(dataset.labels[pool], dataset.groups[pool], contents, rules.test_fraction, rules.seed)
             split[pool[test]] = "test"
     train = np.flatnonzero(split == "train")
     labels, groups = dataset.labels[train], dataset.groups[train]
@@ -253,9 +231,7 @@ def _split(dataset: Dataset, rules: _Rules) -> tuple[Dataset, list[Finding]]:
     fold = dataset.fold.copy()
     fold[train] = assign_folds(labels, groups, [dataset.digests[i] for i in train], folds, rules.seed)
     if folds < rules.folds:
-        message = (
-            f"{folds} folds instead of {rules.folds}: no class has more independent pictures to train on."
-        )
+        message = f"{folds} folds instead of {rules.folds}: no class has more independent pictures to train on."
         findings.append(finding("folds", "note", message))
     done = replace(dataset, split=split, fold=fold)
     untested = [name for name, count in zip(done.classes, done.counts("test"), strict=True) if not count]
@@ -277,11 +253,7 @@ def _counts(dataset: Dataset) -> dict[str, int]:
 def _report(listing: Listing, facts: Facts, dataset: Dataset, findings: list[Finding]) -> Audit:
     sides = {side: dataset.counts(side) for side in SPLITS}
     readable = facts.readable
-    sizes = (
-        np.stack([facts.width[readable], facts.height[readable]], axis=1)
-        if len(readable)
-        else np.zeros((1, 2))
-    )
+    sizes = np.stack([facts.width[readable], facts.height[readable]], axis=1) if len(readable) else np.zeros((1, 2))
     return Audit(
         source=listing.source,
         layout=listing.layout,

@@ -36,9 +36,7 @@ def read(source: object, columns: Columns | None = None) -> Listing:
     if isinstance(source, str | Path):
         source = Path(source).expanduser()
         if not source.exists():
-            raise DataError(
-                f"{source}: no such file or folder. Check the spelling; the current folder is {Path.cwd()}"
-            )
+            raise DataError(f"{source}: no such file or folder. Check the spelling; the current folder is {Path.cwd()}")
     for reader in READERS:
         if reader.accepts(source):
             listing = reader.read(source, columns or Columns())
@@ -46,19 +44,11 @@ def read(source: object, columns: Columns | None = None) -> Listing:
                 raise DataError(f"{listing.source}: no pictures in it.\n{LAYOUTS}")
             return listing
     if isinstance(source, Path):
-        advice = (
-            " Unpack it first."
-            if source.suffix.lower() in (".zip", ".gz", ".tar", ".tgz", ".7z", ".rar")
-            else ""
-        )
-        got = (
-            f"{source}: a file ending in '{source.suffix}', which is not a layout of labelled "
-            f"pictures.{advice}"
-        )
+        advice = " Unpack it first." if source.suffix.lower() in (".zip", ".gz", ".tar", ".tgz", ".7z", ".rar") else ""
+        got = f"{source}: a file ending in '{source.suffix}', which is not a layout of labelled pictures.{advice}"
     else:
         got = (
-            f"Got a {type(source).__module__}.{type(source).__qualname__}, which is not a layout of "
-            "labelled pictures."
+            f"Got a {type(source).__module__}.{type(source).__qualname__}, which is not a layout of labelled pictures."
         )
     raise DataError(
         f"{got}\n{LAYOUTS}\nor a table (.csv, .tsv, .parquet) with the columns "

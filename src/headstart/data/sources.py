@@ -33,9 +33,7 @@ def formats() -> tuple[str, ...]:
 def extensions() -> frozenset[str]:
     """File name endings, with the dot and in lower case, that are taken for pictures."""
     known = set(formats())
-    return frozenset(
-        ending.lower() for ending, name in Image.registered_extensions().items() if name in known
-    )
+    return frozenset(ending.lower() for ending, name in Image.registered_extensions().items() if name in known)
 
 
 def digest_of(content: bytes | memoryview) -> str:
@@ -120,9 +118,7 @@ class ArrayImages:
         return self.content(index), lambda: self.open(index)
 
     def select(self, indices: Sequence[int]) -> ArrayImages:
-        return ArrayImages(
-            self.pixels, tuple(self.names[i] for i in indices), tuple(self.rows[i] for i in indices)
-        )
+        return ArrayImages(self.pixels, tuple(self.names[i] for i in indices), tuple(self.rows[i] for i in indices))
 
 
 class Row(Protocol):
@@ -154,9 +150,7 @@ class RowImages:
         return digest_of(content), lambda: _named(self.names[index], content)
 
     def select(self, indices: Sequence[int]) -> RowImages:
-        return RowImages(
-            self.row, tuple(self.names[i] for i in indices), tuple(self.rows[i] for i in indices)
-        )
+        return RowImages(self.row, tuple(self.names[i] for i in indices), tuple(self.rows[i] for i in indices))
 
     def _read(self, index: int) -> bytes:
         cell = self.row(self.rows[index])

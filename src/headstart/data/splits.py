@@ -92,9 +92,7 @@ def assign_folds(
     fold = np.zeros(len(labels), dtype=np.int64)
     for group in sorted(_ordered(labels, groups, contents, seed), key=lambda group: -group.size):
         # Adding n pictures of a class to a fold with h of them raises the sum of squares by 2 h n + n^2.
-        crowding = sum(
-            (held[label] * (count / totals[label]) for label, count in group.counts), np.zeros(folds)
-        )
+        crowding = sum((held[label] * (count / totals[label]) for label, count in group.counts), np.zeros(folds))
         chosen = int(np.lexsort((sizes, np.round(crowding, 9)))[0])
         for label, count in group.counts:
             held[label, chosen] += count
@@ -116,9 +114,7 @@ def _goal(count: int, fraction: float) -> int:
     return min(count - 1, max(1, math.floor(count * fraction + 0.5)))
 
 
-def _ordered(
-    labels: NDArray[np.int64], groups: NDArray[np.int64], contents: Sequence[str], seed: int
-) -> list[_Group]:
+def _ordered(labels: NDArray[np.int64], groups: NDArray[np.int64], contents: Sequence[str], seed: int) -> list[_Group]:
     """The groups in an order that seed and contents decide, whatever the numbering of the pictures."""
     members: dict[int, list[int]] = {}
     for index, group in enumerate(groups.tolist()):

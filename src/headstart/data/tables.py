@@ -54,8 +54,7 @@ def _split(table: Path, rows: Rows, column: str) -> tuple[str, ...]:
             )
     if "train" not in found:
         raise DataError(
-            f"{table}: no row has the split 'train'. Expected train rows beside "
-            f"{', '.join(sorted(set(given)))}."
+            f"{table}: no row has the split 'train'. Expected train rows beside {', '.join(sorted(set(given)))}."
         )
     return tuple(split or "" for split in found)
 
@@ -63,9 +62,7 @@ def _split(table: Path, rows: Rows, column: str) -> tuple[str, ...]:
 def _cell(table: Path, rows: Rows, number: int, column: str) -> str:
     text = rows[number][column].strip()
     if not text:
-        raise DataError(
-            f"{table}, row {number + 2}: the cell '{column}' is empty. Fill it in, or remove the row."
-        )
+        raise DataError(f"{table}, row {number + 2}: the cell '{column}' is empty. Fill it in, or remove the row.")
     return text
 
 
@@ -101,7 +98,5 @@ def _parquet(table: Path) -> tuple[list[str], Rows]:
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"{table}: cannot be read as Parquet: {error}") from error
     names = [str(name) for name in content.column_names]
-    values = [
-        ["" if cell is None else str(cell) for cell in column.to_pylist()] for column in content.columns
-    ]
+    values = [["" if cell is None else str(cell) for cell in column.to_pylist()] for column in content.columns]
     return names, [dict(zip(names, cells, strict=True)) for cells in zip(*values, strict=True)]

@@ -55,6 +55,8 @@ class Engine:
 
     `precision` "auto" takes bfloat16 where the device multiplies in it natively *and* the pooled features of the first
     batch keep a cosine of at least 0.999 with float32 for every picture; the choice depends on no clock, so it repeats.
+    The backbone is taken to the device, to channels_last and to evaluation mode; once the precision is settled, threads may
+    share the engine.
     """
 
     def __init__(
@@ -62,6 +64,8 @@ class Engine:
     ) -> None:
         self.device = runtime.device() if device is None else device
         self.backbone = backbone
+        backbone.eval()
+        backbone.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._wanted: Precision | Literal["auto"] = precision
         self._precision: Precision | None = None if precision == "auto" else precision
         self.agreement: float | None = None
@@ -128,13 +132,12 @@ class Engine:
             torch.cuda.synchronize(self.device)
 
     def _features(self, pictures: NDArray[np.uint8]) -> Tensor:
-        return self.backbone(normalize(pictures, self.backbone.input, self.device)).float()
+        features: Tensor = self.backbone(normalize(pictures, self.backbone.input, self.device))
+        return features.float()
 
     @contextmanager
     def _ready(self, precision: Precision) -> Iterator[None]:
-        """Evaluation mode, no autograd, channels_last weights, autocast where it is wanted."""
-        self.backbone.eval()
-        self.backbone.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        """No autograd, and autocast where it is wanted."""
         with (
             torch.inference_mode(),
             torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bfloat16"),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from headstart import runtime
 from headstart.backbones.backbone import Backbone
 from headstart.data.dataset import Dataset, Images
-from headstart.data.images import Transform, load_view
+from headstart.data.images import Transform, load_view, load_views
 from headstart.features.engine import Engine
 from headstart.features.store import Store, Table
 
-BATCH = 32  # measured flat between 16 and 64 on CPUs; small keeps memory low
-_AHEAD = 3  # batches decoded ahead of the engine
+BATCH = 16  # pictures a worker runs at a time; measured flat from 16 to 64 on CPUs, and small keeps memory low
+T = TypeVar("T")
 
 
 def transform_of(backbone: Backbone) -> Transform:
@@ -28,23 +28,26 @@ def transform_of(backbone: Backbone) -> Transform:
 
 
 def batches(
-    images: Images, indices: Sequence[int], transform: Transform, view: int = 0, seed: int = 0, size: int = BATCH
-) -> Iterator[tuple[list[int], NDArray[np.uint8]]]:
-    """Decoded pictures in order: (indices, (N, H, W, 3) uint8), decoded by threads ahead of their use."""
-    chunks = [list(indices[start : start + size]) for start in range(0, len(indices), size)]
+    images: Images,
+    indices: Sequence[int],
+    transform: Transform,
+    work: Callable[[NDArray[np.uint8]], T],
+    *,
+    views: Sequence[int] = (0,),
+    seed: int = 0,
+    size: int = BATCH,
+) -> Iterator[tuple[list[int], T]]:
+    """Decode and work, batch by batch, in order: (indices, work(pictures)), both done by the same worker.
 
-    def load(index: int) -> NDArray[np.uint8]:
-        return load_view(images, index, transform, view=view, seed=seed)
+    `pictures` is (N·V, H, W, 3) uint8: the V views of the first picture, then those of the next. Each picture is decoded once.
+    """
+    step = max(1, size // len(views))
+    chunks = [list(indices[start : start + step]) for start in range(0, len(indices), step)]
 
-    with ThreadPoolExecutor(max_workers=runtime.cpu_count()) as pool:
-        waiting: list[list[Future[NDArray[np.uint8]]]] = []
-        try:
-            for place, chunk in enumerate(chunks):
-                while len(waiting) < min(_AHEAD, len(chunks) - place):
-                    waiting.append([pool.submit(load, index) for index in chunks[place + len(waiting)]])
-                yield chunk, np.stack([future.result() for future in waiting.pop(0)])
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    def run(chunk: list[int]) -> tuple[list[int], T]:
+        return chunk, work(np.concatenate([load_views(images, i, transform, views, seed) for i in chunk]))
+
+    return runtime.parallel(run, chunks)
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,11 @@ def columns(widths: Sequence[int], taps: Sequence[int]) -> NDArray[np.int64]:
 
 def _spec(backbone: Backbone, stop: int | None, view: int, seed: int) -> dict[str, Any]:
     return {
-        "weights": backbone.digest(stop), "stop": stop, "transform": transform_of(backbone).key(view, seed),
-        "mean": backbone.input.mean, "std": backbone.input.std,
+        "weights": backbone.digest(stop),
+        "stop": stop,
+        "transform": transform_of(backbone).key(view, seed),
+        "mean": backbone.input.mean,
+        "std": backbone.input.std,
     }
 
 
@@ -103,19 +109,21 @@ def extract(
     if missing:
         store.make_room(len(missing) * table.row_bytes)
         with progress("Extracting features", len(missing)) as advance:
-            for chunk, pictures in batches(dataset.images, missing, transform_of(backbone), view, seed):
-                table.append([dataset.digests[i] for i in chunk], engine.pooled(pictures))
+            for chunk, rows in batches(
+                dataset.images, missing, transform_of(backbone), engine.pooled, views=(view,), seed=seed
+            ):
+                table.append([dataset.digests[i] for i in chunk], rows)
                 advance(len(chunk))
     return Features(table, table.locate(dataset.digests), tuple(backbone.widths))
 
 
 def _settled(engine: Engine, dataset: Dataset) -> str:
     """The engine's precision, settled on pictures that do not depend on the order of the files."""
-    first = sorted(range(len(dataset)), key=lambda i: dataset.digests[i])[:8]
     if engine.settled is not None:
         return engine.settled
-    _, pictures = next(batches(dataset.images, first, transform_of(engine.backbone)))
-    return engine.precision(pictures)
+    first = sorted(range(len(dataset)), key=lambda i: dataset.digests[i])[:8]
+    transform = transform_of(engine.backbone)
+    return engine.precision(np.stack([load_view(dataset.images, i, transform) for i in first]))
 
 
 @dataclass(frozen=True)
@@ -174,28 +182,32 @@ def cache_activations(
     engine = Engine(backbone) if engine is None else engine
     precision = _settled(engine, dataset)
     values = sum(int(np.prod(shape)) for shape in backbone.shapes[cut - 1])
-    everyone = np.unique(np.concatenate([augmented, clean]))
-    tables, work = [], []
+    tables = []
     for view in range(views):
         spec = _spec(backbone, cut, view, seed) | {"precision": precision}
         table = store.table("activations", spec, "uint16" if precision == "bfloat16" else "float32", values)
-        beside = store.table("beside", spec, "float32", sum(backbone.widths[:cut]))
-        wanted = augmented if view else everyone
-        digests = [dataset.digests[i] for i in wanted]
-        work.append(wanted[sorted({*table.missing(digests), *beside.missing(digests)})])
-        tables.append((table, beside))
-    total = sum(len(wanted) for wanted in work)
+        tables.append((table, store.table("beside", spec, "float32", sum(backbone.widths[:cut]))))
+    whole = _lacking(tables, dataset, augmented)
+    work = [(whole, tuple(range(views))), (_lacking(tables[:1], dataset, np.setdiff1d(clean, whole)), (0,))]
+    total = sum(len(indices) * len(which) for indices, which in work)
     store.make_room(total * (tables[0][0].row_bytes + tables[0][1].row_bytes))
-    if total:
-        with progress("Caching activations", total, "views") as advance:
-            for view, (table, beside) in enumerate(tables):
-                for chunk, pictures in batches(dataset.images, work[view].tolist(), transform_of(backbone), view, seed):
-                    flat, pooled = engine.activations(pictures, cut)
-                    raw = flat.view(torch.uint16) if flat.dtype == torch.bfloat16 else flat.float()
-                    digests = [dataset.digests[i] for i in chunk]
-                    table.append(digests, raw.numpy())
-                    beside.append(digests, pooled)
-                    advance(len(chunk))
+    transform = transform_of(backbone)
+    with progress("Caching activations", total, "views") if total else nullcontext(runtime.nothing) as advance:
+        for indices, which in work:
+            for chunk, (flat, pooled) in batches(
+                dataset.images,
+                indices.tolist(),
+                transform,
+                lambda x: engine.activations(x, cut),
+                views=which,
+                seed=seed,
+            ):
+                raw = (flat.view(torch.uint16) if flat.dtype == torch.bfloat16 else flat.float()).numpy()
+                digests = [dataset.digests[i] for i in chunk]
+                for place, view in enumerate(which):
+                    tables[view][0].append(digests, raw[place :: len(which)])
+                    tables[view][1].append(digests, pooled[place :: len(which)])
+                advance(len(chunk) * len(which))
     return Cached(
         cut,
         tuple(table for table, _ in tables),
@@ -203,3 +215,9 @@ def cache_activations(
         np.stack([table.locate(dataset.digests) for table, _ in tables]),
         np.stack([beside.locate(dataset.digests) for _, beside in tables]),
     )
+
+
+def _lacking(tables: Sequence[tuple[Table, Table]], dataset: Dataset, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Those of `indices` (M,) whose rows are missing from any of the tables; of equal contents the first."""
+    digests = [dataset.digests[i] for i in indices]
+    return indices[sorted({place for pair in tables for table in pair for place in table.missing(digests)})]

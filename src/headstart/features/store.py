@@ -292,7 +292,7 @@ class Recall:
         rows = self._table.locate(digests)
         found = np.flatnonzero(rows >= 0)
         records = self._table.read(rows[found])
-        return {digests[place]: record.tobytes() for place, record in zip(found, records, strict=True)}
+        return {digests[int(place)]: record.tobytes() for place, record in zip(found, records, strict=True)}
 
     def put_many(self, records: Mapping[str, bytes]) -> None:
         """Remember records."""

@@ -97,14 +97,10 @@ def interval_track(value: float, low: float, high: float, scale: Axis, tone: str
 def axis_track(scale: Axis) -> Markup:
     """The labels under a column of tracks."""
     marks = Markup("").join(
-        Markup('<text x="{0}%" y="12" text-anchor="middle">{1}</text>').format(
-            _percent(scale, tick), scale.text(tick)
-        )
+        Markup('<text x="{0}%" y="12" text-anchor="middle">{1}</text>').format(_percent(scale, tick), scale.text(tick))
         for tick in scale.ticks
     )
-    return Markup('<svg class="track" width="100%" height="16" aria-hidden="true">{}</svg>').format(
-        marks
-    )
+    return Markup('<svg class="track" width="100%" height="16" aria-hidden="true">{}</svg>').format(marks)
 
 
 def _percent(scale: Axis, value: float) -> str:
@@ -147,9 +143,9 @@ def line_figure(lines: Sequence[Line], x: Axis, y: Axis, name: str, *, diagonal:
             kind = "dot ringed" if place == line.ringed else "dot"
             radius = line.radii[place] if line.radii else 3.5
             parts.append(
-                Markup(
-                    '<circle class="{}" cx="{}" cy="{}" r="{:.1f}"><title>{}: {}</title></circle>'
-                ).format(kind, _x(px, x), _y(py, y), radius, x.exact(px), y.exact(py))
+                Markup('<circle class="{}" cx="{}" cy="{}" r="{:.1f}"><title>{}: {}</title></circle>').format(
+                    kind, _x(px, x), _y(py, y), radius, x.exact(px), y.exact(py)
+                )
             )
         parts.append(Markup("</g>"))
     return _figure(WIDTH, HEIGHT, name, Markup("").join(parts))
@@ -157,8 +153,7 @@ def line_figure(lines: Sequence[Line], x: Axis, y: Axis, name: str, *, diagonal:
 
 def _figure(width: float, height: float, name: str, inside: Markup, kind: str = "figure") -> Markup:
     return Markup(
-        '<svg class="{}" viewBox="0 0 {:g} {:g}" style="max-width:{:g}px" role="img">'
-        "<title>{}</title>{}</svg>"
+        '<svg class="{}" viewBox="0 0 {:g} {:g}" style="max-width:{:g}px" role="img"><title>{}</title>{}</svg>'
     ).format(kind, width, height, width * 1.25 if kind == "figure" else width, name, inside)
 
 
@@ -172,19 +167,13 @@ def _frame(x: Axis, y: Axis) -> Markup:
         for tick in y.ticks
     ]
     parts += [
-        Markup('<text x="{}" y="{}" text-anchor="middle">{}</text>').format(
-            _x(tick, x), bottom + 16, x.text(tick)
-        )
+        Markup('<text x="{}" y="{}" text-anchor="middle">{}</text>').format(_x(tick, x), bottom + 16, x.text(tick))
         for tick in x.ticks
     ]
-    parts.append(
-        Markup('<line class="rule" x1="{}" x2="{}" y1="{y}" y2="{y}"/>').format(_LEFT, right, y=bottom)
-    )
+    parts.append(Markup('<line class="rule" x1="{}" x2="{}" y1="{y}" y2="{y}"/>').format(_LEFT, right, y=bottom))
     middle = (_LEFT + right) / 2
     parts.append(
-        Markup('<text class="axis" x="{}" y="{}" text-anchor="middle">{}</text>').format(
-            middle, HEIGHT - 6, x.title
-        )
+        Markup('<text class="axis" x="{}" y="{}" text-anchor="middle">{}</text>').format(middle, HEIGHT - 6, x.title)
     )
     return Markup("").join(parts)
 
@@ -207,11 +196,7 @@ def heat_map(confusion: Sequence[tuple[int, int, int]], names: Sequence[str]) ->
     labels = [shortened(shown(name), 20) for name in names]
     margin = 14 + 6.4 * max(len(label) for label in labels)
     totals = _row_totals(confusion, count)
-    parts = [
-        Markup('<rect class="sheet" x="{0}" y="{0}" width="{1}" height="{1}"/>').format(
-            margin, cell * count
-        )
-    ]
+    parts = [Markup('<rect class="sheet" x="{0}" y="{0}" width="{1}" height="{1}"/>').format(margin, cell * count)]
     for row, column, number in confusion:
         share = number / totals[row]
         left, top = margin + column * cell, margin + row * cell

@@ -138,10 +138,15 @@ def _mistakes(dataset: Dataset, proof: Proof) -> list[Mistake]:
                 jpeg = thumbnail(picture)
         except UnreadableImage:
             jpeg = b""  # the file went away after it was tested; its row still counts
-        shown.append(Mistake(
-            dataset.names[index], dataset.classes[labels[place]], dataset.classes[answered[place]],
-            float(shares[place, answered[place]]), jpeg,
-        ))
+        shown.append(
+            Mistake(
+                dataset.names[index],
+                dataset.classes[labels[place]],
+                dataset.classes[answered[place]],
+                float(shares[place, answered[place]]),
+                jpeg,
+            )
+        )
     return shown
 
 
@@ -152,7 +157,9 @@ def _notes(tuned: Finetuned, proof: Proof) -> list[str]:
         f"pictures, in {sum(run.seconds for run in runs):.0f} s; it had at least the arithmetic that transfer spent."
     ]
     if not all(run.complete for run in runs):
-        notes.append("Time ran out before the small network had its share: read its result as a lower bound. Give more --budget.")
+        notes.append(
+            "Time ran out before the small network had its share: read its result as a lower bound. Give more --budget."
+        )
     if tuned.kept and tuned.refit:
         notes.append("The rungs that paid were trained again on all training pictures.")
     return notes

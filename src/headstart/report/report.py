@@ -50,9 +50,7 @@ def open_in_browser(path: Path) -> bool:
         OutputError: where there is no report at `path`.
     """
     if not path.is_file():
-        raise OutputError(
-            f"No report at '{path}'. `headstart fit DATA --out RUN` writes RUN/report.html."
-        )
+        raise OutputError(f"No report at '{path}'. `headstart fit DATA --out RUN` writes RUN/report.html.")
     return webbrowser.open(path.resolve().as_uri())
 
 

@@ -106,18 +106,12 @@ def strips(stages: Sequence[StageRow]) -> list[Bar]:
 
 def profile(stages: Sequence[StageRow]) -> Markup | None:
     """Cross-validated accuracy of a head on each stage alone, along the depth."""
-    known = [
-        (place, s.accuracy, s.accuracy_se or 0.0)
-        for place, s in enumerate(stages, 1)
-        if s.accuracy is not None
-    ]
+    known = [(place, s.accuracy, s.accuracy_se or 0.0) for place, s in enumerate(stages, 1) if s.accuracy is not None]
     if not known:
         return None
     points = [(float(place), accuracy) for place, accuracy, _ in known]
     best = max(range(len(points)), key=lambda place: points[place][1])
-    y = axis(
-        [a - e for _, a, e in known] + [a + e for _, a, e in known], percent=True, floor=0.0, ceiling=1.0
-    )
+    y = axis([a - e for _, a, e in known] + [a + e for _, a, e in known], percent=True, floor=0.0, ceiling=1.0)
     x = axis([1, len(stages)], "stage, from the image to the output", whole=True, count=8)
     line = Line(points, "transfer", [error for _, _, error in known], ringed=best)
     return line_figure([line], x, y, "Depth profile: accuracy of a head on each stage")
@@ -175,9 +169,7 @@ def class_bars(data: ReportData) -> tuple[list[Bar], str]:
     bars = []
     for row in rows:
         sides = (("train", row.train), ("val", row.val), ("test", row.test))
-        parts = tuple(
-            (side, 100 * count / widest, f"{side}: {count:,}") for side, count in sides if count
-        )
+        parts = tuple((side, 100 * count / widest, f"{side}: {count:,}") for side, count in sides if count)
         bars.append(Bar(row.name, parts, f"{row.images:,}"))
     return bars, note
 
@@ -192,9 +184,7 @@ def confusion(test: TestReport) -> Markup:
 
 def pairs(test: TestReport) -> list[Pair]:
     """The classes taken for another most often."""
-    wrong = sorted(
-        (cell for cell in test.confusion if cell[0] != cell[1]), key=lambda cell: (-cell[2], cell)
-    )
+    wrong = sorted((cell for cell in test.confusion if cell[0] != cell[1]), key=lambda cell: (-cell[2], cell))
     return [
         Pair(test.classes[label].name, test.classes[predicted].name, count, test.classes[label].support)
         for label, predicted, count in wrong[:PAIRS]

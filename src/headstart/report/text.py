@@ -7,9 +7,7 @@ from collections.abc import Sequence
 
 # Lone surrogates (bytes of file names that are not UTF-8), control characters, and marks that turn the
 # direction of writing: they break the file's encoding or make a name look like another one.
-_UNSHOWABLE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
-)
+_UNSHOWABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 
 
 def shown(text: str) -> str:

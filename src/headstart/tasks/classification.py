@@ -117,13 +117,15 @@ def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> 
     return float(np.exp(found.x))
 
 
-_METRICS: Mapping[str, Metric] = MappingProxyType({
-    "accuracy": accuracy,
-    "balanced_accuracy": balanced_accuracy,
-    "macro_f1": macro_f1,
-    "log_loss": log_loss,
-    "ece": ece,
-})
+_METRICS: Mapping[str, Metric] = MappingProxyType(
+    {
+        "accuracy": accuracy,
+        "balanced_accuracy": balanced_accuracy,
+        "macro_f1": macro_f1,
+        "log_loss": log_loss,
+        "ece": ece,
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -142,14 +144,10 @@ class Classification:
 
         return cross_entropy(logits, targets, label_smoothing=smoothing)
 
-    def probabilities(
-        self, logits: NDArray[np.floating], temperature: float = 1.0
-    ) -> NDArray[np.float64]:
+    def probabilities(self, logits: NDArray[np.floating], temperature: float = 1.0) -> NDArray[np.float64]:
         """Softmax of logits (N, K) after division by `temperature`."""
         return softmax(logits, temperature)
 
-    def fit_temperature(
-        self, logits: NDArray[np.floating], labels: NDArray[np.int64]
-    ) -> float:
+    def fit_temperature(self, logits: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
         """See `fit_temperature`."""
         return fit_temperature(logits, labels)

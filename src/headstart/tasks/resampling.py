@@ -48,8 +48,7 @@ def bootstrap(
             for metric, values in found.items():
                 drawn[name].setdefault(metric, []).append(values)
     return {
-        name: {metric: np.concatenate(parts) for metric, parts in metrics.items()}
-        for name, metrics in drawn.items()
+        name: {metric: np.concatenate(parts) for metric, parts in metrics.items()} for name, metrics in drawn.items()
     }
 
 
@@ -57,9 +56,7 @@ def _columns(labels: NDArray[np.int64], belief: NDArray[Any], place: NDArray[np.
     """Sparse (1 + bins + 2 K, images): log-loss, confidence gaps, hits per class, predictions per class."""
     classes, predicted = belief.shape[1], belief.argmax(1)
     right = np.flatnonzero(predicted == labels)
-    losses = sparse.csr_array(
-        (surprise(labels, belief), (np.zeros(len(labels), int), place)), shape=(1, images)
-    )
+    losses = sparse.csr_array((surprise(labels, belief), (np.zeros(len(labels), int), place)), shape=(1, images))
     hits = sparse.csr_array((np.ones(len(right)), (labels[right], place[right])), shape=(classes, images))
     calls = sparse.csr_array((np.ones(len(labels)), (predicted, place)), shape=(classes, images))
     return sparse.vstack([losses, _gaps(labels, belief, place, images), hits, calls], format="csr")
@@ -73,9 +70,7 @@ def _gaps(labels: NDArray[np.int64], belief: NDArray[Any], place: NDArray[np.int
     return sparse.csr_array((gap, (bins, place)), shape=(ECE_BINS, images))
 
 
-def _metrics(
-    sums: NDArray[np.float64], support: NDArray[np.float64], rows: int
-) -> dict[str, NDArray[np.float64]]:
+def _metrics(sums: NDArray[np.float64], support: NDArray[np.float64], rows: int) -> dict[str, NDArray[np.float64]]:
     """From sums (1 + bins + 2 K, R) and class support (K, R) to metrics (R,) each."""
     classes, bins = len(support), ECE_BINS
     hits, calls = sums[1 + bins : 1 + bins + classes], sums[1 + bins + classes :]

@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 class Metric(Protocol):
     """A number from truth and belief: labels (N,) int64 and probabilities (N, K) to a float."""
 
-    def __call__(
-        self, labels: NDArray[np.int64], probabilities: NDArray[np.floating], /
-    ) -> float: ...
+    def __call__(self, labels: NDArray[np.int64], probabilities: NDArray[np.floating], /) -> float: ...
 
 
 class Task(Protocol):
@@ -39,15 +37,11 @@ class Task(Protocol):
         """Differentiable mean loss, a scalar, of logits (N, K) against targets (N,) int64."""
         ...
 
-    def probabilities(
-        self, logits: NDArray[np.floating], temperature: float = 1.0
-    ) -> NDArray[np.float64]:
+    def probabilities(self, logits: NDArray[np.floating], temperature: float = 1.0) -> NDArray[np.float64]:
         """Logits (N, K) to probabilities (N, K); rows sum to one."""
         ...
 
-    def fit_temperature(
-        self, logits: NDArray[np.floating], labels: NDArray[np.int64]
-    ) -> float:
+    def fit_temperature(self, logits: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
         """The divisor of logits (N, K) under which they suit the labels (N,) best."""
         ...
 
