@@ -18,9 +18,7 @@ from headstart.tasks.resampling import bootstrap
 Belief = NDArray[np.float64]
 
 
-def made(
-    images: int, classes: int, strengths: dict[str, float]
-) -> tuple[NDArray[np.int64], dict[str, Belief]]:
+def made(images: int, classes: int, strengths: dict[str, float]) -> tuple[NDArray[np.int64], dict[str, Belief]]:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, classes, images)
     return labels, {
@@ -30,9 +28,7 @@ def made(
 
 
 def all_intervals(report: TestReport) -> list[Interval]:
-    found = [
-        getattr(scores, name) for scores in report.models.values() for name in type(scores).model_fields
-    ]
+    found = [getattr(scores, name) for scores in report.models.values() for name in type(scores).model_fields]
     return [interval for interval in found if interval is not None]
 
 

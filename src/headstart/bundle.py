@@ -18,7 +18,6 @@ from torch import nn
 
 from headstart.backbones.backbone import Backbone, InputSpec, Origin
 from headstart.backbones.catalog import load_backbone
-from headstart.backbones.from_module import load_module
 from headstart.errors import BackboneError, BundleError, OutputError
 from headstart.heads import Head, Kind
 from headstart.model import Model
@@ -168,10 +167,8 @@ def _rebuild(card: Card, folder: Path, module: nn.Module | None) -> Backbone:
             "Give it: headstart.load(folder, module=YourNetwork())"
         )
     try:
-        if module is not None:
-            backbone = load_module(module, spec)
-        else:
-            backbone = load_backbone(card.backbone.name, pretrained=False, input=spec)
+        own = card.backbone.name if module is None else module
+        backbone = load_backbone(own, pretrained=False, input=spec)
     except BackboneError as error:
         raise BundleError(f"The backbone of '{folder}' cannot be rebuilt: {error}") from error
     if tuple(backbone.names) != card.stages:

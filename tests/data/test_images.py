@@ -200,9 +200,7 @@ def test_warnings_of_pillow_do_not_leak_from_threads() -> None:
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [(224, 224), (96, 160)])
 @pytest.mark.parametrize(("width", "height"), [(640, 480), (333, 501), (28, 28), (224, 224), (97, 1001)])
-def test_the_clean_view_equals_timm(
-    interpolation: str, size: tuple[int, int], width: int, height: int
-) -> None:
+def test_the_clean_view_equals_timm(interpolation: str, size: tuple[int, int], width: int, height: int) -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
     reference = create_transform((3, *size), interpolation=interpolation, crop_pct=0.875, normalize=False)
     expected = reference(image).permute(1, 2, 0).numpy().astype(np.int16)
@@ -245,9 +243,7 @@ def test_views_depend_on_content_number_and_seed_alone(tmp_path_factory: pytest.
     images = FileImages(tuple(paths), tuple(path.name for path in paths))
     transform = Transform((32, 32))
     forwards = [load_view(images, i, transform, view, 7) for i in range(3) for view in range(4)]
-    backwards = [
-        load_view(images, i, transform, view, 7) for i in reversed(range(3)) for view in reversed(range(4))
-    ]
+    backwards = [load_view(images, i, transform, view, 7) for i in reversed(range(3)) for view in reversed(range(4))]
     assert all(np.array_equal(a, b) for a, b in zip(forwards, reversed(backwards), strict=True))
     assert np.array_equal(load_views(images, 0, transform, range(4), 7), np.stack(forwards[:4]))
     assert np.array_equal(forwards[2], forwards[10])  # the copy, under another name

@@ -68,9 +68,7 @@ def test_bad_files_are_skipped_and_named_or_fatal(tmp_path: Path) -> None:
     found = kinds(dataset.audit)["unreadable"]
     assert (found.severity, found.total) == ("warning", 5)  # the pipe and the folder are no files
     assert "x y/empty.jpg: the file is empty (0 bytes)" in found.items
-    with pytest.raises(
-        UnreadableImage, match=r"5 pictures of 11 cannot be read\. The first: x y/empty\.jpg: the file"
-    ):
+    with pytest.raises(UnreadableImage, match=r"5 pictures of 11 cannot be read\. The first: x y/empty\.jpg: the file"):
         load_dataset(root, unreadable="error")
 
 
@@ -127,18 +125,14 @@ def test_one_picture_under_two_labels_stays_on_one_side(tmp_path: Path) -> None:
 def test_near_duplicates_share_a_side_and_a_fold(tmp_path: Path) -> None:
     root = class_folders(tmp_path, {"x": 70, "y": 70})
     for seed in range(70):
-        scene(seed).resize((192, 160), Image.Resampling.BICUBIC).save(
-            root / "x" / f"again {seed}.jpg", quality=80
-        )
+        scene(seed).resize((192, 160), Image.Resampling.BICUBIC).save(root / "x" / f"again {seed}.jpg", quality=80)
     dataset = load_dataset(root)
     assert len(dataset) == 210
     side = sides(dataset)
     fold = dict(zip(dataset.names, dataset.fold.tolist(), strict=True))
     assert all(side[f"x/{n}.png"] == side[f"x/again {n}.jpg"] for n in range(70))
     assert all(fold[f"x/{n}.png"] == fold[f"x/again {n}.jpg"] for n in range(70))
-    assert kinds(dataset.audit)["near_duplicates"].message.startswith(
-        "140 pictures nearly the same as another"
-    )
+    assert kinds(dataset.audit)["near_duplicates"].message.startswith("140 pictures nearly the same as another")
 
 
 def test_given_groups_stay_together(tmp_path: Path) -> None:
@@ -192,14 +186,9 @@ def test_given_splits_are_respected(tmp_path: Path, given: tuple[str, ...], used
     assert set(dataset.fold[dataset.indices("train")].tolist()) == {0, 1, 2, 3}
     assert all(set(dataset.fold[dataset.indices(side)].tolist()) <= {-1} for side in ("val", "test"))
     if given == ("train", "val"):
-        assert kinds(dataset.audit)["splits"].message.startswith(
-            "The given 'val' is kept sealed as the test set"
-        )
+        assert kinds(dataset.audit)["splits"].message.startswith("The given 'val' is kept sealed as the test set")
     if given == ("train",):
-        assert (
-            kinds(dataset.audit)["splits"].message
-            == "Only a train split is given: a test set is cut from it."
-        )
+        assert kinds(dataset.audit)["splits"].message == "Only a train split is given: a test set is cut from it."
 
 
 def test_a_class_without_training_pictures_is_left_out(tmp_path: Path) -> None:
@@ -229,9 +218,7 @@ def test_a_class_of_one_picture_is_trained_on_dropped_or_fatal() -> None:
     assert kinds(kept.audit)["rare"].items == kinds(kept.audit)["untested"].items == ("rare",)
     dropped = load_dataset((pictures, labels), rare="drop")
     assert (dropped.classes, len(dropped)) == (("0", "1"), 150)
-    with pytest.raises(
-        TooLittleData, match=r"1 class has one picture only: rare\. .*rare='train' or rare='drop'"
-    ):
+    with pytest.raises(TooLittleData, match=r"1 class has one picture only: rare\. .*rare='train' or rare='drop'"):
         load_dataset((pictures, labels), rare="error")
 
 
@@ -256,13 +243,9 @@ def test_sizes_modes_imbalance_and_telltales_are_found(tmp_path: Path) -> None:
     assert found["tiny"].items == ("many/tiny.png: 20 x 20",)
     assert found["elongated"].items == ("many/long.png: 500 x 90",)
     assert found["modes"].items == ("many/grey.png: L",)
-    assert found["telltale"].message.startswith(
-        "The file format alone tells the class of 100% of the pictures"
-    )
+    assert found["telltale"].message.startswith("The file format alone tells the class of 100% of the pictures")
     ratio = kinds(load_dataset((noise(111, 1)[0], [0] * 101 + [1] * 10)).audit)["imbalance"]
-    assert (
-        ratio.message == "The largest class ('0', 101) has 10 times the pictures of the smallest ('1', 10)."
-    )
+    assert ratio.message == "The largest class ('0', 101) has 10 times the pictures of the smallest ('1', 10)."
     assert "telltale" not in kinds(load_dataset(class_folders(tmp_path / "fair", {"a": 20, "b": 20})).audit)
 
 

@@ -175,9 +175,7 @@ def test_anything_else_says_what_was_got(tmp_path: Path, source: object, words: 
         read(tmp_path / source if isinstance(source, str) else source)
 
 
-TABLE = (
-    "path,label,split,group\nimg/a.png,cat,train,g1\n{root}/img/b b.png,dog,valid,\nimg/c.png,cat,test,g1\n"
-)
+TABLE = "path,label,split,group\nimg/a.png,cat,train,g1\n{root}/img/b b.png,dog,valid,\nimg/c.png,cat,test,g1\n"
 
 
 @pytest.mark.parametrize("kind", ["csv", "semicolon", "tsv", "bom", "parquet"])
@@ -203,9 +201,7 @@ def test_columns_of_a_table_by_option(tmp_path: Path) -> None:
     write(tmp_path / "a.png", 1)
     (tmp_path / "t.csv").write_text("file,species\na.png,7\n")
     assert read(tmp_path / "t.csv", Columns(label="species", path="file")).labels == ("7",)
-    with pytest.raises(
-        DataError, match=r"no column 'path' among file, species\. Name the right one with path=\.\.\."
-    ):
+    with pytest.raises(DataError, match=r"no column 'path' among file, species\. Name the right one with path=\.\.\."):
         read(tmp_path / "t.csv")
 
 
@@ -321,9 +317,7 @@ def test_arrays_in_memory() -> None:
         assert np.array_equal(pixels(decode(listing.images.open(2))), colour[2])
         assert listing.labels in {("b", "a", "b", "a"), ("1", "0", "1", "0")}
     for grey in (colour[..., 0], colour[..., :1]):
-        assert np.array_equal(
-            pixels(decode(read((grey, [0, 1, 0, 1])).images.open(1)))[..., 2], colour[1, ..., 0]
-        )
+        assert np.array_equal(pixels(decode(read((grey, [0, 1, 0, 1])).images.open(1)))[..., 2], colour[1, ..., 0])
     for binary in (colour[..., 0] > 127, (colour[..., 0] > 127).astype(np.uint8)):
         assert np.array_equal(
             pixels(decode(read((binary, [0, 1, 0, 1])).images.open(0)))[..., 0] == 255,
@@ -357,9 +351,7 @@ def test_arrays_that_cannot_be_used(images: object, labels: object, words: str) 
 
 
 def hub(count: int, first_seed: int = 0, label: str = "label") -> datasets.Dataset:
-    features = datasets.Features(
-        {"image": datasets.Image(), label: datasets.ClassLabel(names=["cat", "dog"])}
-    )
+    features = datasets.Features({"image": datasets.Image(), label: datasets.ClassLabel(names=["cat", "dog"])})
     rows = {"image": [scene(first_seed + i) for i in range(count)], label: [i % 2 for i in range(count)]}
     return datasets.Dataset.from_dict(rows, features=features)
 

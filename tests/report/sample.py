@@ -40,9 +40,7 @@ def curve(seed: int, epochs: int = 8) -> list[CurvePoint]:
         part = epoch / epochs
         noise = rng.normal(0, 0.006)
         points.append(
-            CurvePoint(
-                epoch, 1.1 - 0.7 * part + noise, 0.62 - 0.24 * part + 2 * noise, 0.9 + 0.05 * part - noise
-            )
+            CurvePoint(epoch, 1.1 - 0.7 * part + noise, 0.62 - 0.24 * part + 2 * noise, 0.9 + 0.05 * part - noise)
         )
     return points
 

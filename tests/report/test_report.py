@@ -109,9 +109,7 @@ def test_nothing_is_loaded_and_nothing_runs(html: str) -> None:
         for name, value in attrs.items():
             assert not name.startswith("on")
             if name in {"src", "href", "srcset", "action", "data"}:
-                assert value is not None and value.startswith(("data:image/jpeg;base64,", "data:,", "#")), (
-                    value
-                )
+                assert value is not None and value.startswith(("data:image/jpeg;base64,", "data:,", "#")), value
     assert "default-src 'none'" in html
     assert not re.search(r"@import|url\(|https?:", html)
 
@@ -132,9 +130,7 @@ EVIL = (
 def test_names_are_only_ever_text() -> None:
     names = [*EVIL[1:], "\udce9t\udce9", EVIL[0]]
     data = renamed(sample(names, 400), 'caf\udce9/<svg onload=alert(3)>".jpg')
-    data = replace(
-        data, title=EVIL[1], command=EVIL[0], notes=list(EVIL), backbone=EVIL[0], plan_reasons=[EVIL[0]]
-    )
+    data = replace(data, title=EVIL[1], command=EVIL[0], notes=list(EVIL), backbone=EVIL[0], plan_reasons=[EVIL[0]])
     html = render(data)
     html.encode("utf-8")  # no lone surrogate is left
     document = Document(html)
@@ -154,9 +150,7 @@ def test_the_same_data_give_the_same_bytes(html: str) -> None:
 
 
 def test_a_thousand_classes_stay_small_and_are_said_to_be_cut() -> None:
-    names = [
-        f"class {k:04d}, with a name that goes on for longer than any table should" for k in range(1000)
-    ]
+    names = [f"class {k:04d}, with a name that goes on for longer than any table should" for k in range(1000)]
     data = sample(names, 3000)
     html = render(data)
     assert len(html) < 1_500_000

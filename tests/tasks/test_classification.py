@@ -42,9 +42,7 @@ def test_metrics_equal_scikit_learn(seed: int, images: int, classes: int) -> Non
 
 
 def test_log_loss_of_a_sure_mistake_is_bounded() -> None:
-    assert c.log_loss(np.array([0]), np.array([[0.0, 1.0]])) == pytest.approx(
-        -np.log(c.SMALLEST_PROBABILITY)
-    )
+    assert c.log_loss(np.array([0]), np.array([[0.0, 1.0]])) == pytest.approx(-np.log(c.SMALLEST_PROBABILITY))
 
 
 def test_ece_by_hand() -> None:
