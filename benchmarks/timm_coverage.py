@@ -100,9 +100,7 @@ def sweep(only: list[str]) -> None:
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
             lines = done.stdout.strip().splitlines()
-            case |= (
-                json.loads(lines[-1]) if done.returncode == 0 else {"ok": False, "error": done.stderr[-400:]}
-            )
+            case |= json.loads(lines[-1]) if done.returncode == 0 else {"ok": False, "error": done.stderr[-400:]}
         except subprocess.TimeoutExpired:
             case |= {"ok": False, "error": f"longer than {LIMIT_SECONDS} s"}
         cases[family] = case
@@ -141,9 +139,7 @@ def write_table() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--one", help="check one model and print JSON")
     parser.add_argument("--only", default="", help="comma-separated families")
     parser.add_argument("--table", action="store_true", help="write the table from the JSON")

@@ -1,5 +1,4 @@
-"""Backbone: a network as ordered stages. Freezing, learning rates, caching, depth profile and report share
-this list."""
+"""Backbone: a network as ordered stages; freezing, learning rates, caching, depth profile and report share the list."""
 
 from __future__ import annotations
 
@@ -45,9 +44,11 @@ class Origin:
 
 @dataclass(frozen=True)
 class Layout:
-    """What is known of one stage's output: per tensor its `shape` without the batch axis, and which of those
-    axes is the channel axis. `flops` are the forward FLOPs per image of the stage (matrix products and
-    convolutions)."""
+    """What is known of one stage's output.
+
+    `shapes` per tensor, without the batch axis; `axes` which of those is the channel axis, per tensor; `flops` of the
+    stage, forward, per image (matrix products and convolutions).
+    """
 
     shapes: tuple[tuple[int, ...], ...]
     axes: tuple[int, ...]
@@ -55,8 +56,7 @@ class Layout:
 
 
 class Part(nn.Module):
-    """A piece of the original module tree: what one stage owns, under the original names. It is never
-    called."""
+    """A piece of the original module tree: what one stage owns, under the original names. It is never called."""
 
 
 @final
@@ -160,8 +160,7 @@ class Backbone(nn.Module):
         return activation, tuple(pooled)
 
     def pool(self, index: int, activation: Activation) -> Tensor:
-        """The output of stage `index` averaged over all but batch and channel axis: (N, widths[index])
-        float32."""
+        """The output of stage `index` averaged over all but batch and channel axis: (N, widths[index]) float32."""
         tensors = (activation,) if isinstance(activation, Tensor) else activation
         parts = []
         for tensor, axis in zip(tensors, self._axes[index], strict=True):
@@ -186,8 +185,8 @@ class Backbone(nn.Module):
         if flat.ndim != 2 or flat.shape[1] != sum(lengths):
             raise BackboneError(
                 f"rows of shape {tuple(flat.shape)} do not fit cut {cut} of {self.origin.name}, which has "
-                f"{sum(lengths)} "
-                "values per image. They were made at another cut or by another backbone; extract them again."
+                f"{sum(lengths)} values per image. They were made at another cut or by another backbone; extract "
+                "them again."
             )
         parts = tuple(
             part.reshape(-1, *shape) for part, shape in zip(torch.split(flat, lengths, dim=1), shapes, strict=True)
@@ -214,8 +213,7 @@ class Backbone(nn.Module):
         self.train(cut < len(self.stages))
 
     def train(self, mode: bool = True) -> Backbone:
-        """Switch the trainable stages between train and eval mode; frozen ones and running statistics stay in
-        eval."""
+        """Switch the trainable stages between train and eval mode; frozen ones and running statistics stay in eval."""
         # The one override of a concrete method: a `model.train()` in somebody's loop reaches every submodule
         # through it, and a frozen BatchNorm that still learns is the commonest bug of transfer-learning code.
         super().train(False)
@@ -232,8 +230,7 @@ class Backbone(nn.Module):
         return [[p for p in stage.parameters() if p.requires_grad] for stage in self.stages]
 
     def state(self) -> dict[str, Tensor]:
-        """Parameters and persistent buffers under the original network's names; it loads there with
-        `strict=True`."""
+        """Parameters and persistent buffers under the original network's names; it loads there with `strict=True`."""
         own: dict[str, Tensor] = {}
         for stage in self._between(0, len(self.stages)):
             own.update(stage.net.state_dict())
@@ -282,8 +279,7 @@ class Backbone(nn.Module):
         return total.hexdigest()
 
     def original(self) -> nn.Module:
-        """A copy of the original network, in eval mode on this backbone's device, with the present
-        weights."""
+        """A copy of the original network, in eval mode on this backbone's device, with the present weights."""
         import copy
 
         device = next((tensor.device for tensor in self.state().values()), torch.device("cpu"))
@@ -301,8 +297,7 @@ class Backbone(nn.Module):
         got, expected = tuple(tuple(tensor.shape[1:]) for tensor in tensors), self.activation_shapes(cut)
         if got != expected:
             raise BackboneError(
-                f"got an activation of shape {got} (without the batch axis), expected {expected} at cut "
-                f"{cut} of "
+                f"got an activation of shape {got} (without the batch axis), expected {expected} at cut {cut} of "
                 f"{self.origin.name}. Images must have the size of `backbone.input.size`."
             )
 

@@ -100,8 +100,7 @@ BUNDLED = {
 
 
 def locate(entry: Bundled) -> Path | None:
-    """The weights file on this machine: in the installed package, or where `fetch_bundled` put it. Imports
-    nothing."""
+    """The weights file on this machine: in the installed package, or where `fetch_bundled` put it. Imports nothing."""
     folder, _, inner = entry.member.partition("/")
     if entry.dependency:
         found = importlib.util.find_spec(folder)

@@ -22,8 +22,7 @@ DEFAULT_BACKBONE = "tf_efficientnet_lite0"
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of `headstart backbones`. `input` is the side of the image in pixels, `how_to_get` what to
-    type."""
+    """One line of `headstart backbones`. `input` is the side of the image in pixels, `how_to_get` what to type."""
 
     name: str
     parameters: int

@@ -18,13 +18,11 @@ def check_backbone(backbone: Backbone, reference: nn.Module | None = None, devic
     """Test every promise of a backbone, on copies; the backbone itself is left as it was.
 
     - Its stages hold every parameter and persistent buffer of `reference` once, under the original names.
-    - In eval mode, stages in turn equal the reference bit by bit (float32, batches of 1 and 3), with its own
-      weights
+    - In eval mode, stages in turn equal the reference bit by bit (float32, batches of 1 and 3), with its own weights
       and with altered ones, in which no layer is switched off by a zero.
     - Every stage works on the meta device at batch sizes 1 and 3 and gives the shapes that it states.
-    - At every cut, one AdamW step in train mode leaves all frozen parameters and buffers bit-identical, moves
-      a
-      trainable one, and runs no dropout in frozen stages.
+    - At every cut, one AdamW step in train mode leaves all frozen parameters and all buffers bit-identical, moves a
+      trainable parameter, and runs no dropout in frozen stages.
 
     reference: the original network, features only; a copy that the backbone keeps, by default. device "meta"
         tests only what needs no values, for networks too large to run here.
@@ -90,8 +88,7 @@ def _check_meta(backbone: Backbone) -> None:
 
 
 def _stir(network: nn.Module, size: tuple[int, int]) -> None:
-    """Alter the weights so that every layer has its say: constants get noise, statistics follow a noise
-    batch."""
+    """Alter the weights so that every layer has its say: constants get noise, statistics follow a noise batch."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in network.parameters():

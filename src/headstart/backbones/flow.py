@@ -10,8 +10,7 @@ from headstart.backbones.record import Call, Op, Recording
 
 @dataclass(frozen=True)
 class Candidate:
-    """A possible cut, after dynamic op `position`: `live` values cross it, `depth` module calls are open
-    there."""
+    """A possible cut, after dynamic op `position`: `live` values cross it, `depth` module calls are open there."""
 
     position: int
     live: tuple[int, ...]
@@ -53,8 +52,7 @@ class Flow:
         self.worked = self._worked(dynamic)
 
     def candidates(self, batch: int, widest: int) -> list[Candidate]:
-        """Where one to `widest` floating tensors with the batch as first axis are all that is still
-        needed."""
+        """Where one to `widest` floating tensors with the batch as first axis are all that is still needed."""
         found = []
         for position in range(len(self.order) - 1):
             live = self.live[position]
@@ -79,8 +77,7 @@ class Flow:
         return dynamic
 
     def _worked(self, dynamic: set[int]) -> set[int]:
-        """Dynamic values that some product or convolution went into: more than the image itself, resized or
-        cropped."""
+        """Dynamic values that some product or convolution went into: more than the image itself, resized or cropped."""
         worked: set[int] = set()
         for op in self.order:
             if op.flops or self.reads[op] & worked:

@@ -53,8 +53,7 @@ def replace_module(network: nn.Module, path: str, module: nn.Module) -> None:
 
 
 def last_weighted(network: nn.Module, size: tuple[int, int]) -> str:
-    """Name of the last module with weights that a forward pass calls: the classifier of an ordinary
-    network."""
+    """Name of the last module with weights that a forward pass calls: the classifier of an ordinary network."""
     recording = record(meta_copy(network), (2, 3, *size), torch.device("meta"))
     weighted = {path for path, module in network.named_modules() if next(module.parameters(), None) is not None}
     called = [op.target.path for op in recording.root.ops() if isinstance(op.target, Submodule)]

@@ -135,8 +135,7 @@ def _hub_files(config: Any) -> tuple[str, ...]:
 
 
 def _from_hub(name: str, size: tuple[int, int] | None) -> tuple[nn.Module, Path]:
-    """timm loads the whole checkpoint strictly (it knows how to convert foreign ones); the classifier is left
-    out."""
+    """timm loads the whole checkpoint strictly (it knows how to convert foreign ones); the classifier is left out."""
     file = fetch_timm(name)
     whole = _create(name, size, classes=None, file=file)
     network = _build(name, size)
@@ -163,8 +162,7 @@ def _create(name: str, size: tuple[int, int] | None, classes: int | None, file: 
 
 
 def _classifier_names(name: str, network: nn.Module) -> frozenset[str]:
-    """Names that only the network with its classifier has: built a second time, without memory, to
-    compare."""
+    """Names that only the network with its classifier has: built a second time, without memory, to compare."""
     try:
         with torch.device("meta"):
             whole = _create(name, None, classes=None, file=None)
@@ -174,8 +172,7 @@ def _classifier_names(name: str, network: nn.Module) -> frozenset[str]:
 
 
 def _reachable(url: str) -> bool:
-    """Whether a server answers at all within seconds; an error status is an answer. Honours proxy
-    settings."""
+    """Whether a server answers at all within seconds; an error status is an answer. Honours proxy settings."""
     try:
         with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_PROBE_SECONDS):
             return True

@@ -1,5 +1,4 @@
-"""Ownership: which stage holds which parameters, buffers and modules of the original network; each exactly
-once."""
+"""Ownership: which stage holds which parameters, buffers and modules of the original network; each exactly once."""
 
 from __future__ import annotations
 
@@ -86,8 +85,7 @@ class Owners:
         return stage
 
     def take_rest(self, last: int) -> None:
-        """Give weights that the forward pass never reads (an unused head) to the stage of their
-        predecessor."""
+        """Give weights that the forward pass never reads (an unused head) to the stage of their predecessor."""
         stage = 0
         for path in self.weights:
             if path not in self.owner:

@@ -1,5 +1,4 @@
-"""Cut any network into stages: record its forward pass, find where one tensor carries everything, group,
-verify."""
+"""Cut any network into stages: record its forward pass, find where one tensor carries everything, group, verify."""
 
 from __future__ import annotations
 
@@ -38,8 +37,7 @@ def partition(network: nn.Module, input: InputSpec, origin: Origin, *, verify: b
     spans = _spans(flow, owners)
     if len(spans) < 3:
         raise PartitionError(
-            f"{origin.name} can be cut into {len(spans)} stages, expected at least 3: too many tensors stay "
-            f"in use "
+            f"{origin.name} can be cut into {len(spans)} stages, expected at least 3: too many tensors stay in use "
             "along its whole depth. Use another backbone; `headstart backbones` lists some."
         )
     parts: list[Part] = [Part() for _ in spans]
@@ -88,17 +86,14 @@ def check_equal(backbone: Backbone, reference: nn.Module, batch: int, seed: int 
         backbone.train(modes)
     if got.shape != expected.shape or not torch.equal(got.view(torch.int32), expected.view(torch.int32)):
         raise PartitionError(
-            f"the stages of {backbone.origin.name} do not equal the original network at batch size {batch}, "
-            f"expected "
-            "bit-equal features. It computes something that cannot be cut (state kept between calls, "
-            "randomness, "
+            f"the stages of {backbone.origin.name} do not equal the original network at batch size {batch}, expected "
+            "bit-equal features. It computes something that cannot be cut (state kept between calls, randomness, "
             "memory shared across modules). Use another backbone."
         )
 
 
 def _record(network: nn.Module, image: tuple[int, ...], name: str) -> Recording:
-    """Two recordings made one. On the meta device, for speed; on the network's own where it insists on
-    values."""
+    """Two recordings made one. On the meta device, for speed; on the network's own where it insists on values."""
     try:  # a copy for each pass: some networks keep tables from the first pass to the second
         on = torch.device("meta")
         first, second = (record(meta_copy(network), (batch, *image), on) for batch in BATCHES)
@@ -160,8 +155,7 @@ def _items(flow: Flow, owners: Owners, span: Span, stage: int) -> list[Op | Call
 
 
 def _closed(flow: Flow, call: Call) -> bool:
-    """Whether a module call takes in all that it reads, and hands out all that is read of it, through its
-    signature."""
+    """Whether a module call takes in all that it reads, and hands out all that is read of it, through its signature."""
     inside = set(call.ops())
     given, handed = values_in(call.args, call.kwargs), values_in(call.result)
     made: set[int] = set().union(*(flow.made[op] for op in inside))
@@ -177,8 +171,7 @@ def _closed(flow: Flow, call: Call) -> bool:
 
 
 def _program(flow: Flow, items: list[Op | Call], inputs: tuple[int, ...], outputs: tuple[int, ...]) -> Program:
-    """Steps for the items, preceded by the static ops that they need (recomputed in every stage that uses
-    them)."""
+    """Steps for the items, preceded by the static ops that they need (recomputed in every stage that uses them)."""
     known, static = set(inputs), set[Op]()
 
     def need(value: int) -> None:
@@ -229,8 +222,7 @@ def _take(owners: Owners, program: Program, stage: int) -> dict[str, int]:
 
 
 def _name(items: list[Op | Call], index: int, taken: list[str]) -> str:
-    """The original names of the first and last module that do the stage's work, without repeating their
-    prefix."""
+    """The original names of the first and last module that do the stage's work, without repeating their prefix."""
     paths = []
     for item in items:
         cost = item.flops if isinstance(item, Op) else sum(op.flops for op in item.ops())

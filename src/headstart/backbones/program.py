@@ -1,5 +1,4 @@
-"""Program: one stage's computation as plain data: which modules and functions run, in which order, on which
-values."""
+"""Program: one stage's computation as plain data: which modules and functions run, in which order, on which values."""
 
 from __future__ import annotations
 
@@ -15,8 +14,7 @@ Activation = Tensor | tuple[Tensor, ...]
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A tensor that was computed; numbered in the order of the original forward pass, 0 is the network's
-    input."""
+    """A tensor that was computed; numbered in the order of the original forward pass, 0 is the network's input."""
 
     id: int
 
@@ -89,8 +87,7 @@ def weights_in(*templates: Any) -> list[str]:
 
 
 def rebuild(template: tuple[Any, ...], parts: list[Any]) -> tuple[Any, ...]:
-    """A tuple like `template` with other parts: named tuples keep their type, `torch.Size` becomes a plain
-    one."""
+    """A tuple like `template` with other parts: named tuples keep their type, `torch.Size` becomes a plain one."""
     make: Callable[[list[Any]], tuple[Any, ...]] = getattr(type(template), "_make", tuple)
     return make(parts)
 
@@ -163,8 +160,7 @@ def _name(template: Any, result: Any, known: dict[int, Tensor]) -> None:
 
 
 def device_free(leaf: Any, recorded_on: torch.device) -> Any:
-    """The constant as it is written into a program: a device is replaced by `Here`, a size by plain
-    integers."""
+    """The constant as it is written into a program: a device is replaced by `Here`, a size by plain integers."""
     if isinstance(leaf, torch.device) and leaf.type == recorded_on.type:
         return Here()
     if isinstance(leaf, str) and leaf in {recorded_on.type, str(recorded_on)}:

@@ -41,8 +41,7 @@ _READS_DATA = frozenset(
 
 @dataclass(eq=False)
 class Op:
-    """A tensor function, or a module that is called as a whole. `changed` are values that it altered in
-    place."""
+    """A tensor function, or a module that is called as a whole. `changed` are values that it altered in place."""
 
     target: Callable[..., Any] | Submodule
     args: Any
@@ -82,8 +81,7 @@ class Recording:
 
 
 class _Flops(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up multiply-add FLOPs of matrix products and convolutions, as `torch.utils.flop_counter` defines
-    them."""
+    """Adds up multiply-add FLOPs of matrix products and convolutions, as `torch.utils.flop_counter` defines them."""
 
     total = 0
 
@@ -183,10 +181,9 @@ class _Recorder(TorchFunctionMode):
             self.stack[-1].children.append(self._whole(call) if call.opaque else call)
         elif call.opaque:
             raise PartitionError(
-                f"{type(module).__name__} computes with tensors that cannot be followed at its top level "
-                "(a scripted function, or values read back into Python). Wrap that part in a module of its "
-                "own, "
-                "or use another backbone."
+                f"{type(module).__name__} computes with tensors that cannot be followed at its top level (a scripted "
+                "function, or values read back into Python). Wrap that part in a module of its own, or use another "
+                "backbone."
             )
         else:
             self.root = call
@@ -279,9 +276,8 @@ def _merge(a: Any, b: Any, batches: tuple[int, int], path: str) -> Any:
 
 def _differs(path: str) -> PartitionError:
     return PartitionError(
-        f"the forward pass of '{path or 'the network'}' took different ways at batch sizes 2 and 3, "
-        f"expected the same "
-        "steps at every batch size. Use another backbone."
+        f"the forward pass of '{path or 'the network'}' took different ways at batch sizes 2 and 3, expected the "
+        "same steps at every batch size. Use another backbone."
     )
 
 

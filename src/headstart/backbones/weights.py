@@ -45,8 +45,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise WeightsError(
-            f"{path} cannot be read as plain weights; files that would run code are refused "
-            f"({_first_line(error)}). "
+            f"{path} cannot be read as plain weights; files that would run code are refused ({_first_line(error)}). "
             "Convert it on the machine where it was made, with safetensors.torch.save_file(state_dict, path)."
         ) from error
     if isinstance(loaded, Mapping):
