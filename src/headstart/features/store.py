@@ -113,6 +113,8 @@ class Table:
         if rows.shape != (len(digests), self.width):
             raise StoreError(f"rows of shape {rows.shape} do not fit {len(digests)} pictures × {self.width} values")
         with _writing(self.folder), self._lock():
+            if not self._still_there():
+                raise StoreError(f"{self.folder} was cleared while this run used it; run the same command again.")
             self._load()
             fresh = self.missing(digests)
             if not fresh:
@@ -133,6 +135,16 @@ class Table:
 
     def _lock(self) -> FileLock:
         return FileLock(self.folder / "lock", timeout=60)
+
+    def _still_there(self) -> bool:
+        """Whether the last row known is where it was; behind a cleared table, appending would leave a hole of zeros."""
+        index, known = self.folder / "index.bin", len(self._entries)
+        if not known:
+            return True
+        if not index.is_file():
+            return False
+        last = np.fromfile(index, _ENTRY, 1, offset=(known - 1) * _ENTRY.itemsize)
+        return len(last) == 1 and last.tobytes() == self._entries[-1:].tobytes()
 
     def _load(self) -> None:
         index, data = self.folder / "index.bin", self.folder / "rows.bin"
