@@ -105,7 +105,8 @@ def extract(
     engine = Engine(backbone) if engine is None else engine
     spec = _spec(backbone, None, view, seed) | {"precision": _settled(engine, dataset)}
     table = store.table("pooled", spec, "float32", sum(backbone.widths))
-    missing = table.missing(dataset.digests)
+    # In the order of the contents: who shares a batch moves the last bits, and names and order of files must not.
+    missing = sorted(table.missing(dataset.digests), key=lambda i: dataset.digests[i])
     if missing:
         store.make_room(len(missing) * table.row_bytes)
         with progress("Extracting features", len(missing)) as advance:

@@ -1,0 +1,123 @@
+"""The engine gives what the weights were trained for: exact preprocessing, a precision that is earned, one answer per picture."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from timm.data.transforms import MaybeToTensor
+from torch import Tensor, nn
+from torchvision.transforms import Normalize
+
+from headstart.backbones.backbone import Backbone, InputSpec
+from headstart.backbones.from_module import load_module
+from headstart.features import engine as room
+from headstart.features.engine import COSINE, Engine, as_activation, normalize
+from tests.toys import SPEC, stripes, tiny_backbone
+
+CPU = torch.device("cpu")
+
+
+def pictures(count: int = 6) -> NDArray[np.uint8]:
+    return stripes(count)[0]
+
+
+def test_normalisation_equals_torchvisions_and_timms() -> None:
+    for spec in (SPEC, InputSpec(size=(32, 32)), InputSpec(size=(32, 32), mean=(0.5,) * 3, std=(0.5,) * 3)):
+        own = normalize(pictures(), spec, CPU)
+        theirs = torch.stack([Normalize(spec.mean, spec.std)(MaybeToTensor()(picture)) for picture in pictures()])
+        assert own.dtype == torch.float32
+        assert own.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(own, theirs, rtol=0, atol=2e-6)
+
+
+def test_pooled_features_equal_the_network_in_float32() -> None:
+    backbone = tiny_backbone()
+    engine = Engine(backbone, precision="float32")
+    features = engine.pooled(pictures())
+    assert features.shape == (6, sum(backbone.widths))
+    with torch.no_grad():
+        whole = backbone.original()(normalize(pictures(), SPEC, CPU))
+        direct = backbone(normalize(pictures(), SPEC, CPU))
+    last = torch.from_numpy(features[:, -backbone.widths[-1] :])
+    assert torch.equal(last, direct)
+    torch.testing.assert_close(last, whole, rtol=1e-5, atol=1e-6)
+
+
+def test_activations_at_a_cut_and_what_is_pooled_beside_them_go_together() -> None:
+    backbone = tiny_backbone()
+    engine = Engine(backbone, precision="float32")
+    features = engine.pooled(pictures())
+    for cut in range(1, len(backbone.stages)):
+        flat, beside = engine.activations(pictures(), cut)
+        assert np.array_equal(beside, features[:, : sum(backbone.widths[:cut])])
+        with torch.no_grad():
+            rest = torch.cat(backbone.pooled(as_activation(backbone, flat.numpy(), cut, CPU), cut), dim=1).numpy()
+        np.testing.assert_allclose(rest, features[:, sum(backbone.widths[:cut]) :], rtol=1e-5, atol=1e-6)
+
+
+def fragile() -> nn.Sequential:
+    """A network that takes a large offset off again, which costs bfloat16 all of its digits."""
+    offset, norm = nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)
+    with torch.no_grad():
+        offset.bias.fill_(1000.0)
+    norm.running_mean = torch.full((8,), 1000.0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), offset, norm, nn.Conv2d(8, 8, 1))
+
+
+def with_bfloat16(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
+    monkeypatch.setattr(room, "has_fast_bfloat16", lambda device: native)
+
+
+def settled(backbone: Backbone) -> Engine:
+    engine = Engine(backbone, device=CPU)
+    assert engine.settled is None
+    engine.pooled(pictures())
+    return engine
+
+
+def test_bfloat16_is_taken_only_where_it_is_native_and_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_bfloat16(monkeypatch, native=True)
+    robust = settled(tiny_backbone())
+    assert (robust.settled, robust.agreement is not None and robust.agreement >= COSINE) == ("bfloat16", True)
+    broken = settled(load_module(fragile(), SPEC))
+    assert (broken.settled, broken.agreement is not None and broken.agreement < COSINE) == ("float32", True)
+    with_bfloat16(monkeypatch, native=False)
+    plain = settled(tiny_backbone())
+    assert (plain.settled, plain.agreement) == ("float32", None)
+
+
+def test_a_precision_that_was_asked_for_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_bfloat16(monkeypatch, native=True)
+    assert Engine(tiny_backbone(), precision="float32").precision(pictures()) == "float32"
+    assert Engine(load_module(fragile(), SPEC), precision="bfloat16").precision(pictures()) == "bfloat16"
+
+
+def test_bfloat16_activations_survive_the_way_through_the_store() -> None:
+    backbone = tiny_backbone()
+    flat, _ = Engine(backbone, precision="bfloat16").activations(pictures(), 2)
+    if flat.dtype == torch.float32:  # the last operation before the cut may promote
+        flat = flat.bfloat16()
+    back = as_activation(backbone, flat.view(torch.uint16).numpy(), 2, CPU)
+    assert isinstance(back, Tensor)
+    assert back.dtype == torch.float32
+    assert torch.equal(back.flatten(1), flat.float())
+
+
+def test_the_engine_leaves_no_trace_in_the_backbone() -> None:
+    backbone = tiny_backbone()
+    before = backbone.digest()
+    engine = Engine(backbone, precision="float32")
+    engine.pooled(pictures())
+    engine.activations(pictures(), 2)
+    engine.stage_seconds(2)
+    assert backbone.digest() == before
+    assert not backbone.training
+    assert not any(p.requires_grad for p in backbone.parameters())
+
+
+def test_seconds_are_told_per_stage() -> None:
+    forward, training = Engine(tiny_backbone(), precision="float32").stage_seconds(4)
+    assert len(forward) == len(training) == 5
+    assert min(forward) > 0 and max(training) < 10

@@ -1,0 +1,248 @@
+"""Features are computed once per content, whatever the files are called and in whatever order they come."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from headstart.backbones.backbone import Backbone
+from headstart.backbones.from_module import load_module
+from headstart.data.dataset import Dataset
+from headstart.data.images import load_view
+from headstart.data.load import load_dataset
+from headstart.errors import StoreError, UnreadableImage
+from headstart.features.engine import Engine, normalize
+from headstart.features.extract import Features, activation_bytes, cache_activations, columns, extract, transform_of
+from headstart.features.store import Store
+from tests.toys import SPEC, TinyNet, folder, striped, stripes, tiny_backbone
+
+Passes = Callable[[], int]
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> Passes:
+    """How many pictures went through a backbone since the last call."""
+    ran: list[int] = []
+    whole = Backbone.run_and_pool
+
+    def counted(self: Backbone, activation: torch.Tensor, start: int, stop: int):  # type: ignore[no-untyped-def]
+        ran.append(len(activation))
+        return whole(self, activation, start, stop)
+
+    monkeypatch.setattr(Backbone, "run_and_pool", counted)
+
+    def since() -> int:
+        total = sum(ran)
+        ran.clear()
+        return total
+
+    return since
+
+
+def features(dataset: Dataset, backbone: Backbone, **options: int) -> Features:
+    return extract(backbone, dataset, Store(), engine=Engine(backbone, precision="float32"), **options)
+
+
+def every_stage(found: Features) -> NDArray[np.float32]:
+    return found.stages(range(len(found.widths)))
+
+
+def test_features_equal_the_backbone_on_the_clean_view() -> None:
+    dataset, backbone = striped(30), tiny_backbone()
+    found = features(dataset, backbone)
+    views = np.stack([load_view(dataset.images, i, transform_of(backbone)) for i in range(len(dataset))])
+    with torch.no_grad():
+        stages = backbone.pooled(normalize(views, SPEC, torch.device("cpu")))
+    np.testing.assert_allclose(every_stage(found), torch.cat(stages, dim=1).numpy(), rtol=1e-5, atol=1e-6)
+    # Batches are made up in the order of the contents; in one made up alike, the last stage is the same to the last bit.
+    together = np.array(sorted(range(30), key=lambda i: dataset.digests[i])[:16])
+    with torch.no_grad():
+        first = backbone(normalize(views[together], SPEC, torch.device("cpu"))).numpy()
+    assert np.array_equal(found.stages((4,), together), first)
+
+
+def test_stages_are_read_side_by_side() -> None:
+    found = features(striped(30), tiny_backbone())
+    assert columns((2, 3, 1), (2, 0)).tolist() == [5, 0, 1]
+    some = np.array([3, 1])
+    both = found.stages((1, 3), some)
+    assert np.array_equal(both, np.concatenate([found.stages((1,)), found.stages((3,))], axis=1)[some])
+
+
+def test_a_second_extraction_runs_nothing(passes: Passes) -> None:
+    dataset, backbone = striped(30), tiny_backbone()
+    first = features(dataset, backbone)
+    assert passes() == 30
+    second = features(dataset, tiny_backbone())
+    assert passes() == 0
+    assert np.array_equal(every_stage(first), every_stage(second))
+
+
+def test_order_and_names_of_files_change_nothing(tmp_path: Path, passes: Passes) -> None:
+    root = folder(tmp_path / "a", 30)
+    found = features(load_dataset(root), tiny_backbone())
+    passes()
+    for number, path in enumerate(sorted(root.rglob("*.png"), reverse=True)):
+        target = tmp_path / "b" / path.parent.name / f"{number} renamed.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    moved = load_dataset(tmp_path / "b")
+    again = features(moved, tiny_backbone())
+    assert passes() == 0
+    back = [moved.digests.index(content) for content in load_dataset(root).digests]
+    assert back != sorted(back)
+    assert np.array_equal(every_stage(found), every_stage(again)[back])
+
+
+def test_the_order_of_pictures_does_not_even_decide_who_shares_a_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32 a picture's last bits depend on the size of its batch, so batches are made up by content."""
+    dataset, backbone = striped(20), tiny_backbone()
+    engine = Engine(backbone, precision="float32")
+    seen: list[bytes] = []
+    whole = Engine.pooled
+
+    def watched(self: Engine, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+        seen.append(pictures.tobytes())
+        return whole(self, pictures)
+
+    monkeypatch.setattr(Engine, "pooled", watched)
+    forwards = extract(backbone, dataset, Store(tmp_path / "a"), engine=engine)
+    first = sorted(seen)
+    seen.clear()
+    backwards = extract(backbone, dataset.select(range(19, -1, -1)), Store(tmp_path / "b"), engine=engine)
+    assert sorted(seen) == first
+    assert np.array_equal(every_stage(forwards), every_stage(backwards)[::-1])
+
+
+def test_one_changed_pixel_recomputes_one_row(tmp_path: Path, passes: Passes) -> None:
+    root = folder(tmp_path, 30)
+    before = load_dataset(root)
+    old = features(before, tiny_backbone())
+    passes()
+    path = root / before.names[7]
+    picture = np.asarray(Image.open(path)).copy()
+    picture[3, 3] ^= 255
+    Image.fromarray(picture).save(path)
+    after = load_dataset(root)
+    new = features(after, tiny_backbone())
+    assert passes() == 1
+    changed = [i for i in range(30) if not np.array_equal(every_stage(old)[i], every_stage(new)[i])]
+    assert [after.names[i] for i in changed] == [before.names[7]]
+
+
+def test_whatever_decides_the_numbers_is_part_of_the_key(passes: Passes) -> None:
+    dataset = striped(20)
+    backbone = tiny_backbone()
+    features(dataset, backbone)
+    assert passes() == 20
+    for other in (
+        tiny_backbone(seed=1),
+        load_module(TinyNet(), replace(SPEC, crop=0.9)),
+        load_module(TinyNet(), replace(SPEC, interpolation="bicubic")),
+        load_module(TinyNet(), replace(SPEC, mean=(0.5, 0.5, 0.5))),
+        load_module(TinyNet(), replace(SPEC, std=(0.5, 0.5, 0.5))),
+    ):
+        features(dataset, other)
+        assert passes() == 20
+    moved = tiny_backbone()
+    with torch.no_grad():
+        next(module for module in moved.modules() if isinstance(module, torch.nn.BatchNorm2d)).running_mean += 0.01
+    features(dataset, moved)
+    assert passes() == 20
+    features(dataset, backbone, view=1)
+    assert passes() == 20
+    features(dataset, backbone, view=1, seed=1)
+    assert passes() == 20
+    features(dataset, backbone, seed=1)  # the clean view knows no seed
+    assert passes() == 0
+
+
+def test_equal_pictures_are_run_once(passes: Passes) -> None:
+    pictures, labels = stripes(20)
+    dataset = load_dataset((pictures, labels))
+    twice = dataset.select([*range(20), 3, 3, 5])
+    found = features(twice, tiny_backbone())
+    assert passes() == 20
+    assert np.array_equal(every_stage(found)[20:], every_stage(found)[[3, 3, 5]])
+
+
+def test_an_interrupted_extraction_goes_on_where_it_stopped(monkeypatch: pytest.MonkeyPatch, passes: Passes) -> None:
+    dataset, backbone = striped(100), tiny_backbone()
+    whole = Engine.pooled
+    calls: list[int] = []
+
+    def killed(self: Engine, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+        calls.append(len(pictures))
+        if len(calls) > 3:
+            raise KeyboardInterrupt
+        return whole(self, pictures)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "pooled", killed)
+        with pytest.raises(KeyboardInterrupt):
+            features(dataset, backbone)
+    passes()
+    resumed = features(dataset, backbone)
+    done = passes()
+    assert 0 < done < 100
+    plain = extract(
+        backbone, dataset, Store(Path(resumed.table.folder) / "other"), engine=Engine(backbone, precision="float32")
+    )
+    np.testing.assert_allclose(every_stage(resumed), every_stage(plain), rtol=1e-5, atol=1e-6)
+
+
+def test_a_picture_that_breaks_later_is_named(tmp_path: Path) -> None:
+    root = folder(tmp_path, 30)
+    dataset = load_dataset(root)
+    (root / dataset.names[4]).write_bytes(b"no picture any more")
+    with pytest.raises(UnreadableImage, match=dataset.names[4]):
+        features(dataset, tiny_backbone())
+
+
+def test_activations_are_cached_per_view_and_read_back_as_they_were(passes: Passes) -> None:
+    dataset, backbone = striped(30), tiny_backbone()
+    engine = Engine(backbone, precision="float32")
+    everyone, held = np.arange(20), np.arange(20, 30)
+
+    def cached() -> object:
+        return cache_activations(
+            backbone, dataset, Store(), 2, 3, augmented=everyone, clean=held, seed=5, engine=engine
+        )
+
+    found = cache_activations(backbone, dataset, Store(), 2, 3, augmented=everyone, clean=held, seed=5, engine=engine)
+    assert passes() == 20 * 3 + 10
+    cached()
+    assert passes() == 0
+    assert found.views == 3
+    assert found.activations[0].row_bytes == activation_bytes(backbone, 2, "float32")
+    asked, views = np.array([4, 4, 19, 25]), np.array([0, 2, 1, 0])
+    flat, beside = found.read(asked, views)
+    transform = transform_of(backbone)
+    for place, (index, view) in enumerate(zip(asked, views, strict=True)):
+        picture = load_view(dataset.images, int(index), transform, view=int(view), seed=5)
+        alone, pooled = engine.activations(picture[None], 2)
+        np.testing.assert_allclose(flat[place], alone[0].numpy(), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(beside[place], pooled[0], rtol=1e-5, atol=1e-6)
+    with pytest.raises(StoreError, match="a row was asked for that the table does not hold"):
+        found.read(np.array([25]), np.array([1]))
+
+
+def test_activations_of_frozen_stages_serve_whatever_stands_above_them(passes: Passes) -> None:
+    dataset, backbone, other = striped(20), tiny_backbone(), tiny_backbone()
+    with torch.no_grad():
+        next(other.stages[4].parameters()).add_(1.0)
+    everyone, nobody = np.arange(20), np.empty(0, np.int64)
+    for net, expected in ((backbone, 40), (other, 0)):
+        engine = Engine(net, precision="float32")
+        cache_activations(net, dataset, Store(), 3, 2, augmented=everyone, clean=nobody, engine=engine)
+        assert passes() == expected
