@@ -1,0 +1,257 @@
+"""Heads equal their textbook definitions, and the race leaves the last stage only for what is better by more than chance."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression, Ridge
+
+from headstart.features.engine import Engine
+from headstart.features.extract import Features, extract
+from headstart.features.store import Store
+from headstart.heads import (
+    LOGISTIC_STRENGTHS,
+    RIDGE_STRENGTHS,
+    Head,
+    Race,
+    _logistic,
+    _ridge_by_gram,
+    _ridge_by_hat,
+    fit_head,
+    paired_gain,
+    principal_axes,
+    race,
+    score_centroid,
+    score_logistic,
+    score_ridge,
+)
+from headstart.tasks.classification import softmax
+from tests.toys import striped, tiny_backbone
+
+Floats = NDArray[np.float32]
+Labels = NDArray[np.int64]
+
+
+def clouds(
+    count: int = 90, width: int = 12, classes: int = 3, apart: float = 1.2, seed: int = 0
+) -> tuple[Floats, Labels]:
+    """Overlapping clouds on features of very different scales and offsets."""
+    draw = np.random.default_rng(seed)
+    labels = np.arange(count) % classes
+    centres = apart * draw.standard_normal((classes, width))
+    raw = centres[labels] + draw.standard_normal((count, width))
+    return (raw * 10 ** draw.uniform(-1, 1, width) + draw.uniform(-50, 50, width)).astype(np.float32), labels
+
+
+def standardised(x: Floats) -> NDArray[np.float64]:
+    wide = x.astype(np.float64)
+    return np.asarray((wide - wide.mean(0)) / wide.std(0) / np.sqrt(x.shape[1]))
+
+
+def thirds(count: int) -> Labels:
+    return np.arange(count) // 4 % 3
+
+
+@pytest.mark.parametrize(("width", "strength"), [(12, 1e-3), (12, 1e-2), (200, 1e-3), (200, 1e-2)])
+def test_logistic_agrees_with_scikit_learn(width: int, strength: float) -> None:
+    """The objective: Σ cross-entropy + strength · N/2 · ‖W‖² on standardised features over √D, intercept unpenalised."""
+    x, y = clouds(width=width)
+    z = standardised(x)
+    theirs = LogisticRegression(C=1 / (strength * len(y)), tol=1e-10, max_iter=5000).fit(z, y)
+    axes = principal_axes(x)
+    one_hot = torch.nn.functional.one_hot(torch.from_numpy(y)).float()
+    w, b = _logistic(axes, one_hot, torch.ones(1, len(y)), torch.tensor([strength]), steps=3000)
+    exact = (axes.z @ w[0] + b[0]).numpy()
+    np.testing.assert_allclose(softmax(exact), theirs.predict_proba(z), atol=2e-3)
+    # What `fit_head` stops at after its fixed number of steps is as good as the optimum.
+    ours = fit_head(x, y, 3, "logistic", (0,), strength).logits(x)
+    np.testing.assert_allclose(softmax(ours), theirs.predict_proba(z), atol=2e-2)
+
+
+def test_logistic_folds_equal_separate_fits() -> None:
+    """All folds are solved together, by weights of 0 and 1; each equals the fit on its own rows alone."""
+    x, y = clouds()
+    folds, axes = thirds(len(y)), principal_axes(x)
+    score = score_logistic(axes, y, folds, 3, (0,))
+    z = standardised(x)
+    for fold in range(3):
+        out = folds == fold
+        theirs = LogisticRegression(C=1 / (score.strength * (~out).sum()), tol=1e-10, max_iter=5000).fit(
+            z[~out], y[~out]
+        )
+        np.testing.assert_allclose(softmax(score.logits[out]), theirs.predict_proba(z[out]), atol=0.08)
+        assert (score.logits[out].argmax(1) == theirs.predict(z[out])).mean() > 0.95
+    assert score.strength in LOGISTIC_STRENGTHS
+
+
+def test_logistic_takes_the_strength_with_the_least_loss_out_of_fold() -> None:
+    x, y = clouds(apart=0.3)
+    strict = score_logistic(principal_axes(x), y, thirds(len(y)), 3, (0,))
+    assert strict.strength == max(LOGISTIC_STRENGTHS)  # nearly noise: the strongest penalty
+    x, y = clouds(apart=6.0)
+    assert score_logistic(principal_axes(x), y, thirds(len(y)), 3, (0,)).accuracy == 1.0
+
+
+@pytest.mark.parametrize("width", [12, 200])
+def test_ridge_by_hat_matrix_and_by_gram_equal_refits(width: int) -> None:
+    x, y = clouds(width=width)
+    folds, axes = thirds(len(y)), principal_axes(x)
+    targets = torch.nn.functional.one_hot(torch.from_numpy(y)).float()
+    outs = [torch.from_numpy(folds == fold) for fold in range(3)]
+    penalties = [strength * len(y) for strength in RIDGE_STRENGTHS[2:]]
+    by_gram = _ridge_by_gram(axes, targets, outs, penalties)
+    for penalty, gram in zip(penalties, by_gram, strict=True):
+        hat = _ridge_by_hat(axes, targets, outs, penalty)
+        refit = np.empty((len(y), 3))
+        z = standardised(x)
+        for out in (folds == fold for fold in range(3)):
+            refit[out] = Ridge(alpha=penalty, solver="cholesky").fit(z[~out], targets.numpy()[~out]).predict(z[out])
+        np.testing.assert_allclose(hat.numpy(), refit, atol=5e-3)
+        np.testing.assert_allclose(gram.numpy(), refit, atol=5e-3)
+
+
+def test_ridge_head_equals_ridge_regression() -> None:
+    x, y = clouds()
+    head = fit_head(x, y, 3, "ridge", (0,), 1e-3)
+    z = standardised(x)
+    theirs = Ridge(alpha=1e-3 * len(y), solver="cholesky").fit(z, np.eye(3)[y]).predict(z)
+    ours = head.logits(x)
+    scale = (ours * theirs).sum() / (theirs * theirs).sum()  # the head's scores are divided by a temperature
+    assert scale > 0
+    np.testing.assert_allclose(ours / scale, theirs, atol=5e-3)
+
+
+def nearest_mean(z: NDArray[np.float64], inside: NDArray[np.bool_], y: Labels, classes: int) -> Labels:
+    means = np.stack([z[inside & (y == label)].mean(0) for label in range(classes)])
+    return np.asarray(((z[:, None, :] - means) ** 2).sum(2).argmin(1))
+
+
+def test_centroid_is_the_nearest_mean() -> None:
+    x, y = clouds()
+    folds, z = thirds(len(y)), standardised(x)
+    score = score_centroid(principal_axes(x), y, folds, 3, (0,))
+    for fold in range(3):
+        out = folds == fold
+        assert (score.logits[out].argmax(1) == nearest_mean(z, ~out, y, 3)[out]).all()
+    head = fit_head(x, y, 3, "centroid", (0,), 0.0)
+    assert (head.logits(x).argmax(1) == nearest_mean(z, np.ones(len(y), bool), y, 3)).all()
+
+
+@pytest.mark.parametrize("kind", ["logistic", "ridge", "centroid"])
+@pytest.mark.parametrize("width", [12, 200])
+def test_a_folded_head_answers_as_in_the_axes(kind: str, width: int) -> None:
+    x, _ = clouds(width=width)
+    axes = principal_axes(x)
+    w = torch.randn(axes.z.shape[1], 3, generator=torch.Generator().manual_seed(1))
+    b = torch.randn(3, generator=torch.Generator().manual_seed(2))
+    head = axes.head("logistic", (1,), 0.5, w, b)
+    np.testing.assert_allclose(head.logits(x), (axes.z @ w + b).numpy(), rtol=1e-3, atol=2e-3)
+    assert (head.weight.dtype, head.bias.dtype) == (np.float32, np.float32)
+    assert (head.taps, head.strength) == ((1,), 0.5)
+
+
+def test_principal_axes_keep_distances_and_are_orthogonal() -> None:
+    for width in (12, 200):
+        x, _ = clouds(width=width)
+        axes, z = principal_axes(x), standardised(x)
+        gram = (axes.z.T @ axes.z).numpy()
+        np.testing.assert_allclose(gram, np.diag(axes.power.numpy()), atol=1e-3)
+        np.testing.assert_allclose((axes.z @ axes.z.T).numpy(), z @ z.T, atol=1e-3)
+
+
+def test_features_that_never_move_do_no_harm() -> None:
+    x, y = clouds()
+    still = np.concatenate([x, np.full((len(x), 4), 7.0, np.float32)], axis=1)
+    for kind in ("logistic", "ridge", "centroid"):
+        head = fit_head(still, y, 3, kind, (0,), 1e-3)
+        assert np.isfinite(head.weight).all() and np.isfinite(head.bias).all()
+        assert (head.logits(still).argmax(1) == y).mean() > 0.8
+
+
+@pytest.mark.parametrize("score", [score_logistic, score_ridge, score_centroid])
+def test_a_class_that_a_fold_lacks_is_no_obstacle(score) -> None:  # type: ignore[no-untyped-def]
+    x, y = clouds(count=60)
+    y = y.copy()
+    folds = np.arange(60) % 5
+    rare = np.array([0, 5])  # both pictures of a fourth class lie in fold 0
+    y[rare] = 3
+    assert set(folds[rare]) == {0}
+    found = score(principal_axes(x), y, folds, 4, (0,))
+    assert np.isfinite(found.logits).all() and np.isfinite(found.log_loss)
+    assert (found.logits[rare].argmax(1) != 3).all()
+    assert found.accuracy > 0.6
+
+
+def test_scores_are_what_their_logits_say() -> None:
+    x, y = clouds()
+    for score in (score_logistic, score_ridge, score_centroid):
+        found = score(principal_axes(x), y, thirds(len(y)), 3, (2,))
+        right = found.logits.argmax(1) == y
+        losses = -np.log(softmax(found.logits)[np.arange(len(y)), y])
+        assert found.accuracy == pytest.approx(right.mean())
+        assert found.accuracy_se == pytest.approx(right.std() / len(y) ** 0.5)
+        assert found.log_loss == pytest.approx(losses.mean(), rel=1e-4)
+        assert found.log_loss_se == pytest.approx(losses.std() / len(y) ** 0.5, rel=1e-4)
+
+
+class Lanes:
+    """Features by hand: what each stage sees is chosen by the test."""
+
+    def __init__(self, stages: list[Floats]) -> None:
+        self.widths = tuple(stage.shape[1] for stage in stages)
+        self._stages = stages
+
+    def stages(self, taps: tuple[int, ...], indices: Labels | None = None) -> Floats:
+        whole = np.concatenate([self._stages[tap] for tap in taps], axis=1)
+        return whole if indices is None else whole[indices]
+
+
+def raced(stages: list[Floats], y: Labels) -> Race:
+    everyone = np.arange(len(y))
+    return race(Lanes(stages), y, np.arange(len(y)) // 3 % 5, 3, everyone)  # type: ignore[arg-type]
+
+
+def test_the_last_stage_yields_only_to_more_than_one_standard_error() -> None:
+    kept_against_better = yielded = 0
+    for seed in range(8):
+        x, y = clouds(count=60, apart=1.2, seed=seed)
+        z, _ = clouds(count=60, apart=0.7, seed=seed + 100)
+        found = raced([z, x, z] if seed % 2 else [x, x, x], y)
+        top = max(found.candidates, key=lambda score: (score.accuracy, -score.log_loss))
+        gain, error = paired_gain(top, found.last, y)
+        assert found.best is (top if gain > error else found.last)
+        assert ("no head beats the last stage" in found.reason) == (found.best is found.last)
+        assert (found.last.kind, found.last.taps) == ("logistic", (2,))
+        kept_against_better += 0 < gain <= error
+        yielded += gain > error
+    assert kept_against_better and yielded  # both sides of the rule were seen
+
+
+def test_an_earlier_stage_wins_where_it_is_clearly_better() -> None:
+    x, y = clouds(apart=2.0)
+    noise = [np.random.default_rng(n).standard_normal((len(y), 6)).astype(np.float32) for n in range(4)]
+    found = raced([noise[0], x, noise[1], noise[2]], y)
+    assert 1 in found.best.taps
+    gain, error = paired_gain(found.best, found.last, y)
+    assert gain > error
+    assert int(np.argmax([score.accuracy for score in found.profile])) == 1
+    assert "beats the last stage by" in found.reason
+
+
+def test_a_race_over_real_features_repeats() -> None:
+    dataset, backbone = striped(contrast=25), tiny_backbone()
+    features: Features = extract(backbone, dataset, Store(), engine=Engine(backbone, precision="float32"))
+    pool = dataset.indices("train")
+    found = [race(features, dataset.labels[pool], dataset.fold[pool], 3, pool) for _ in range(2)]
+    assert found[0].best.accuracy > 0.5
+    assert len(found[0].profile) == 5
+    for a, b in zip(found[0].candidates, found[1].candidates, strict=True):
+        assert np.array_equal(a.logits, b.logits)
+
+
+def test_the_same_head_twice() -> None:
+    x, y = clouds()
+    heads: list[Head] = [fit_head(x, y, 3, "logistic", (0,), 1e-4) for _ in range(2)]
+    assert np.array_equal(heads[0].weight, heads[1].weight)

@@ -1,0 +1,203 @@
+"""The plan is data: pure, with a reason for everything that is in it or left out, and read back only where it fits."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from headstart.errors import PlanError
+from headstart.plan import FEW_IMAGES, Budget, Evidence, Plan, Rung, cut_for, decide, frozen_share, load_plan, seconds
+
+STAGES = ["stem", "one", "two", "three", "four"]
+
+
+def evidence(**changes: Any) -> Evidence:
+    return Evidence(
+        **{
+            "images": 800,
+            "classes": 5,
+            "smallest_class": 90,
+            "tested": 200,
+            "head": "logistic, no head beats the last stage",
+            "head_accuracy": 0.9,
+            "head_accuracy_se": 0.01,
+            "last_stage_accuracy": 0.89,
+            "profile": [0.3, 0.5, 0.7, 0.8, 0.89],
+            "stages": STAGES,
+            "flops": [100, 100, 100, 100, 100],
+            "activation_bytes": [80_000, 40_000, 20_000, 10_000, 5_000],
+            "forward_seconds": [0.002] * 5,
+            "training_seconds": [0.006] * 5,
+            "decode_seconds": 0.004,
+        }
+        | changes
+    )
+
+
+def plan(budget: Budget | None = None, changes: dict[str, Any] | None = None, **options: Any) -> Plan:
+    return decide(evidence(**(changes or {})), budget or Budget(), backbone="net", **options)
+
+
+def test_decide_is_a_pure_function() -> None:
+    random.seed(0)
+    first = plan(Budget(seconds=600, store_bytes=10**9), seed=3)
+    random.seed(1)
+    assert plan(Budget(seconds=600, store_bytes=10**9), seed=3) == first
+    assert first.evidence == evidence()
+    assert first.seed == 3
+
+
+def test_the_ladder_goes_down_from_the_top_and_names_its_reasons() -> None:
+    found = plan()
+    assert [rung.cut for rung in found.rungs] == [4, 2]
+    assert "stages from four on train: 80 % of the forward pass stays frozen" in found.rungs[0].reason
+    assert "one step deeper, 40 % stays frozen; tried only if the rung above it pays" in found.rungs[1].reason
+    assert "90.0 ± 1.0 % out of fold" in found.reasons[0]
+    assert (found.judge, found.refit, found.stages) == ("fold", True, STAGES)
+
+
+def test_the_judge_follows_the_data() -> None:
+    assert plan(changes={"images": FEW_IMAGES - 1}).judge == "folds"
+    assert plan(changes={"images": FEW_IMAGES}).judge == "fold"
+    given_val = plan(given_val=True)
+    assert (given_val.judge, given_val.refit) == ("val", False)
+
+
+def test_asked_for_modes() -> None:
+    head = plan(mode="head")
+    assert head.rungs == []
+    assert head.reasons[-1] == "only the head is trained: asked for with --plan head"
+    full = plan(Budget(seconds=1.0), mode="full")
+    assert [(rung.cut, rung.views) for rung in full.rungs] == [(0, 1)]
+    assert full.reasons[-1] == "every stage is trained from the start: asked for with --plan full"
+
+
+def test_nothing_is_tuned_where_nothing_could_be_shown_or_gained() -> None:
+    untested = plan(changes={"tested": 0, "images": 80})
+    assert untested.rungs == []
+    assert untested.reasons[-1].startswith("only the head is trained: 80 images are too few to cut a test set")
+    perfect = plan(changes={"head_accuracy": 1.0})
+    assert perfect.rungs == []
+    assert "it makes no mistake out of fold" in perfect.reasons[-1]
+    assert plan(changes={"head_accuracy": 1.0 - 2.0 / 800}).rungs
+
+
+def test_what_the_time_has_no_room_for_is_dropped_with_its_reason() -> None:
+    whole = plan()
+    first, second = (seconds(evidence(), rung, "fold") for rung in whole.rungs)
+    assert second > first
+    for left, expected in ((2 * (first + second) + 1, [4, 2]), (2 * first + 1, [4]), (2 * first - 1, [])):
+        found = plan(Budget(seconds=left + 30, spent_seconds=30))
+        assert [rung.cut for rung in found.rungs] == expected
+        dropped = [reason for reason in found.reasons if "it would take about" in reason]
+        assert len(dropped) == 2 - len(expected)
+    assert f"no rung from four on: it would take about {first:.0f} s, and {first - 0.5:.0f} s are left" in found.reasons
+    assert plan(Budget(seconds=10, spent_seconds=30)).reasons[-1].endswith("and 0 s are left")
+
+
+def test_what_the_store_has_no_room_for_shrinks_views_then_drops_the_rung() -> None:
+    per_view = 800 * 10_000
+    for room, views in ((4 * per_view, 4), (3 * per_view, 3), (per_view, 1)):
+        found = plan(Budget(store_bytes=room))
+        assert found.rungs[0].views == views
+    none = plan(Budget(store_bytes=per_view - 1))
+    assert none.rungs == []
+    assert "no rung from four on: one view takes 0.0 GB, the store may hold 0.0 GB" in none.reasons
+
+
+def test_fewer_pictures_get_more_passes_within_bounds() -> None:
+    epochs = [plan(changes={"images": images}).rungs[0].epochs for images in (150, 500, 1500, 5000, 100_000)]
+    assert epochs == sorted(epochs, reverse=True)
+    assert (epochs[0], epochs[2], epochs[-1]) == (20, 8, 6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(flops=st.lists(st.integers(1, 10**9), min_size=3, max_size=12), share=st.floats(0.0, 1.0))
+def test_a_cut_leaves_a_stage_on_either_side_and_is_the_nearest(flops: list[int], share: float) -> None:
+    cut = cut_for(flops, share)
+    assert 1 <= cut < len(flops)
+    distance = abs(frozen_share(flops, cut) - share)
+    assert all(distance <= abs(frozen_share(flops, other) - share) for other in range(1, len(flops)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    images=st.integers(8, 10**6),
+    accuracy=st.floats(0, 1),
+    time=st.none() | st.floats(1, 1e5),
+    store=st.none() | st.integers(0, 10**12),
+)
+def test_a_plan_survives_its_file(
+    tmp_path_factory: pytest.TempPathFactory, images: int, accuracy: float, time: float | None, store: int | None
+) -> None:
+    found = plan(Budget(seconds=time, store_bytes=store), {"images": images, "head_accuracy": accuracy})
+    path = tmp_path_factory.mktemp("plan") / "plan.json"
+    path.write_text(found.model_dump_json(indent=1))
+    assert load_plan(path, backbone="net", stages=STAGES) == found
+
+
+def test_a_plan_file_by_hand_needs_little(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"backbone": "net", "stages": STAGES, "rungs": [{"cut": 3, "epochs": 2}]}))
+    found = load_plan(path, backbone="net", stages=STAGES)
+    assert found.rungs == [Rung(cut=3, epochs=2)]
+    assert (found.judge, found.refit) == ("fold", True)
+
+
+def malformed(**changes: Any) -> str:
+    return json.dumps({"backbone": "net", "stages": STAGES, "rungs": [{"cut": 3, "epochs": 2}], **changes})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "The plan '{path}' is no readable JSON: Expecting property name enclosed in double quotes"),
+        ("[]", "The plan '{path}' is malformed at the file: Input should be a valid dictionary"),
+        (malformed(format=2), "The plan '{path}' is malformed at format: Input should be 1."),
+        (malformed(rungs=[{"cut": -1, "epochs": 2}]), "malformed at rungs.0.cut: Input should be greater than or equal to 0."),
+        (malformed(rungs=[{"cut": 1, "epochs": 0}]), "malformed at rungs.0.epochs: Input should be greater than or equal to 1."),
+        (malformed(rungs=[{"cut": 1}]), "malformed at rungs.0.epochs: Field required."),
+        (malformed(rungs=[{"cut": 1, "epochs": 2, "lr": 1}]), "malformed at rungs.0.lr: Extra inputs are not permitted."),
+        (malformed(judge="me"), "malformed at judge: Input should be 'folds', 'fold' or 'val'."),
+        (malformed(rungs=[{"cut": 5, "epochs": 2}]), "The plan '{path}' has a rung with cut 5; a cut lies between 0 and 4."),
+        (
+            malformed(backbone="other"),
+            "The plan '{path}' is for other with stages stem, one, two, three, four; this run has net with stages "
+            "stem, one, two, three, four. Give --backbone other, or write another plan.",
+        ),
+        (malformed(stages=["a", "b"]), "is for net with stages a, b; this run has net with stages stem, one"),
+    ],
+)  # fmt: skip
+def test_a_plan_that_does_not_fit_says_why(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(text)
+    with pytest.raises(PlanError) as caught:
+        load_plan(path, backbone="net", stages=STAGES)
+    assert message.format(path=path) in str(caught.value)
+
+
+def test_a_plan_that_cannot_be_read_says_why(tmp_path: Path) -> None:
+    with pytest.raises(
+        PlanError, match=r"No plan at '.*nowhere\.json'\. Give 'auto', 'head', 'full' or the path of a plan"
+    ):
+        load_plan(tmp_path / "nowhere.json", backbone="net", stages=STAGES)
+    (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(PlanError, match="is no readable JSON"):
+        load_plan(tmp_path / "bytes.json", backbone="net", stages=STAGES)
+    with pytest.raises(PlanError, match="is no readable JSON"):
+        load_plan(tmp_path, backbone="net", stages=STAGES)
+
+
+def test_records_are_frozen_and_know_no_other_fields() -> None:
+    rung = Rung(cut=1, epochs=1)
+    with pytest.raises(ValidationError, match="frozen"):
+        rung.cut = 2  # type: ignore[misc]
+    with pytest.raises(ValidationError, match="finite"):
+        Rung(cut=1, epochs=1, lr_body=float("inf"))
