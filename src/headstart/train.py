@@ -79,7 +79,8 @@ class FromImages:
             images = normalize(pictures, self.engine.backbone.input, device)
             return images, torch.empty(len(indices), 0, device=device)
         flat, beside = self.engine.activations(pictures, self.cut)
-        activation = self.engine.backbone.unflatten(self.cut, flat.to(device).float())
+        # The engine's tensors are made without autograd; a copy may enter the stages that train.
+        activation = self.engine.backbone.unflatten(self.cut, flat.to(device).float().clone())
         return activation, torch.from_numpy(beside).to(device)
 
 
