@@ -23,12 +23,12 @@ from headstart.features.engine import normalize
 from headstart.features.extract import batches
 from headstart.features.store import Store, Table
 from headstart.heads import Head, fit_head, principal_axes, score_logistic
-from headstart.plan import Rung
+from headstart.plan import SCRATCH_SEARCH, Rung
 from headstart.train import Checkpoint, Net, held_out_logits, train
 
 RATES = (1e-3, 3e-3, 1e-2)
 _VIEWS = 64
-_SEARCH = 0.2  # share of the epochs that each learning rate gets in the search
+_SEARCH = SCRATCH_SEARCH / len(RATES)  # share of the epochs that each learning rate gets in the search
 
 
 def majority_logits(labels: NDArray[np.int64], classes: int, count: int) -> NDArray[np.float32]:
@@ -84,15 +84,18 @@ def fit_pixels(
 
 @final
 class SmallNet(nn.Module):
-    """Four blocks of two 3×3 convolutions, 32 to 256 channels, pooled to (N, 256): 1.2 million parameters."""
+    """Four blocks of two 3×3 convolutions, 32 to 256 channels, pooled to (N, 256): 1.2 million parameters.
 
-    def __init__(self) -> None:
+    With `coarse`, the first convolution halves the resolution, too.
+    """
+
+    def __init__(self, coarse: bool) -> None:
         super().__init__()
         widths = (3, 32, 64, 128, 256)
         self.blocks = nn.Sequential(
             *[
                 nn.Sequential(
-                    nn.Conv2d(a, b, 3, stride=2 if place else 1, padding=1, bias=False),
+                    nn.Conv2d(a, b, 3, stride=2 if place or coarse else 1, padding=1, bias=False),
                     nn.BatchNorm2d(b),
                     nn.ReLU(),
                     nn.Conv2d(b, b, 3, padding=1, bias=False),
@@ -133,11 +136,10 @@ class FromThumbnails:
 
 @dataclass(frozen=True, eq=False)
 class Scratch:
-    """The small network from scratch: logits (M, K) of the test pictures and (H, K) of the held-out ones, before it was
-    trained on these too; its rate, epochs, seconds, and whether it ran to its end."""
+    """The small network from scratch: logits (M, K) of the pictures asked for, its rate, epochs, seconds, and whether it ran to
+    its end."""
 
     logits: NDArray[np.float32]
-    held_logits: NDArray[np.float32]
     rate: float
     epochs: int
     seconds: float
@@ -150,15 +152,21 @@ def scratch_backbone(side: int, seed: int) -> Backbone:
     spec = InputSpec(
         size=(side, side), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), interpolation="bilinear", crop=1.0
     )
-    return load_module(SmallNet(), spec)
+    return load_module(SmallNet(coarse=side > 32), spec)
 
 
-def scratch_epochs(transfer_flops: float, images: int, side: int) -> int:
-    """Epochs whose arithmetic equals what transfer spent, within 15 and 120; counted, not timed, so that it repeats."""
+def scratch_seconds(side: int = 64, count: int = 64) -> float:
+    """Seconds that one picture takes in a training step of the small network on this machine."""
     backbone = scratch_backbone(side, 0)
-    per_epoch = 3.0 * sum(backbone.flops) * images
-    search = 1.0 + _SEARCH * len(RATES)
-    return int(min(120, max(15, round(transfer_flops / (per_epoch * search)))))
+    backbone.to(runtime.device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
+    backbone.train_from(0)
+    images = torch.zeros(count, 3, side, side, device=runtime.device()).to(memory_format=torch.channels_last)
+    best = math.inf
+    for _ in range(4):  # the first pays for what is set up once
+        began = time.perf_counter()
+        backbone(images).sum().backward()
+        best = min(best, (time.perf_counter() - began) / count)
+    return best
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,7 +193,6 @@ class Scratching:
             record, arrays = stored
             return Scratch(
                 arrays["logits"],
-                arrays["held_logits"],
                 float(record["rate"]),
                 self.epochs,
                 float(record["seconds"]),
@@ -200,10 +207,10 @@ class Scratching:
         took = time.monotonic() - began
         complete = last.complete and all(trial.complete for trial in trials)
         if complete:
-            memo.save({"rate": best.rate, "seconds": took}, {"logits": last.logits, "held_logits": best.logits})
+            memo.save({"rate": best.rate, "seconds": took}, {"logits": last.logits})
             for trial in (*trials, last):
                 trial.checkpoint.drop()
-        return Scratch(last.logits, best.logits, best.rate, self.epochs, took, complete)
+        return Scratch(last.logits, best.rate, self.epochs, took, complete)
 
     def _train(
         self,
@@ -257,7 +264,7 @@ class Scratching:
             "side": self.thumbs.side,
             "rates": RATES,
             "torch": torch.__version__,
-            "version": 1,
+            "version": 2,
         }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +22,8 @@ class Evidence(_Record):
     """What `decide` may look at; nothing in it comes from the test set but `tested`, the number of its pictures.
 
     Per stage: `flops` of one picture's forward pass; `activation_bytes[k-1]` of one picture at cut k; `forward_seconds` and
-    `training_seconds` per picture, measured on this machine; `decode_seconds` per picture.
+    `training_seconds` per picture, measured on this machine; `decode_seconds` per picture; `scratch_seconds` of one picture in
+    the training of the small network from scratch.
     """
 
     images: int
@@ -39,6 +41,7 @@ class Evidence(_Record):
     forward_seconds: list[float]
     training_seconds: list[float]
     decode_seconds: float
+    scratch_seconds: float
 
 
 class Budget(_Record):
@@ -73,7 +76,8 @@ class Plan(_Record):
     """Rungs in order, with reasons; `judge` tells how a rung is judged.
 
     "folds" trains it once per cross-validation fold (few pictures), "fold" holds one fold out (more pictures), "val" uses the
-    validation set that the person gave. With `refit`, kept rungs are trained again on all training pictures.
+    validation set that the person gave. With `refit`, kept rungs are trained again on all training pictures. `scratch_epochs` is how
+    long the small network trains from scratch, so that it gets the wall time of transfer.
     """
 
     format: Literal[1] = 1
@@ -82,6 +86,7 @@ class Plan(_Record):
     rungs: list[Rung]
     judge: Literal["folds", "fold", "val"] = "fold"
     refit: bool = True
+    scratch_epochs: int = Field(default=30, ge=1)
     seed: int = 0
     reasons: list[str] = []
     evidence: Evidence | None = None
@@ -128,6 +133,7 @@ def decide(
         rungs, more = _within(evidence, rungs, budget, judge)
         reasons += more
     return Plan(
+        scratch_epochs=scratch_epochs(evidence, rungs, judge),
         backbone=backbone,
         stages=evidence.stages,
         rungs=rungs,
@@ -153,7 +159,7 @@ def frozen_share(flops: list[int], cut: int) -> float:
 
 def _rung(evidence: Evidence, cut: int, reason: str) -> Rung:
     # Fewer pictures get more passes: what trains needs a number of steps, not of epochs.
-    epochs = max(6, min(20, round(8 * (1500 / max(1, evidence.images)) ** 0.5)))
+    epochs = max(6, min(12, round(8 * (1500 / max(1, evidence.images)) ** 0.5)))
     return Rung(cut=cut, epochs=epochs, views=4 if cut else 1, reason=reason)
 
 
@@ -163,6 +169,23 @@ def seconds(evidence: Evidence, rung: Rung, judge: str) -> float:
     view = evidence.decode_seconds + sum(evidence.forward_seconds[: rung.cut])
     step = sum(evidence.training_seconds[rung.cut :]) + (evidence.decode_seconds if rung.cut == 0 else 0.0)
     return evidence.images * (rung.views * view * (rung.cut > 0) + passes * rung.epochs * step)
+
+
+# The search for its learning rate takes this many times the epochs of the small network's one training.
+SCRATCH_SEARCH = 0.6
+
+
+def scratch_epochs(evidence: Evidence, rungs: list[Rung], judge: str) -> int:
+    """Epochs that give the network from scratch the wall time of transfer, within 15 and 150.
+
+    Rounded up to a power of 1.25, so that the noise of the measured speeds seldom changes it; written into the plan, so that the
+    same plan gives the same run.
+    """
+    transfer = evidence.images * (evidence.decode_seconds + sum(evidence.forward_seconds)) + sum(
+        seconds(evidence, rung, judge) for rung in rungs
+    )
+    epochs = transfer / (evidence.images * evidence.scratch_seconds * (1.0 + SCRATCH_SEARCH))
+    return int(min(150, max(15, round(1.25 ** math.ceil(math.log(max(1.0, epochs), 1.25))))))
 
 
 def _within(evidence: Evidence, rungs: list[Rung], budget: Budget, judge: str) -> tuple[list[Rung], list[str]]:

@@ -14,14 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart import runtime
-from headstart.backbones.backbone import Backbone
 from headstart.baselines import (
     Scratch,
     Scratching,
     fit_pixels,
     majority_logits,
     pixel_features,
-    scratch_epochs,
     thumbnails,
 )
 from headstart.data.dataset import Dataset
@@ -33,6 +31,7 @@ from headstart.features.store import Store
 from headstart.finetune import Finetuned
 from headstart.heads import Race, Score, fit_head, race
 from headstart.model import Model
+from headstart.plan import Plan
 from headstart.tasks.classification import fit_temperature, softmax
 from headstart.verdict import Verdict, decide_verdict
 
@@ -108,18 +107,18 @@ def answers(each: tuple[Pass, ...], answer: Answer) -> Rival:
 def baselines(
     dataset: Dataset,
     store: Store,
+    plan: Plan,
     tuned: Finetuned,
-    backbone: Backbone,
     *,
     deadline: float = math.inf,
     seed: int = 0,
     progress: runtime.Progress = runtime.silent,
 ) -> Baselines:
-    """Majority class, pixels, and a small network that gets the arithmetic that transfer spent."""
+    """Majority class, pixels, and a small network that gets as much time as transfer."""
     each = passes(dataset, tuned, seed)
     classes, labels = len(dataset.classes), dataset.labels
     thumbs = thumbnails(dataset, store, side=32 if _usual_side(dataset) <= _SMALL else 64, progress=progress)
-    epochs = scratch_epochs(transfer_flops(backbone, dataset, tuned) / len(each), len(each[0].fit), thumbs.side)
+    epochs = plan.scratch_epochs if len(each) == 1 else max(15, plan.scratch_epochs // len(each))
     runs: list[Scratch] = []
 
     def majority(one: Pass) -> tuple[NDArray[np.float32], float]:
@@ -134,7 +133,8 @@ def baselines(
         fit, held = (one.fit, val) if len(val) else (one.fit[fold != fold.min()], one.fit[fold == fold.min()])
         run = Scratching(thumbs, dataset, store, epochs, fit, held, one.fit, one.asked, seed, deadline, progress).run()
         runs.append(run)
-        return run.logits, fit_temperature(run.held_logits, labels[held])
+        # Its short trials are no measure of how sure the long run is; label smoothing keeps that in bounds.
+        return run.logits, 1.0
 
     rivals = {
         "majority": answers(each, majority),
@@ -142,17 +142,6 @@ def baselines(
         "scratch_cnn": answers(each, scratch),
     }
     return Baselines(each, rivals, tuple(runs))
-
-
-def transfer_flops(backbone: Backbone, dataset: Dataset, tuned: Finetuned) -> float:
-    """Arithmetic that transfer spent, in FLOPs: one pass over all pictures, views up to each cut, and training."""
-    pool = len(dataset.indices("train"))
-    total = float(sum(backbone.flops)) * len(dataset)
-    for result in tuned.rungs:
-        below, above = sum(backbone.flops[: result.rung.cut]), sum(backbone.flops[result.rung.cut :])
-        trained = sum(len(curve) for curve in result.curves) + result.epochs * result.kept
-        total += pool * (result.rung.views * below + 3.0 * trained * above)
-    return total
 
 
 def _usual_side(dataset: Dataset) -> float:

@@ -14,17 +14,19 @@ from typing import Any, Literal
 import numpy as np
 import PIL
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from headstart import proof, runtime
 from headstart.backbones.catalog import DEFAULT_BACKBONE, load_backbone
+from headstart.baselines import scratch_seconds
 from headstart.data.audit import Audit
 from headstart.data.dataset import Dataset
 from headstart.data.facts import RECORD_BYTES
 from headstart.data.load import audit, load_dataset
 from headstart.errors import TooLittleData
 from headstart.features.engine import Engine
-from headstart.features.extract import activation_bytes, extract
+from headstart.features.extract import activation_bytes, decode_seconds, extract
 from headstart.features.store import Recall, Store
 from headstart.finetune import Finetuned, finetune
 from headstart.heads import Race, race
@@ -109,7 +111,7 @@ def fit(
         model = finished(engine, heads, tuned, dataset)
         with story.phase("baselines"):
             against = proof.baselines(
-                dataset, store, tuned, backbone, deadline=deadline, seed=options.seed, progress=progress
+                dataset, store, plan, tuned, deadline=deadline, seed=options.seed, progress=progress
             )
         with story.phase("evaluate"):  # the sealed test set is opened here, once
             result = proof.prove(
@@ -161,7 +163,7 @@ def planned(
     mode = modes.get(options.plan)
     if mode is None:
         return load_plan(Path(options.plan), backbone=backbone.origin.name, stages=list(backbone.names))
-    forward, training = _speed(engine, store)
+    speed = _speed(engine, store)
     pool = dataset.indices("train")
     counts = dataset.counts("train")
     evidence = Evidence(
@@ -179,9 +181,10 @@ def planned(
         activation_bytes=[
             activation_bytes(backbone, cut, engine.settled or "float32") for cut in range(1, len(backbone.names) + 1)
         ],
-        forward_seconds=forward,
-        training_seconds=training,
-        decode_seconds=0.004,
+        forward_seconds=speed["forward"].tolist(),
+        training_seconds=speed["training"].tolist(),
+        decode_seconds=decode_seconds(dataset, engine.backbone),
+        scratch_seconds=float(speed["scratch"]),
     )
     budget = Budget(seconds=options.budget, spent_seconds=spent, store_bytes=options.store_limit)
     return decide(
@@ -194,8 +197,8 @@ def planned(
     )
 
 
-def _speed(engine: Engine, store: Store) -> tuple[list[float], list[float]]:
-    """Seconds per picture and stage on this machine, measured once and remembered."""
+def _speed(engine: Engine, store: Store) -> dict[str, NDArray[np.float64]]:
+    """Seconds per picture on this machine, per stage and of the small network; measured once and remembered."""
     spec = {
         "stages": list(engine.backbone.names),
         "name": engine.backbone.origin.name,
@@ -207,11 +210,12 @@ def _speed(engine: Engine, store: Store) -> tuple[list[float], list[float]]:
     }
     memo = store.artifact("speed", spec)
     stored = memo.load()
-    if stored is None:
-        forward, training = engine.stage_seconds()
-        memo.save({}, {"forward": np.array(forward), "training": np.array(training)})
-        return forward, training
-    return stored[1]["forward"].tolist(), stored[1]["training"].tolist()
+    if stored is not None:
+        return stored[1]
+    forward, training = engine.stage_seconds()
+    measured = {"forward": np.array(forward), "training": np.array(training), "scratch": np.array(scratch_seconds())}
+    memo.save({}, measured)
+    return measured
 
 
 def finished(engine: Engine, heads: Race, tuned: Finetuned, dataset: Dataset) -> Model:

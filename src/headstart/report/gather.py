@@ -154,7 +154,7 @@ def _notes(tuned: Finetuned, proof: Proof) -> list[str]:
     runs = proof.scratch
     notes = [
         f"The small network was trained for {runs[0].epochs} epochs at learning rate {runs[0].rate:g}, the best of three on held-out "
-        f"pictures, in {sum(run.seconds for run in runs):.0f} s; it had at least the arithmetic that transfer spent."
+        f"pictures, in {sum(run.seconds for run in runs):.0f} s: planned to take as long as transfer."
     ]
     if not all(run.complete for run in runs):
         notes.append(
