@@ -1,0 +1,315 @@
+"""The ladder keeps what pays, drops what hurts, and ends as it would have ended had nobody stopped it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from headstart import finetune as room
+from headstart import runtime
+from headstart.backbones.backbone import Backbone
+from headstart.data.dataset import Dataset
+from headstart.data.load import load_dataset
+from headstart.features.engine import Engine
+from headstart.features.extract import Features, extract
+from headstart.features.store import Store
+from headstart.finetune import ALPHAS, Finetuned, Ladder, _between, finetune
+from headstart.heads import Race, fit_head, race
+from headstart.plan import Plan, Rung
+from headstart.train import FromStore
+from tests.toys import striped, stripes, tiny_backbone
+
+PAYS = Rung(cut=1, epochs=8, views=2, lr_body=1e-2, lr_head=1e-2, batch=16, smoothing=0.0)
+HURTS = Rung(cut=1, epochs=1, views=1, lr_body=30.0, lr_head=30.0, batch=16)
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    dataset: Dataset
+    backbone: Backbone
+    engine: Engine
+    features: Features
+    heads: Race
+
+    def ladder(self, *rungs: Rung, store: Store | None = None, **options: Any) -> Ladder:
+        fields = {name: options.pop(name) for name in ("deadline", "progress", "cached") if name in options}
+        plan = Plan(backbone="net", stages=list(self.backbone.names), rungs=list(rungs), **options)
+        return Ladder(
+            self.dataset, self.features, store or Store(), self.engine, plan, self.heads.best,
+            fields.get("deadline", math.inf), fields.get("progress", runtime.silent), fields.get("cached", True),
+        )  # fmt: skip
+
+
+def start(dataset: Dataset, store: Store | None = None) -> Start:
+    """Begun with the head on the last stage, which is right for half of the pictures, so that a rung can pay."""
+    backbone = tiny_backbone()
+    engine = Engine(backbone, precision="float32")
+    features = extract(backbone, dataset, store or Store(), engine=engine)
+    pool = dataset.indices("train")
+    heads = race(features, dataset.labels[pool], dataset.fold[pool], 3, pool)
+    return Start(dataset, backbone, engine, features, replace(heads, best=heads.last))
+
+
+@pytest.fixture
+def begun() -> Start:
+    return start(striped(150, contrast=30))
+
+
+def state(tuned: Finetuned) -> dict[str, Tensor]:
+    found = {name: value.clone() for name, value in tuned.backbone.state_dict().items()}
+    return found | {
+        "head.weight": torch.from_numpy(tuned.head.weight),
+        "head.bias": torch.from_numpy(tuned.head.bias),
+        "logits": torch.from_numpy(tuned.logits),
+    }
+
+
+def same(a: Finetuned, b: Finetuned) -> bool:
+    one, other = state(a), state(b)
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def is_head_only(begun: Start, tuned: Finetuned) -> bool:
+    """Whether the model is the pretrained backbone, bit for bit, with the head that won the race, on all training pictures."""
+    chosen = begun.heads.best
+    pool = np.array(sorted(begun.dataset.indices("train"), key=lambda i: begun.dataset.digests[i]))
+    head = fit_head(
+        begun.features.stages(chosen.taps, pool),
+        begun.dataset.labels[pool],
+        3,
+        chosen.kind,
+        chosen.taps,
+        chosen.strength,
+    )
+    return (
+        tuned.backbone.digest() == tiny_backbone().digest()
+        and np.array_equal(tuned.head.weight, head.weight)
+        and np.array_equal(tuned.head.bias, head.bias)
+    )
+
+
+def test_a_rung_that_pays_is_kept_and_trained_again_on_everything(begun: Start) -> None:
+    tuned = begun.ladder(PAYS).climb()
+    (result,) = tuned.rungs
+    assert result.kept and result.complete and result.gain > result.gain_se
+    assert result.alpha in ALPHAS
+    assert result.reason.startswith("kept: +")
+    assert tuned.refit and tuned.kept == tuned.rungs
+    truth = begun.dataset.labels[tuned.held]
+    assert (tuned.logits.argmax(1) == truth).mean() == pytest.approx(result.accuracy)
+    before, after = tiny_backbone().state_dict(), tuned.backbone.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved and not any(name.startswith("stages.0.") for name in moved)
+    assert not any("running" in name or "num_batches" in name for name in moved)
+    assert begun.backbone.digest() == tiny_backbone().digest()
+
+
+@pytest.mark.parametrize("judge", ["fold", "folds"])
+def test_a_rung_that_hurts_is_dropped_and_the_head_is_what_it_was(begun: Start, judge: str) -> None:
+    tuned = begun.ladder(HURTS, PAYS, judge=judge).climb()
+    assert [result.kept for result in tuned.rungs] == [False]  # and the ladder ends there
+    assert tuned.rungs[0].reason.startswith("dropped: ")
+    assert tuned.kept == ()
+    assert is_head_only(begun, tuned)
+    assert set(tuned.held) <= set(begun.dataset.indices("train"))
+
+
+def test_a_second_rung_starts_from_the_first_and_cannot_make_it_worse(begun: Start) -> None:
+    both = begun.ladder(PAYS, HURTS).climb()
+    assert [result.kept for result in both.rungs] == [True, False]
+    assert same(both, begun.ladder(PAYS).climb())
+
+
+def replace_rung(rung: Rung, **changes: Any) -> Rung:
+    return rung.model_copy(update=changes)
+
+
+def test_every_picture_is_judged_once_by_a_model_that_did_not_see_it(begun: Start) -> None:
+    pool = begun.dataset.indices("train")
+    folds = begun.ladder(replace_rung(HURTS, epochs=1), judge="folds")
+    splits = folds._judging(pool)
+    assert sorted(np.concatenate([held for _, held in splits]).tolist()) == sorted(pool.tolist())
+    for fit, held in splits:
+        assert not set(fit) & set(held)
+        assert not set(begun.dataset.groups[fit]) & set(begun.dataset.groups[held])
+    ((fit, held),) = begun.ladder(HURTS, judge="fold")._judging(pool)
+    assert sorted([*fit, *held]) == sorted(pool.tolist())
+
+
+def test_a_given_validation_set_judges_and_is_not_trained_on() -> None:
+    pictures, labels = stripes(180, contrast=30)
+    sides = {"train": slice(0, 120), "val": slice(120, 150), "test": slice(150, 180)}
+    begun = start(load_dataset({name: (pictures[part], labels[part]) for name, part in sides.items()}))
+    tuned = begun.ladder(PAYS, judge="val", refit=False).climb()
+    assert sorted(tuned.held.tolist()) == begun.dataset.indices("val").tolist()
+    assert tuned.refit == (not tuned.kept)
+
+
+def test_training_from_the_store_gives_the_model_that_training_from_pictures_gives(begun: Start) -> None:
+    stored = begun.ladder(PAYS).climb()
+    root = Store().root.parent / "elsewhere"
+    assert same(stored, begun.ladder(PAYS, store=Store(root), cached=False).climb())
+    assert not [entry for entry in Store(root).entries() if entry.kind == "activations"]
+
+
+def test_the_same_seed_gives_the_same_model_and_another_seed_another(begun: Start) -> None:
+    root = Store().root.parent
+    runs = [begun.ladder(PAYS, store=Store(root / str(n)), seed=seed).climb() for n, seed in enumerate((4, 4, 5))]
+    assert same(runs[0], runs[1])
+    assert not same(runs[0], runs[2])
+
+
+def test_order_and_names_of_pictures_change_nothing(begun: Start) -> None:
+    root = Store().root.parent / "elsewhere"
+    shuffled = begun.dataset.select(np.random.default_rng(3).permutation(len(begun.dataset)))
+    other = start(shuffled, Store(root))
+    assert other.heads.best.accuracy == begun.heads.best.accuracy
+    a, b = begun.ladder(PAYS).climb(), other.ladder(PAYS, store=Store(root)).climb()
+    assert a.kept
+    assert same(a, b)
+
+
+@contextmanager
+def _counting(told: list[int], total: int) -> Iterator[runtime.Advance]:
+    def advance(count: int = 1, /, **_: object) -> None:
+        told.append(count)
+        if len(told) == total:
+            raise KeyboardInterrupt
+
+    yield advance
+
+
+@pytest.mark.parametrize("epochs_done", [1, 5, 8, 9])
+def test_interrupted_at_any_epoch_and_resumed_ends_with_the_same_model(begun: Start, epochs_done: int) -> None:
+    """Eight epochs of judging, then those of the refit; the interrupt comes as one of them ends."""
+    expected = begun.ladder(PAYS).climb()
+    assert expected.kept
+    root, told = Store().root.parent / "elsewhere", list[int]()
+
+    def progress(description: str, total: int, unit: str = "images", /) -> Any:
+        return _counting(told, epochs_done) if unit == "epochs" else runtime.silent(description, total, unit)
+
+    with pytest.raises(KeyboardInterrupt):
+        begun.ladder(PAYS, store=Store(root), progress=progress).climb()
+    resumed = begun.ladder(PAYS, store=Store(root)).climb()
+    assert same(resumed, expected)
+    assert [result.curves for result in resumed.rungs] == [result.curves for result in expected.rungs]
+    assert not [entry for entry in Store(root).entries() if entry.kind == "checkpoint"]
+
+
+def test_interrupted_within_an_epoch_or_while_activations_are_cached(
+    begun: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = begun.ladder(PAYS).climb()
+    for kind, method, after in ((Engine, "activations", 5), (FromStore, "batch", 9), (FromStore, "batch", 70)):
+        store, left = Store(Store().root.parent / f"{method}{after}"), [after]
+        whole = getattr(kind, method)
+
+        def killed(*values: Any, left: list[int] = left, whole: Any = whole) -> Any:
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            return whole(*values)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(kind, method, killed)
+            with pytest.raises(KeyboardInterrupt):
+                begun.ladder(PAYS, store=store).climb()
+        assert same(begun.ladder(PAYS, store=store).climb(), expected)
+
+
+def test_a_ladder_that_was_climbed_is_not_trained_again(begun: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = begun.ladder(PAYS).climb()
+
+    def trained(*_: object, **__: object) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(room, "train", trained)
+    second = begun.ladder(PAYS).climb()
+    assert same(first, second)
+    assert second.rungs[0].curves == first.rungs[0].curves
+    with pytest.raises(AssertionError, match="trained again"):
+        begun.ladder(replace_rung(PAYS, lr_body=2e-3)).climb()
+    worded = begun.ladder(replace_rung(PAYS, reason="other words")).climb()
+    assert same(first, worded)
+
+
+def test_past_the_deadline_the_head_is_the_model_and_says_so(begun: Start) -> None:
+    tuned = begun.ladder(PAYS, deadline=-1.0).climb()
+    assert tuned.rungs == ()
+    assert tuned.reasons == ("the rung from blocks.0 on was not tried: the time was used up",)
+    assert is_head_only(begun, tuned)
+
+
+class Clock:
+    """A clock that strikes after so many looks."""
+
+    def __init__(self, looks: int) -> None:
+        self.left = looks
+
+    def monotonic(self) -> float:
+        self.left -= 1
+        return 0.0 if self.left >= 0 else 100.0
+
+
+def test_time_that_runs_out_in_the_refit_gives_the_first_splits_model(
+    begun: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = PAYS.epochs * math.ceil(len(begun.ladder(PAYS)._judging(begun.dataset.indices("train"))[0][0]) / 16)
+    monkeypatch.setattr("headstart.train.time", Clock(steps + 3))
+    tuned = begun.ladder(PAYS, deadline=50.0 + 1e12).climb()  # the ladder's own clock never strikes
+    assert tuned.refit
+    monkeypatch.setattr("headstart.train.time", Clock(steps + 3))
+    monkeypatch.setattr(room, "time", Clock(10**6))
+    cut_short = begun.ladder(PAYS, deadline=50.0, store=Store(Store().root.parent / "elsewhere")).climb()
+    assert cut_short.rungs[0].kept and cut_short.rungs[0].complete
+    assert not cut_short.refit
+    assert cut_short.reasons == ("the time was used up before the refit ended: the model of the first split is kept",)
+    assert cut_short.backbone.digest() != tiny_backbone().digest()
+
+
+def test_interpolation_ends_where_it_says() -> None:
+    a = {"w": torch.tensor([1.0, 2.0]), "n": torch.tensor(3)}
+    b = {"w": torch.tensor([3.0, 7.0]), "n": torch.tensor(9)}
+    assert torch.equal(_between(a, b, 1.0)["w"], b["w"])
+    assert torch.equal(_between(a, b, 0.0)["w"], a["w"])
+    assert torch.equal(_between(a, b, 0.25)["w"], torch.tensor([1.5, 3.25]))
+    assert int(_between(a, b, 0.25)["n"]) == 9  # a count cannot be averaged
+
+
+def test_the_share_that_judges_best_is_taken(begun: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one share allowed the model is that far from its start; with all, it is the best of them."""
+    alone = {}
+    for share in ALPHAS:
+        monkeypatch.setattr(room, "ALPHAS", (share,))
+        (result,) = begun.ladder(PAYS).climb().rungs
+        assert result.alpha == share
+        alone[share] = result.accuracy
+    monkeypatch.setattr(room, "ALPHAS", ALPHAS)
+    (result,) = begun.ladder(PAYS).climb().rungs
+    assert result.accuracy == max(alone.values()) == alone[result.alpha]
+
+
+def test_the_whole_network_can_be_trained(begun: Start) -> None:
+    tuned = begun.ladder(replace_rung(PAYS, cut=0, views=1, epochs=2)).climb()
+    assert len(tuned.rungs) == 1
+    assert not [entry for entry in Store().entries() if entry.kind == "activations"]
+    if tuned.kept:
+        assert not torch.equal(tuned.backbone.state()["stem.weight"], begun.backbone.state()["stem.weight"])
+
+
+def test_finetune_is_the_ladder(begun: Start) -> None:
+    plan = Plan(backbone="net", stages=list(begun.backbone.names), rungs=[replace_rung(PAYS, epochs=2)])
+    found = finetune(begun.engine, begun.heads.best, begun.features, begun.dataset, plan, Store())
+    again = copy.copy(begun.ladder(replace_rung(PAYS, epochs=2))).climb()
+    assert same(found, again)
+    assert replace(found, reasons=()).rungs[0].rung.epochs == 2
