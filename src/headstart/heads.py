@@ -9,6 +9,7 @@ and ridge regression has its K-fold residuals in closed form.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from headstart import runtime
 from headstart.features.extract import Features
+from headstart.features.store import Artifact, Store
 from headstart.tasks.classification import fit_temperature
 
 Kind = Literal["logistic", "ridge", "centroid"]
@@ -317,19 +319,70 @@ def race(
     classes: int,
     pool: NDArray[np.int64],
     *,
+    store: Store | None = None,
     progress: runtime.Progress = runtime.silent,
 ) -> Race:
     """Cross-validate heads per stage and combined; `labels` and `folds` (M,) belong to the pictures `pool` (M,).
 
     Ridge scores every stage (the depth profile) and the combinations, cheaply; the last stage, the best stage and the best
     combination go on to logistic regression. The last stage wins unless another beats it by more than one standard error
-    of the paired difference.
+    of the paired difference. With a store, the same race is run once.
     """
+    candidates = None
+    if store is not None:
+        spec = {
+            "features": features.table.folder.name,
+            "pictures": features.table.content(features.rows[pool]),
+            "labels": hashlib.blake2b(labels.tobytes() + folds.tobytes(), digest_size=16).hexdigest(),
+            "classes": classes,
+            "solver": [LOGISTIC_STRENGTHS, RIDGE_STRENGTHS, _STEPS, torch.__version__],
+        }
+        memo = store.artifact("race", spec)
+        candidates = _recalled(memo)
+    if candidates is None:
+        candidates = _compete(features, labels, folds, classes, pool, progress)
+        if store is not None:
+            rows = [{name: getattr(score, name) for name in _PLAIN} for score in candidates]
+            memo.save({"scores": rows}, {str(place): score.logits for place, score in enumerate(candidates)})
+    last = next(score for score in candidates if score.kind == "logistic" and score.taps == (len(features.widths) - 1,))
+    best = max(candidates, key=_rank)
+    gain, error = paired_gain(best, last, labels)
+    if gain > error:
+        reason = f"{_words(best)} beats the last stage by {100 * gain:.1f} ± {100 * error:.1f} points out of fold"
+    else:
+        reason = f"no head beats the last stage by more than one standard error ({100 * gain:.1f} ± {100 * error:.1f} points)"
+        best = last
+    profile = tuple(score for score in candidates if score.kind == "ridge" and len(score.taps) == 1)
+    return Race(candidates, best, last, profile, reason)
+
+
+_PLAIN = ("kind", "taps", "strength", "accuracy", "accuracy_se", "log_loss", "log_loss_se")
+
+
+def _recalled(memo: Artifact) -> tuple[Score, ...] | None:
+    stored = memo.load()
+    if stored is None:
+        return None
+    record, arrays = stored
+    return tuple(
+        Score(**{**row, "taps": tuple(row["taps"])}, logits=arrays[str(place)])
+        for place, row in enumerate(record["scores"])
+    )
+
+
+def _compete(
+    features: Features,
+    labels: NDArray[np.int64],
+    folds: NDArray[np.int64],
+    classes: int,
+    pool: NDArray[np.int64],
+    progress: runtime.Progress,
+) -> tuple[Score, ...]:
     stages = len(features.widths)
     combined = sorted(
         {tuple(range(start, stages)) for start in (0, stages // 2, stages - 3) if 0 <= start < stages - 1}
     )
-    with progress("Racing heads", stages + len(combined) + 3, "heads") as advance:
+    with progress("Racing heads", stages + len(combined) + 4, "heads") as advance:
         known: dict[tuple[int, ...], Axes] = {}  # the factorisation is most of the work, and scorers share it
 
         def scored(how: Scorer, taps: tuple[int, ...]) -> Score:
@@ -339,21 +392,13 @@ def race(
             advance(1)
             return score
 
-        profile = tuple(scored(score_ridge, (stage,)) for stage in range(stages))
+        profile = [scored(score_ridge, (stage,)) for stage in range(stages)]
         ridges = [scored(score_ridge, taps) for taps in combined]
         last = scored(score_logistic, (stages - 1,))
-        finalists = {max(profile, key=_rank).taps, max(ridges, key=_rank).taps} - {last.taps} if ridges else set()
-        others = [scored(score_logistic, taps) for taps in sorted(finalists)]
-        few = [scored(score_centroid, (stages - 1,))]
-    candidates = (last, *others, *few, *profile, *ridges)
-    best = max(candidates, key=_rank)
-    gain, error = paired_gain(best, last, labels)
-    if gain > error:
-        reason = f"{_words(best)} beats the last stage by {100 * gain:.1f} ± {100 * error:.1f} points out of fold"
-    else:
-        reason = f"no head beats the last stage by more than one standard error ({100 * gain:.1f} ± {100 * error:.1f} points)"
-        best = last
-    return Race(candidates, best, last, profile, reason)
+        finalists = {max(profile, key=_rank).taps} | ({max(ridges, key=_rank).taps} if ridges else set())
+        others = [scored(score_logistic, taps) for taps in sorted(finalists - {last.taps})]
+        few = scored(score_centroid, (stages - 1,))
+    return (last, *others, few, *profile, *ridges)
 
 
 Scorer = Callable[[Axes, NDArray[np.int64], NDArray[np.int64], int, tuple[int, ...]], Score]

@@ -97,7 +97,13 @@ def fit(
         with story.phase("head"):
             pool = dataset.indices("train")
             heads = race(
-                features, dataset.labels[pool], dataset.fold[pool], len(dataset.classes), pool, progress=progress
+                features,
+                dataset.labels[pool],
+                dataset.fold[pool],
+                len(dataset.classes),
+                pool,
+                store=store,
+                progress=progress,
             )
             story.heads(heads)
         with story.phase("plan"):

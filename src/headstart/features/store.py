@@ -99,6 +99,10 @@ class Table:
             raise StoreError(f"{self.folder}: a row was asked for that the table does not hold; run again.")
         return np.asarray(self._map[rows])
 
+    def content(self, rows: NDArray[np.int64]) -> str:
+        """Hex digest of which pictures, in which order, the given rows are of."""
+        return hashlib.blake2b(self._entries["digest"][rows].tobytes(), digest_size=16).hexdigest()
+
     def gather(self, digests: Sequence[str]) -> NDArray[Any]:
         """Rows (N, width) of the pictures with these content digests.
 
