@@ -1,6 +1,6 @@
 """Headstart from Python: the main job in one call, the same by its layers, and a training loop of your own.
 
-Run it with `python examples/python_api.py`; it uses 150 handwritten digits that come with `pip install '.[demo]'`.
+Run it with `python examples/python_api.py`; it uses 120 handwritten digits that come with `pip install '.[demo]'`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from headstart.features.extract import batches, transform_of
 def main() -> None:
     """Three ways in, from the highest to the lowest."""
     pixels, labels = digits()
-    chosen = np.concatenate([np.flatnonzero(labels == digit)[:15] for digit in range(10)])
+    chosen = np.concatenate([np.flatnonzero(labels == digit)[:12] for digit in range(10)])
     source = pixels[chosen], labels[chosen]
     in_one_call(source)
     by_layers(source)
