@@ -20,7 +20,15 @@ from headstart.data.images import load_view
 from headstart.data.load import load_dataset
 from headstart.errors import StoreError, UnreadableImage
 from headstart.features.engine import Engine, normalize
-from headstart.features.extract import Features, activation_bytes, cache_activations, columns, extract, transform_of
+from headstart.features.extract import (
+    BATCH,
+    Features,
+    activation_bytes,
+    cache_activations,
+    columns,
+    extract,
+    transform_of,
+)
 from headstart.features.store import Store
 from tests.toys import SPEC, TinyNet, folder, striped, stripes, tiny_backbone
 
@@ -63,7 +71,7 @@ def test_features_equal_the_backbone_on_the_clean_view() -> None:
         stages = backbone.pooled(normalize(views, SPEC, torch.device("cpu")))
     np.testing.assert_allclose(every_stage(found), torch.cat(stages, dim=1).numpy(), rtol=1e-5, atol=1e-6)
     # Batches are made up in the order of the contents; in one made up alike, the last stage is the same to the last bit.
-    together = np.array(sorted(range(30), key=lambda i: dataset.digests[i])[:16])
+    together = np.array(sorted(range(30), key=lambda i: dataset.digests[i])[:BATCH])
     with torch.no_grad():
         first = backbone(normalize(views[together], SPEC, torch.device("cpu"))).numpy()
     assert np.array_equal(found.stages((4,), together), first)

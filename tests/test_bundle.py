@@ -1,0 +1,233 @@
+"""A model on disk answers bit by bit as it did, needs nothing but itself, and is refused where it was touched."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+
+import headstart
+from headstart.backbones import bundled, catalog, from_timm
+from headstart.backbones.backbone import Backbone
+from headstart.backbones.catalog import load_backbone
+from headstart.bundle import CARD, WEIGHTS, load, read_card, save
+from headstart.errors import BundleError, OutputError
+from headstart.heads import Head
+from headstart.model import Model
+from tests.toys import SPEC, TinyNet, stripes, tiny_backbone
+
+CLASSES = ("ä/b", "c", "d")
+
+
+def model_of(backbone: Backbone, taps: tuple[int, ...] = (1, 4), **options: Any) -> Model:
+    draw = np.random.default_rng(0)
+    width = sum(backbone.widths[tap] for tap in taps)
+    weight = draw.standard_normal((width, 3)).astype(np.float32)
+    head = Head("ridge", taps, 1e-4, weight, draw.standard_normal(3).astype(np.float32))
+    return Model(backbone, head, CLASSES, **{"temperature": 0.7, **options})
+
+
+@pytest.fixture
+def timm_model() -> Model:
+    torch.manual_seed(3)
+    return model_of(load_backbone("test_resnet", pretrained=False))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, timm_model: Model) -> Path:
+    save(timm_model, tmp_path / "run", versions={"torch": "1"})
+    return tmp_path / "run"
+
+
+def pictures(side: int = 160) -> NDArray[np.uint8]:
+    return stripes(4, side=side)[0]
+
+
+def answers(model: Model, side: int = 160) -> NDArray[np.float64]:
+    return model.predict(list(pictures(side))).probabilities
+
+
+def test_a_reloaded_model_gives_the_same_bits(folder: Path, timm_model: Model) -> None:
+    again = load(folder)
+    assert np.array_equal(again.logits(pictures()), timm_model.logits(pictures()))
+    assert np.array_equal(answers(again), answers(timm_model))
+    assert (again.classes, again.temperature, again.precision) == (CLASSES, 0.7, "float32")
+    assert again.backbone.input == timm_model.backbone.input
+    assert again.backbone.origin == timm_model.backbone.origin
+    assert (again.head.kind, again.head.taps, again.head.strength) == ("ridge", (1, 4), 1e-4)
+    assert headstart.load is load
+    save(again, folder.parent / "copy")
+    assert (folder / WEIGHTS).read_bytes() == (folder.parent / "copy" / WEIGHTS).read_bytes()
+
+
+def test_a_bundle_is_two_files_and_no_pickle(folder: Path) -> None:
+    assert sorted(path.name for path in folder.iterdir()) == [CARD, WEIGHTS]
+    payload = (folder / WEIGHTS).read_bytes()
+    length = int.from_bytes(payload[:8], "little")
+    header = json.loads(payload[8 : 8 + length])
+    assert all(set(entry) == {"dtype", "shape", "data_offsets"} for name, entry in header.items())
+    assert len(payload) == 8 + length + max(entry["data_offsets"][1] for entry in header.values())
+    assert json.loads((folder / CARD).read_text())["format"] == 1
+
+
+def test_original_weights_are_not_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(load_backbone("tf_efficientnet_lite0"), (3,))
+    save(model, tmp_path)
+    expected = answers(model, 64)
+
+    def gone(*_: object, **__: object) -> None:
+        raise AssertionError("the original weights were asked for")
+
+    monkeypatch.setattr(bundled, "locate", lambda entry: None)
+    for place in (from_timm, catalog):
+        if "locate" in vars(place):
+            monkeypatch.setattr(place, "locate", lambda entry: None)
+    monkeypatch.setattr(bundled, "fetch_bundled", gone)
+    monkeypatch.setattr(bundled, "verified", gone)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises((AssertionError, headstart.HeadstartError)):
+        load_backbone("tf_efficientnet_lite0")
+    assert np.array_equal(answers(load(tmp_path), 64), expected)
+
+
+def test_a_network_of_your_own_comes_back_with_its_code(tmp_path: Path) -> None:
+    model = model_of(tiny_backbone(seed=5))
+    save(model, tmp_path)
+    with pytest.raises(BundleError, match=r"stands on a network of your own \(module:TinyNet\).*load\(folder, module="):
+        load(tmp_path)
+    again = load(tmp_path, module=TinyNet(seed=99))  # whatever its weights
+    assert again.backbone.input == SPEC
+    assert np.array_equal(again.logits(pictures(32)), model.logits(pictures(32)))
+    with pytest.raises(BundleError, match=r"head\.weight in '.*' has shape \(16, 3\), expected \(8, 3\)"):
+        load(tmp_path, module=TinyNet(width=4))
+
+
+def test_tampered_weights_are_refused(folder: Path) -> None:
+    payload = bytearray((folder / WEIGHTS).read_bytes())
+    payload[-5] ^= 1
+    (folder / WEIGHTS).write_bytes(payload)
+    with pytest.raises(
+        BundleError, match=r"is damaged or was exchanged: its sha256 is \w{12}…, model\.json expects \w{12}"
+    ):
+        load(folder)
+    (folder / WEIGHTS).write_bytes(payload[:1000])
+    with pytest.raises(BundleError, match="is damaged or was exchanged"):
+        load(folder)
+
+
+def vouched(folder: Path, payload: bytes) -> None:
+    """Exchange the weights and have the card vouch for them."""
+    (folder / WEIGHTS).write_bytes(payload)
+    edit(folder, sha256=hashlib.sha256(payload).hexdigest())
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    card = json.loads((folder / CARD).read_text())
+    (folder / CARD).write_text(json.dumps({**card, **changes}))
+
+
+def exchange(folder: Path, **changes: torch.Tensor | None) -> None:
+    tensors = {**load_file(folder / WEIGHTS), **changes}
+    save_file({name: value for name, value in tensors.items() if value is not None}, folder / "other")
+    vouched(folder, (folder / "other").read_bytes())
+
+
+def test_weights_that_do_not_fit_are_refused(folder: Path) -> None:
+    whole = (folder / WEIGHTS).read_bytes()
+    for changes, message in (
+        ({"head.weight": torch.zeros(5, 3)}, r"head\.weight in '.*' has shape \(5, 3\), expected \(128, 3\)"),
+        ({"head.weight": None}, r"head\.weight in '.*' has shape None, expected \(128, 3\)"),
+        ({"head.bias": torch.zeros(4)}, r"head\.bias in '.*' has shape \(4,\), expected \(3,\)"),
+        ({"backbone.conv1.0.weight": None}, r"The weights in '.*' do not fit timm:test_resnet: .*missing"),
+        (
+            {"backbone.more": torch.zeros(1)},
+            r"The weights in '.*' do not fit timm:test_resnet: .*unexpected 1 \(more\)",
+        ),
+    ):
+        vouched(folder, whole)
+        exchange(folder, **changes)
+        with pytest.raises(BundleError, match=message):
+            load(folder)
+
+
+def test_a_file_that_is_no_safetensors_is_refused(folder: Path) -> None:
+    vouched(folder, b"\x80\x04pickle")
+    with pytest.raises(BundleError, match=r"is no safetensors file"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": 2}, r"has format 2; this Headstart reads format 1\. Use the version that wrote it, or fit again"),
+        ({"format": None}, r"has format None; this Headstart reads format 1"),
+        ({"classes": ["one"]}, r"is malformed at classes"),
+        ({"temperature": 0}, r"is malformed at temperature: Input should be greater than 0"),
+        ({"precision": "float8"}, r"is malformed at precision"),
+        ({"surprise": 1}, r"is malformed at surprise: Extra inputs are not permitted"),
+        ({"classes": ["a", "b"]}, r"head\.weight in '.*' has shape \(128, 3\), expected \(128, 2\)"),
+        ({"head": {"kind": "ridge", "taps": [9], "strength": 0}}, r"reads stages \(9,\); the backbone has 5"),
+        ({"stages": ["x"]}, r"has stages .* here; the model in '.*' was cut into x\. Use the package versions"),
+    ],
+)
+def test_a_card_that_does_not_fit_is_refused(folder: Path, changes: dict[str, Any], message: str) -> None:
+    edit(folder, **changes)
+    with pytest.raises(BundleError, match=message):
+        load(folder)
+
+
+def test_an_unknown_backbone_is_said(folder: Path) -> None:
+    card = json.loads((folder / CARD).read_text())
+    edit(folder, backbone={**card["backbone"], "name": "no_such_network"})
+    with pytest.raises(
+        BundleError, match=r"The backbone of '.*' cannot be rebuilt: there is no backbone 'timm:no_such_network'"
+    ):
+        load(folder)
+
+
+def test_missing_and_malformed_files_are_said(folder: Path) -> None:
+    with pytest.raises(
+        BundleError, match=r"holds no model \(model\.json: No such file or directory\)\. Give the folder"
+    ):
+        load(folder.parent / "nowhere")
+    (folder / WEIGHTS).rename(folder / "elsewhere")
+    with pytest.raises(BundleError, match=r"has no readable model\.safetensors: No such file"):
+        load(folder)
+    for text in ("{", "\x00"):
+        (folder / CARD).write_text(text)
+        with pytest.raises(BundleError, match=r"is no valid JSON"):
+            read_card(folder)
+    (folder / CARD).write_text("[]")
+    with pytest.raises(BundleError, match="has format None"):
+        read_card(folder)
+
+
+def test_an_interrupted_save_leaves_the_old_bundle(
+    folder: Path, timm_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(
+        OutputError, match=r"Cannot write '.*model\.safetensors': No space left on device\. Give another"
+    ):
+        save(timm_model, folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_precision_travels_with_the_model(tmp_path: Path) -> None:
+    model = model_of(tiny_backbone(), precision="bfloat16")
+    save(model, tmp_path)
+    again = load(tmp_path, module=TinyNet())
+    assert again.precision == "bfloat16"
+    assert np.array_equal(again.logits(pictures(32)), model.logits(pictures(32)))
