@@ -255,3 +255,38 @@ def test_the_same_head_twice() -> None:
     x, y = clouds()
     heads: list[Head] = [fit_head(x, y, 3, "logistic", (0,), 1e-4) for _ in range(2)]
     assert np.array_equal(heads[0].weight, heads[1].weight)
+
+
+def test_the_same_race_is_run_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset, backbone = striped(60, contrast=25), tiny_backbone()
+    features = extract(backbone, dataset, store, engine=Engine(backbone, precision="float32"))
+    pool = dataset.indices("train")
+    labels, folds = dataset.labels[pool], dataset.fold[pool]
+    first = race(features, labels, folds, 3, pool, store=store)
+
+    def competed(*_: object) -> None:
+        raise AssertionError("raced again")
+
+    monkeypatch.setattr("headstart.heads._compete", competed)
+    second = race(features, labels, folds, 3, pool, store=store)
+    assert second.reason == first.reason
+    assert [score.taps for score in second.profile] == [(stage,) for stage in range(5)]
+    for a, b in zip(
+        (first.best, first.last, *first.candidates), (second.best, second.last, *second.candidates), strict=True
+    ):
+        assert np.array_equal(a.logits, b.logits)
+        assert (a.kind, a.taps, a.strength, a.accuracy, a.log_loss_se) == (
+            b.kind,
+            b.taps,
+            b.strength,
+            b.accuracy,
+            b.log_loss_se,
+        )
+    for changed in (
+        {"labels": labels[::-1].copy()},
+        {"folds": folds[::-1].copy()},
+        {"classes": 4},
+        {"pool": pool[::-1]},
+    ):
+        with pytest.raises(AssertionError, match="raced again"):
+            race(features, **{"labels": labels, "folds": folds, "classes": 3, "pool": pool, **changed}, store=store)
