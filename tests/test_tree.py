@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.test_imports import ROOMS, SEEN_BY_ALL
+
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
@@ -36,6 +38,14 @@ def test_the_tree_in_the_readme_is_the_tree() -> None:
     tree = drawn((ROOT / "README.md").read_text(encoding="utf-8"))
     assert set(tree) == there
     assert [name for name, words in tree.items() if not words] == []
+
+
+def test_the_import_law_is_written_down_as_it_is_tested() -> None:
+    law = re.search(
+        r"```text\n(errors runtime .*?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.DOTALL
+    )
+    assert law is not None
+    assert tuple(law[1].replace("|", " ").split()) == (*SEEN_BY_ALL, *ROOMS)
 
 
 def slug(heading: str) -> str:
