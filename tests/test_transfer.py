@@ -1,0 +1,250 @@
+"""The main job, end to end: what it writes, that it repeats, that it resumes, and where it refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import headstart as hs
+from headstart import runtime
+from headstart.errors import PlanError, TooLittleData, UnknownBackbone
+from headstart.features.engine import Engine
+from headstart.features.store import Store
+from headstart.transfer import Options, examined
+from tests.conftest import BACKBONE, STAGES, Trained
+from tests.toys import TinyNet, folder, stripes
+
+FILES = [
+    "audit.json", "config.json", "log.txt", "metrics.json", "model.json", "model.safetensors", "plan.json",
+    "predictions.csv", "report.html",
+]  # fmt: skip
+
+
+def options(trained: Trained, **changes: Any) -> Options:
+    return replace(Options(backbone=BACKBONE, weights=str(trained.weights), plan=str(trained.plan)), **changes)
+
+
+def metrics(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "metrics.json").read_text())
+    return found
+
+
+def test_the_run_folder_holds_what_the_design_says(trained: Trained) -> None:
+    assert sorted(path.name for path in trained.run.iterdir()) == FILES
+    config = json.loads((trained.run / "config.json").read_text())
+    assert config["format"] == 1
+    assert config["source"] == str(trained.pictures)
+    assert config["options"]["backbone"] == BACKBONE and config["options"]["seed"] == 0
+    assert {"python", "torch", "timm", "headstart"} <= set(config["versions"])
+    plan = json.loads((trained.run / "plan.json").read_text())
+    assert plan["stages"] == STAGES and len(plan["rungs"]) == 1
+    audit = json.loads((trained.run / "audit.json").read_text())
+    assert (audit["images"], audit["splits"]["test"]) == (130, 27)
+    log = (trained.run / "log.txt").read_text()
+    assert "130 images of 3 classes: 103 train, 27 test" in log and "evaluate took" in log
+
+
+def test_the_metrics_are_as_outlined(trained: Trained) -> None:
+    found = metrics(trained.run)
+    assert {"format", "verdict", "overkill", "chosen", "test", "seconds", "peak_memory_bytes"} <= set(found)
+    assert found["format"] == 1
+    assert found["verdict"] in ("helped", "hurt", "not distinguishable")
+    assert found["overkill"] in (True, False)
+    assert found["chosen"] == ("finetuned" if found["rungs"][0]["kept"] else "head")
+    test = found["test"]
+    assert (test["images"], test["opened"], test["protocol"], test["repeats"]) == (27, 1, "sealed test", 1)
+    assert set(test["models"]) == {"final", "head", "last_stage_head", "scratch_cnn", "pixels", "majority"}
+    for scores in test["models"].values():
+        for name in ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "ece"):
+            assert scores[name]["low"] <= scores[name]["value"] <= scores[name]["high"]
+    pairs = {(row["a"], row["b"], row["metric"]) for row in test["differences"]}
+    assert {("final", "scratch_cnn", "accuracy"), ("final", "head", "accuracy")} <= pairs
+    assert {"total", "audit", "extract", "head", "finetune", "baselines", "evaluate", "report"} <= set(found["seconds"])
+    assert found["peak_memory_bytes"] > 10_000_000
+    assert len(found["rungs"]) == 1 and found["rungs"][0]["cut"] == 5
+    assert "NaN" not in (trained.run / "metrics.json").read_text()
+
+
+def test_the_predictions_are_those_of_the_saved_model(trained: Trained) -> None:
+    with (trained.run / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["path", "label", "predicted", "probability", "second", "second_probability"]
+    assert [row["path"] for row in rows] == sorted(row["path"] for row in rows)
+    model = hs.load(trained.run)
+    answers = model.predict([trained.pictures / row["path"] for row in rows])
+    assert [row["predicted"] for row in rows] == answers.labels
+    for row, answer in zip(rows, answers, strict=True):
+        assert row["label"] == Path(row["path"]).parts[0]
+        assert float(row["probability"]) == pytest.approx(answer.probability, abs=2e-5)
+        assert (row["second"], float(row["second_probability"])) == (
+            answer.second, pytest.approx(answer.second_probability, abs=2e-5),
+        )  # fmt: skip
+    right = np.mean([row["label"] == row["predicted"] for row in rows])
+    assert metrics(trained.run)["test"]["models"]["final"]["accuracy"]["value"] == pytest.approx(right)
+
+
+def test_a_second_fit_is_all_from_the_store(trained: Trained, monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
+    def computed(*_: object, **__: object) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setenv("HEADSTART_CACHE", str(trained.cache))
+    monkeypatch.setattr(Engine, "pooled", computed)
+    monkeypatch.setattr(Engine, "activations", computed)
+    monkeypatch.setattr(sys.modules["headstart.finetune"], "train", computed)
+    monkeypatch.setattr("headstart.baselines.train", computed)
+    monkeypatch.setattr("headstart.heads._compete", computed)
+    before, model = metrics(trained.run), (trained.run / "model.safetensors").read_bytes()
+    again = hs.fit(trained.pictures, trained.run, options(trained))
+    assert (trained.run / "model.safetensors").read_bytes() == model
+    assert again.metrics["test"] == json.loads(json.dumps(before["test"]))
+    assert again.metrics["rungs"][0]["gain"] == before["rungs"][0]["gain"]
+    assert again.metrics["seconds"]["total"] < 10
+
+
+def test_what_fit_returns_is_what_it_wrote(trained: Trained, monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
+    monkeypatch.setenv("HEADSTART_CACHE", str(trained.cache))
+    run = hs.fit(trained.pictures, trained.run, options(trained))
+    assert run.folder == trained.run and run.report == trained.run / "report.html"
+    assert run.verdict.outcome == metrics(trained.run)["verdict"]
+    assert run.report_html == (trained.run / "report.html").read_text()
+    assert run.plan == hs.Plan.model_validate_json((trained.run / "plan.json").read_text())
+    pictures = [trained.pictures / name for name in run.dataset.names[:5]]
+    same = hs.load(trained.run).predict(pictures)
+    assert np.array_equal(run.model.predict(pictures).probabilities, same.probabilities)
+    assert len(run.predictions) == 27
+
+
+def test_renamed_files_elsewhere_and_another_cache_give_the_same_model(
+    trained: Trained, tmp_path: Path, quick: None
+) -> None:
+    """Nothing is shared with the first run but the contents, the plan and the seed."""
+    for number, path in enumerate(sorted(trained.pictures.rglob("*.png"), reverse=True)):
+        target = tmp_path / "moved" / path.parent.name / f"{number:04d}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    hs.fit(tmp_path / "moved", tmp_path / "run", options(trained))
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (trained.run / "model.safetensors").read_bytes()
+    old, new = metrics(trained.run), metrics(tmp_path / "run")
+    assert new["temperature"] == pytest.approx(old["temperature"], rel=1e-4)
+    for name in ("final", "scratch_cnn", "pixels", "majority"):
+        assert new["test"]["models"][name]["accuracy"]["value"] == old["test"]["models"][name]["accuracy"]["value"]
+
+
+@contextmanager
+def _struck(left: list[int]) -> Iterator[runtime.Advance]:
+    def advance(count: int = 1, /, **_: object) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+
+    yield advance
+
+
+@pytest.mark.parametrize(("bar", "after"), [("Extracting", 4), ("Rung 1", 0), ("Baseline", 1)])
+def test_interrupted_and_typed_again_ends_with_the_same_result(
+    trained: Trained, tmp_path: Path, quick: None, bar: str, after: int
+) -> None:
+    left = [after]
+
+    def progress(description: str, total: int, unit: str = "images", /) -> Any:
+        return _struck(left) if description.startswith(bar) else runtime.silent(description, total, unit)
+
+    with pytest.raises(KeyboardInterrupt):
+        hs.fit(trained.pictures, tmp_path / "run", options(trained), progress=progress)
+    assert "stopped: KeyboardInterrupt" in (tmp_path / "run" / "log.txt").read_text()
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    hs.fit(trained.pictures, tmp_path / "run", options(trained))
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == FILES
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (trained.run / "model.safetensors").read_bytes()
+    assert metrics(tmp_path / "run")["test"] == metrics(trained.run)["test"]
+    assert not [entry for entry in Store().entries() if entry.kind == "checkpoint"]
+
+
+def head_plan(path: Path, backbone: str, stages: list[str]) -> str:
+    path.write_text(json.dumps({"backbone": backbone, "stages": stages, "rungs": [], "scratch_epochs": 1}))
+    return str(path)
+
+
+def test_the_head_alone(trained: Trained, monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
+    monkeypatch.setenv("HEADSTART_CACHE", str(trained.cache))
+    monkeypatch.setattr("headstart.plan.scratch_epochs", lambda *_: 1)
+    run = hs.fit(trained.pictures, None, options(trained, plan="head"))
+    assert (run.metrics["chosen"], run.plan.rungs) == ("head", [])
+    models = run.metrics["test"]["models"]
+    assert models["final"] == models["head"]
+    assert run.model.backbone.digest() == hs.load_backbone(BACKBONE, weights=trained.weights).digest()
+    assert run.folder is None and run.report is None
+    assert "<html" in run.report_html
+
+
+def test_too_few_for_a_test_set_means_repeated_cross_validation(tmp_path: Path, quick: None) -> None:
+    plan = head_plan(tmp_path / "plan.json", "module:TinyNet", ["stem", "blocks.0", "blocks.1", "blocks.2", "blocks.3"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("headstart.proof.REPEATS", 2)
+        patch.setattr("headstart.proof.Scratching.run", _nothing_learnt)
+        run = hs.fit(stripes(30), tmp_path / "run", Options(plan=plan), module=TinyNet())
+    test = run.metrics["test"]
+    assert (test["images"], test["opened"], test["protocol"], test["repeats"]) == (
+        30,
+        0,
+        "repeated cross-validation",
+        2,
+    )
+    assert "in repeated cross-validation on all 30 images (no test set was cut)" in run.verdict.sentence
+    assert len(run.predictions) == 30
+    assert len({row["path"] for row in run.predictions}) == 30
+    assert run.metrics["chosen"] == "head"
+
+
+def _nothing_learnt(self: Any) -> Any:
+    from headstart.baselines import Scratch
+
+    return Scratch(np.zeros((len(self.test), 3), np.float32), 1e-3, self.epochs, 0.0, True)
+
+
+def test_arrays_in_memory_and_a_network_of_your_own(tmp_path: Path, quick: None) -> None:
+    plan = head_plan(tmp_path / "plan.json", "module:TinyNet", ["stem", "blocks.0", "blocks.1", "blocks.2", "blocks.3"])
+    pictures, labels = stripes(124, classes=2)
+    run = hs.fit((pictures, labels), None, Options(plan=plan), module=TinyNet())
+    assert run.folder is None
+    assert run.dataset.classes == ("0", "1")
+    assert run.model.predict(pictures[:3]).probabilities.shape == (3, 2)
+    hs.save(run.model, tmp_path / "kept")
+    again = hs.load(tmp_path / "kept", module=TinyNet(seed=1))
+    assert np.array_equal(again.predict(pictures[:8]).probabilities, run.model.predict(pictures[:8]).probabilities)
+
+
+def test_time_that_is_used_up_still_gives_a_proven_model(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADSTART_CACHE", str(trained.cache))
+    told: list[str] = []
+    run = hs.fit(trained.pictures, None, options(trained, budget=1e-6, seed=0), tell=told.append)
+    assert run.metrics["chosen"] == "head" and run.metrics["rungs"] == []
+    assert any("was not tried: the time was used up" in line for line in told)
+    assert math.isfinite(run.metrics["test"]["models"]["scratch_cnn"]["log_loss"]["value"])
+
+
+def test_refusals_come_early_and_say_what_to_do(trained: Trained, tmp_path: Path) -> None:
+    with pytest.raises(UnknownBackbone, match=r"there is no backbone '(timm:)?test_efficientnit'"):
+        hs.fit(trained.pictures, None, options(trained, backbone="test_efficientnit", weights=None))
+    with pytest.raises(TooLittleData, match="Headstart needs at least 8"):
+        hs.fit(folder(tmp_path / "few", 6), None, options(trained))
+    plan = head_plan(tmp_path / "other.json", "timm:other", STAGES)
+    with pytest.raises(PlanError, match="is for timm:other with stages"):
+        hs.fit(trained.pictures, None, options(trained, plan=plan))
+
+
+def test_an_audit_of_data_that_cannot_be_used_is_still_an_audit(tmp_path: Path) -> None:
+    assert examined(folder(tmp_path / "few", 6), Options()).usable == 6
+    report = examined(folder(tmp_path / "one", 4, classes=1), Options())
+    assert report.errors
