@@ -81,7 +81,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Trained:
     from tests.toys import folder
 
     root = tmp_path_factory.mktemp("trained")
-    pictures = folder(root / "pictures", 130, contrast=14)
+    pictures = folder(root / "pictures", 130, contrast=22)
     rung = {"cut": 5, "epochs": 2, "views": 2, "lr_body": 3e-3, "lr_head": 3e-3}
     plan = {"backbone": f"timm:{BACKBONE}", "stages": STAGES, "rungs": [rung], "scratch_epochs": 1}
     (root / "plan.json").write_text(json.dumps(plan))

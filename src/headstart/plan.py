@@ -159,7 +159,7 @@ def frozen_share(flops: list[int], cut: int) -> float:
 
 def _rung(evidence: Evidence, cut: int, reason: str) -> Rung:
     # Fewer pictures get more passes: what trains needs a number of steps, not of epochs.
-    epochs = max(6, min(12, round(8 * (1500 / max(1, evidence.images)) ** 0.5)))
+    epochs = max(6, min(12, round(6 * (1500 / max(1, evidence.images)) ** 0.5)))
     return Rung(cut=cut, epochs=epochs, views=4 if cut else 1, reason=reason)
 
 
