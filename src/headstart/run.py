@@ -180,7 +180,7 @@ class Folder:
         try:
             claimed._settle(overwrite)
         except BaseException:
-            lock.release()
+            claimed.__exit__()  # a folder that is not ours keeps no trace of the question
             raise
         return claimed
 
