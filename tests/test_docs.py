@@ -27,7 +27,7 @@ from headstart.cli import app
 from headstart.data import audit, load
 from headstart.features import engine
 from headstart.finetune import ALPHAS
-from headstart.plan import FEW_IMAGES, LADDER, Rung, load_plan
+from headstart.plan import FEW_IMAGES, LADDER, Budget, Evidence, Rung, load_plan
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -241,6 +241,25 @@ def test_thresholds_in_the_text_are_those_of_the_code() -> None:
     assert proof.REPEATS == 3 and "in three repeats of five-fold" in decides
     assert f"falls by a factor {Rung.model_fields['lr_decay'].default} per stage" in decides
     assert f"Below {load.SMALL_POOL} pictures no test set is cut" in _flowing("README.md")
+
+
+def test_epochs_in_the_text_are_those_that_are_planned() -> None:
+    few, many = planned(images=40, speed=1e-6), planned(images=10**6, speed=1e3)
+    text = _flowing("docs/how-it-decides.md")
+    assert f"epochs between {many.rungs[0].epochs} and {few.rungs[0].epochs}" in text
+    assert f"at least {few.scratch_epochs} and at most {many.scratch_epochs}" in text
+    assert f"{few.rungs[0].views} cached views per picture" in text
+
+
+def planned(images: int, speed: float) -> hs.Plan:
+    """What is planned for a network of four like stages that take `speed` seconds each, without a bound on the time."""
+    evidence = Evidence(
+        images=images, classes=2, smallest_class=images // 2, tested=images // 4, head="", head_accuracy=0.5,
+        head_accuracy_se=0.1, last_stage_accuracy=0.5, profile=[0.5] * 4, stages=list("abcd"), flops=[1] * 4,
+        activation_bytes=[1] * 4, forward_seconds=[speed] * 4, training_seconds=[speed] * 4, decode_seconds=0.0,
+        scratch_seconds=1e-3,
+    )  # fmt: skip
+    return hs.decide(evidence, Budget(), backbone="four")
 
 
 def _flowing(document: str) -> str:
