@@ -56,7 +56,10 @@ def main() -> None:
     except HeadstartError as error:
         _say(f"error: {error}")
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # Typer turns Ctrl-C into an exit of its own before it comes here.
+        if isinstance(stop, SystemExit) and stop.code != 130:
+            raise
         _say("Interrupted. Nothing is lost: the same command goes on from the last finished epoch.")
         sys.exit(130)
     except BrokenPipeError:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -159,7 +159,10 @@ def _reading(options: Options, store: Store) -> dict[str, Any]:
 def planned(
     dataset: Dataset, engine: Engine, heads: Race, options: Options, store: Store, *, spent: float = 0.0
 ) -> Plan:
-    """The plan: from a file, or decided from the evidence.
+    """The plan: from a file, or decided from the evidence; the same options on the same data keep the plan they had.
+
+    What is decided depends on measured speeds and on the time already spent. Were it decided anew by a run that goes on after
+    an interruption, that run could end with another result.
 
     Raises:
         PlanError: where the plan file does not fit.
@@ -169,6 +172,10 @@ def planned(
     mode = modes.get(options.plan)
     if mode is None:
         return load_plan(Path(options.plan), backbone=backbone.origin.name, stages=list(backbone.names))
+    memo = store.artifact("plan", {"data": dataset.digest, "weights": backbone.digest(), "options": asdict(options)})
+    stored = memo.load()
+    if stored is not None:
+        return Plan.model_validate(stored[0]["plan"])
     speed = _speed(engine, store)
     pool = dataset.indices("train")
     counts = dataset.counts("train")
@@ -193,7 +200,7 @@ def planned(
         scratch_seconds=float(speed["scratch"]),
     )
     budget = Budget(seconds=options.budget, spent_seconds=spent, store_bytes=options.store_limit)
-    return decide(
+    plan = decide(
         evidence,
         budget,
         backbone=backbone.origin.name,
@@ -201,6 +208,8 @@ def planned(
         given_val=bool(len(dataset.indices("val"))),
         seed=options.seed,
     )
+    memo.save({"plan": plan.model_dump(mode="json")}, {})
+    return plan
 
 
 def _speed(engine: Engine, store: Store) -> dict[str, NDArray[np.float64]]:
