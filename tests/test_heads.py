@@ -16,17 +16,14 @@ from headstart.heads import (
     RIDGE_STRENGTHS,
     Head,
     Race,
-    _logistic,
-    _ridge_by_gram,
-    _ridge_by_hat,
     fit_head,
     paired_gain,
-    principal_axes,
     race,
     score_centroid,
     score_logistic,
     score_ridge,
 )
+from headstart.solvers import principal_axes, ridge_by_gram, ridge_by_hat, solve_logistic
 from headstart.tasks.classification import softmax
 from tests.toys import striped, tiny_backbone
 
@@ -62,7 +59,7 @@ def test_logistic_agrees_with_scikit_learn(width: int, strength: float) -> None:
     theirs = LogisticRegression(C=1 / (strength * len(y)), tol=1e-10, max_iter=5000).fit(z, y)
     axes = principal_axes(x)
     one_hot = torch.nn.functional.one_hot(torch.from_numpy(y)).float()
-    w, b = _logistic(axes, one_hot, torch.ones(1, len(y)), torch.tensor([strength]), steps=3000)
+    w, b = solve_logistic(axes, one_hot, torch.ones(1, len(y)), torch.tensor([strength]), steps=3000)
     exact = (axes.z @ w[0] + b[0]).numpy()
     np.testing.assert_allclose(softmax(exact), theirs.predict_proba(z), atol=2e-3)
     # What `fit_head` stops at after its fixed number of steps is as good as the optimum.
@@ -101,9 +98,9 @@ def test_ridge_by_hat_matrix_and_by_gram_equal_refits(width: int) -> None:
     targets = torch.nn.functional.one_hot(torch.from_numpy(y)).float()
     outs = [torch.from_numpy(folds == fold) for fold in range(3)]
     penalties = [strength * len(y) for strength in RIDGE_STRENGTHS[2:]]
-    by_gram = _ridge_by_gram(axes, targets, outs, penalties)
+    by_gram = ridge_by_gram(axes, targets, outs, penalties)
     for penalty, gram in zip(penalties, by_gram, strict=True):
-        hat = _ridge_by_hat(axes, targets, outs, penalty)
+        hat = ridge_by_hat(axes, targets, outs, penalty)
         refit = np.empty((len(y), 3))
         z = standardised(x)
         for out in (folds == fold for fold in range(3)):
@@ -146,10 +143,9 @@ def test_a_folded_head_answers_as_in_the_axes(kind: str, width: int) -> None:
     axes = principal_axes(x)
     w = torch.randn(axes.z.shape[1], 3, generator=torch.Generator().manual_seed(1))
     b = torch.randn(3, generator=torch.Generator().manual_seed(2))
-    head = axes.head("logistic", (1,), 0.5, w, b)
+    head = Head("logistic", (1,), 0.5, *axes.raw(w, b))
     np.testing.assert_allclose(head.logits(x), (axes.z @ w + b).numpy(), rtol=1e-3, atol=2e-3)
     assert (head.weight.dtype, head.bias.dtype) == (np.float32, np.float32)
-    assert (head.taps, head.strength) == ((1,), 0.5)
 
 
 def test_principal_axes_keep_distances_and_are_orthogonal() -> None:

@@ -14,7 +14,7 @@ import headstart
 
 SOURCE = Path(headstart.__file__).parent
 ROOMS = (
-    "data", "tasks", "backbones", "features", "heads", "model", "plan", "train", "finetune", "baselines", "evaluate",
+    "data", "tasks", "backbones", "features", "solvers", "heads", "model", "plan", "train", "finetune", "baselines", "evaluate",
     "verdict", "proof", "bundle", "report", "run", "transfer", "serve", "demo", "show", "cli",
 )  # fmt: skip
 SEEN_BY_ALL = ("errors", "runtime")

@@ -33,7 +33,11 @@ if TYPE_CHECKING:
     from headstart.run import Run
     from headstart.transfer import Options, fit
 
+from headstart.runtime import patient_threads
+
 __version__ = "0.1.0"
+
+patient_threads()  # torch reads it once, when it is imported: so now, before any room is
 
 # Imported when first asked for (PEP 562): `headstart --help` must not wait for torch.
 _WHERE = {

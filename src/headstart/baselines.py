@@ -22,8 +22,9 @@ from headstart.data.images import Transform
 from headstart.features.engine import normalize
 from headstart.features.extract import batches
 from headstart.features.store import Store, Table
-from headstart.heads import Head, fit_head, principal_axes, score_logistic
+from headstart.heads import Head, fit_head, score_logistic
 from headstart.plan import SCRATCH_SEARCH, Rung
+from headstart.solvers import principal_axes
 from headstart.train import Checkpoint, Net, held_out_logits, train
 
 RATES = (1e-3, 3e-3, 1e-2)

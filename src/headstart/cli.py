@@ -50,7 +50,6 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 
 def main() -> None:
     """Entry point: errors meant for people become one message on stderr and exit code 2; Ctrl-C is 130."""
-    runtime.patient_threads()
     try:
         app(standalone_mode=True)
     except HeadstartError as error:

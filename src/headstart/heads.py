@@ -1,10 +1,7 @@
 """Linear heads on frozen features, and the race that picks one by cross-validation.
 
 Every head here ends as one linear layer on pooled features of some stages (`taps`), so that whichever wins can be saved,
-served and used as the start of fine-tuning. The pooled features are standardised and rotated into their principal axes
-once per choice of taps; there the curvature bound of logistic regression is diagonal, so that all strengths and all folds
-are solved together by one accelerated majorise-minimise run (Böhning 1992 for the bound, Nesterov 1983 for the speed),
-and ridge regression has its K-fold residuals in closed form.
+served and used as the start of fine-tuning. How they are solved is in `solvers`.
 """
 
 from __future__ import annotations
@@ -22,13 +19,23 @@ from torch import Tensor
 from headstart import runtime
 from headstart.features.extract import Features
 from headstart.features.store import Artifact, Store
+from headstart.solvers import (
+    STEPS,
+    Axes,
+    centroids,
+    one_hot,
+    principal_axes,
+    ridge_by_gram,
+    ridge_by_hat,
+    solve_logistic,
+    solve_ridge,
+)
 from headstart.tasks.classification import fit_temperature
 
 Kind = Literal["logistic", "ridge", "centroid"]
 # Weight on ½‖W‖² for standardised features divided by √D, times the number of images: scale-free in N and D.
 LOGISTIC_STRENGTHS = (1e-3, 1e-4, 1e-5, 1e-6)
 RIDGE_STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
-_STEPS = 100  # measured: the out-of-fold loss moves by less than its standard error from here to 1,500
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,83 +85,6 @@ class Race:
     reason: str
 
 
-@dataclass(frozen=True, eq=False)
-class Axes:
-    """Features in principal axes: `z` (N, r); back to raw by `rotation` (D, r), `mean` (D,), `scale` (D,)."""
-
-    z: Tensor
-    power: Tensor  # (r,) sums of squares along the axes
-    rotation: Tensor
-    mean: Tensor
-    scale: Tensor
-
-    def head(self, kind: Kind, taps: tuple[int, ...], strength: float, w: Tensor, b: Tensor) -> Head:
-        weight = (self.rotation @ w) / self.scale[:, None]
-        bias = b - self.mean @ weight
-        return Head(kind, taps, strength, weight.float().cpu().numpy(), bias.float().cpu().numpy())
-
-
-def principal_axes(features: NDArray[np.float32]) -> Axes:
-    """Standardise (N, D), divide by √D so that strengths mean the same for every width, rotate into principal axes."""
-    x = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32)).to(runtime.device())
-    mean = x.mean(0)
-    # A feature that never moves tells nothing; a floor keeps the noise in it from being blown up.
-    spread = x.std(0, correction=0)
-    scale = torch.clamp(spread, min=float(1e-3 * spread.mean().clamp(min=1e-12))) * x.shape[1] ** 0.5
-    x = (x - mean) / scale
-    n, d = x.shape
-    if d <= n:
-        power, rotation = torch.linalg.eigh(x.T @ x)
-        keep = power > 1e-6 * power.max().clamp(min=1e-30)
-        rotation = rotation[:, keep]
-    else:
-        power, left = torch.linalg.eigh(x @ x.T)
-        keep = power > 1e-6 * power.max().clamp(min=1e-30)
-        rotation = x.T @ (left[:, keep] / power[keep].sqrt())
-    z = x @ rotation
-    return Axes(z, z.square().sum(0), rotation, mean, scale)
-
-
-def _logistic(
-    axes: Axes, targets: Tensor, weights: Tensor, strengths: Tensor, steps: int = _STEPS
-) -> tuple[Tensor, Tensor]:
-    """Minimise Σ weights·cross-entropy + ½·strength·Σweights·‖W‖² for B problems together.
-
-    targets (N, K) one-hot; weights (B, N) ≥ 0, at most 1; strengths (B,). Returns W (B, r, K) and b (B, K).
-    """
-    z, (n, k), count = axes.z, targets.shape, len(strengths)
-    totals = weights.sum(1)
-    penalty = strengths * totals  # (B,)
-    # The Hessian of the loss is at most ½ZᵀZ on every axis, whichever rows a fold leaves out (Böhning 1992).
-    step_w = 1.0 / (0.5 * axes.power[None, :] + penalty[:, None])  # (B, r)
-    step_b = 1.0 / (0.5 * totals)  # (B,)
-    prior = torch.log(((weights @ targets) + 0.5) / (totals + 0.5 * k)[:, None])  # (B, K)
-    w = torch.zeros(count, z.shape[1], k, device=z.device)
-    b = prior - prior.mean(1, keepdim=True)
-    ahead_w, ahead_b, momentum = w, b, torch.ones(count, device=z.device)
-    for _ in range(steps):
-        flat = ahead_w.permute(1, 0, 2).reshape(z.shape[1], count * k)
-        logits = (z @ flat).view(n, count, k) + ahead_b
-        residual = (torch.softmax(logits, dim=2) - targets[:, None, :]) * weights.T[:, :, None]
-        slope_w = (z.T @ residual.view(n, count * k)).view(z.shape[1], count, k).permute(1, 0, 2)
-        slope_w = slope_w + penalty[:, None, None] * ahead_w
-        next_w = ahead_w - step_w[:, :, None] * slope_w
-        next_b = ahead_b - step_b[:, None] * residual.sum(0)
-        # Where the last move turns against the slope, momentum starts anew (O'Donoghue & Candès 2015).
-        turned = (slope_w * (next_w - w)).sum((1, 2)) > 0
-        momentum = torch.where(turned, torch.ones_like(momentum), momentum)
-        following = (1 + (1 + 4 * momentum**2).sqrt()) / 2
-        push = torch.where(turned, torch.zeros_like(momentum), (momentum - 1) / following)
-        ahead_w = next_w + push[:, None, None] * (next_w - w)
-        ahead_b = next_b + push[:, None] * (next_b - b)
-        w, b, momentum = next_w, next_b, following
-    return w, b
-
-
-def _one_hot(labels: NDArray[np.int64], classes: int, device: torch.device) -> Tensor:
-    return torch.nn.functional.one_hot(torch.from_numpy(labels), classes).float().to(device)
-
-
 def _score(kind: Kind, taps: tuple[int, ...], strength: float, logits: Tensor, labels: NDArray[np.int64]) -> Score:
     target = torch.from_numpy(labels).to(logits.device)
     losses = torch.nn.functional.cross_entropy(logits, target, reduction="none").double().cpu().numpy()
@@ -183,12 +113,12 @@ def score_logistic(
 
     `labels` and `folds` are (N,) int64.
     """
-    targets = _one_hot(labels, classes, axes.z.device)
+    targets = one_hot(labels, classes, axes.z.device)
     numbers = [int(fold) for fold in np.unique(folds)]
     inside = torch.from_numpy(np.stack([folds != fold for fold in numbers])).float().to(axes.z.device)
     scores: list[Score] = []
     for strength in LOGISTIC_STRENGTHS:
-        w, b = _logistic(axes, targets, inside, torch.full((len(numbers),), strength, device=axes.z.device))
+        w, b = solve_logistic(axes, targets, inside, torch.full((len(numbers),), strength, device=axes.z.device))
         logits = torch.empty_like(targets)
         for place, fold in enumerate(numbers):
             out = torch.from_numpy(folds == fold).to(axes.z.device)
@@ -211,50 +141,17 @@ def score_ridge(
     No fold is solved anew: with the hat matrix H of all rows, a fold's residuals without its own rows are (I − H_ff)⁻¹ times
     its residuals with them. Where folds are larger than the features are wide, its part of the Gram matrix is taken off instead.
     """
-    targets = _one_hot(labels, classes, axes.z.device)
+    targets = one_hot(labels, classes, axes.z.device)
     outs = [torch.from_numpy(folds == fold).to(axes.z.device) for fold in np.unique(folds)]
     if max(int(out.sum()) for out in outs) <= axes.z.shape[1]:
-        found = [_ridge_by_hat(axes, targets, outs, strength * len(labels)) for strength in RIDGE_STRENGTHS]
+        found = [ridge_by_hat(axes, targets, outs, strength * len(labels)) for strength in RIDGE_STRENGTHS]
     else:
-        found = _ridge_by_gram(axes, targets, outs, [strength * len(labels) for strength in RIDGE_STRENGTHS])
+        found = ridge_by_gram(axes, targets, outs, [strength * len(labels) for strength in RIDGE_STRENGTHS])
     scores = [
         _score("ridge", taps, strength, _tempered(logits, labels), labels)
         for strength, logits in zip(RIDGE_STRENGTHS, found, strict=True)
     ]
     return max(scores, key=lambda score: (score.accuracy, -score.log_loss))
-
-
-def _ridge_by_hat(axes: Axes, targets: Tensor, outs: list[Tensor], penalty: float) -> Tensor:
-    count = len(targets)
-    # The axes are orthogonal, so the Gram matrix is diagonal; 1/N is the part of the intercept, which is not penalised.
-    weighted = axes.z / (axes.power + penalty)
-    fitted = weighted @ (axes.z.T @ targets) + targets.mean(0)
-    logits = torch.empty_like(targets)
-    for out in outs:
-        hat = (weighted[out] @ axes.z[out].T + 1.0 / count).double()
-        residual = (targets[out] - fitted[out]).double()
-        left = torch.linalg.solve(torch.eye(len(hat), dtype=torch.float64, device=hat.device) - hat, residual)
-        logits[out] = targets[out] - left.float()
-    return logits
-
-
-def _ridge_by_gram(axes: Axes, targets: Tensor, outs: list[Tensor], penalties: list[float]) -> list[Tensor]:
-    z = torch.cat([axes.z, torch.ones_like(axes.z[:, :1])], dim=1)  # the last axis is the intercept, not penalised
-    gram, moment = z.T @ z, z.T @ targets
-    logits = [torch.empty_like(targets) for _ in penalties]
-    for out in outs:
-        inner_gram, inner_moment = gram - z[out].T @ z[out], moment - z[out].T @ targets[out]
-        for place, penalty in enumerate(penalties):
-            logits[place][out] = z[out] @ _ridge(inner_gram, inner_moment, penalty)
-    return logits
-
-
-def _ridge(gram: Tensor, moment: Tensor, penalty: float) -> Tensor:
-    """Solve (gram + penalty·I) W = moment with the last axis, the intercept, left free; (r + 1, K)."""
-    diagonal = torch.full((len(gram),), penalty, device=gram.device, dtype=torch.float64)
-    diagonal[-1] = 1e-6
-    solved: Tensor = torch.linalg.solve(gram.double() + torch.diag(diagonal), moment.double())
-    return solved.float()
 
 
 def score_centroid(
@@ -265,21 +162,13 @@ def score_centroid(
     taps: tuple[int, ...],
 ) -> Score:
     """Out-of-fold score of the nearest class mean in standardised features; strong where a class has few images."""
-    targets = _one_hot(labels, classes, axes.z.device)
+    targets = one_hot(labels, classes, axes.z.device)
     logits = torch.empty_like(targets)
     for fold in np.unique(folds):
         out = torch.from_numpy(folds == fold).to(axes.z.device)
-        w, b = _centroids(axes.z[~out], targets[~out])
+        w, b = centroids(axes.z[~out], targets[~out])
         logits[out] = axes.z[out] @ w + b
     return _score("centroid", taps, 0.0, _tempered(logits, labels), labels)
-
-
-def _centroids(z: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """−‖z − c‖² up to a term that all classes share, as a linear layer; a class without images is never nearest."""
-    counts = targets.sum(0)
-    means = (z.T @ targets) / counts.clamp(min=1)  # (r, K)
-    empty = torch.where(counts > 0, 0.0, -1e4)
-    return 2 * means, empty - means.square().sum(0)
 
 
 def _tempered(logits: Tensor, labels: NDArray[np.int64]) -> Tensor:
@@ -297,19 +186,19 @@ def fit_head(
 ) -> Head:
     """Fit one head on all rows given: (N, D) float32, (N,) int64."""
     axes = principal_axes(features)
-    targets = _one_hot(labels, classes, axes.z.device)
+    targets = one_hot(labels, classes, axes.z.device)
     if kind == "logistic":
         everyone = torch.ones(1, len(labels), device=axes.z.device)
-        w, b = _logistic(axes, targets, everyone, torch.tensor([strength], device=axes.z.device))
-        return axes.head(kind, taps, strength, w[0], b[0])
+        w, b = solve_logistic(axes, targets, everyone, torch.tensor([strength], device=axes.z.device))
+        return Head(kind, taps, strength, *axes.raw(w[0], b[0]))
     if kind == "ridge":
         z = torch.cat([axes.z, torch.ones_like(axes.z[:, :1])], dim=1)
-        solved = _ridge(z.T @ z, z.T @ targets, strength * len(labels))
+        solved = solve_ridge(z.T @ z, z.T @ targets, strength * len(labels))
         w1, b1 = solved[:-1], solved[-1]
     else:
-        w1, b1 = _centroids(axes.z, targets)
+        w1, b1 = centroids(axes.z, targets)
     temperature = fit_temperature((axes.z @ w1 + b1).cpu().numpy(), labels)
-    return axes.head(kind, taps, strength, w1 / temperature, b1 / temperature)
+    return Head(kind, taps, strength, *axes.raw(w1 / temperature, b1 / temperature))
 
 
 def race(
@@ -335,7 +224,7 @@ def race(
             "pictures": features.table.content(features.rows[pool]),
             "labels": hashlib.blake2b(labels.tobytes() + folds.tobytes(), digest_size=16).hexdigest(),
             "classes": classes,
-            "solver": [LOGISTIC_STRENGTHS, RIDGE_STRENGTHS, _STEPS, torch.__version__],
+            "solver": [LOGISTIC_STRENGTHS, RIDGE_STRENGTHS, STEPS, torch.__version__],
         }
         memo = store.artifact("race", spec)
         candidates = _recalled(memo)

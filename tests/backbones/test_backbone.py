@@ -6,11 +6,11 @@ import copy
 
 import pytest
 import torch
-from tests.backbones.networks import ConvNet, Tokens, cut, images
 from torch import Tensor, nn
 
 from headstart.backbones.backbone import Backbone
 from headstart.errors import BackboneError, WeightsError
+from tests.backbones.networks import ConvNet, Tokens, cut, images
 
 
 @pytest.fixture

@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from tests.backbones.golden import ramp_features
-from tests.backbones.networks import images
 from torch import Tensor
 from torchvision.models import mobilenet_v2
 
@@ -21,6 +19,8 @@ from headstart.backbones.catalog import load_backbone
 from headstart.backbones.check import check_backbone
 from headstart.backbones.weights import load_strictly, read_weights, sha256_of
 from headstart.errors import UnknownBackbone, WeightsError
+from tests.backbones.golden import ramp_features
+from tests.backbones.networks import images
 
 LITES = ["tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2"]
 

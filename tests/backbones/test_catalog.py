@@ -11,7 +11,6 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from tests.backbones.networks import SIZE, ConvNet, images
 from torch import nn
 
 from headstart.backbones import from_timm, from_torchvision
@@ -20,6 +19,7 @@ from headstart.backbones.catalog import _KNOWN, DEFAULT_BACKBONE, catalog, fetch
 from headstart.backbones.check import check_backbone
 from headstart.backbones.from_module import load_module
 from headstart.errors import BackboneError, UnknownBackbone, WeightsError
+from tests.backbones.networks import SIZE, ConvNet, images
 
 
 @pytest.fixture

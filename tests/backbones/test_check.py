@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.backbones.networks import ConvNet, cut
 from torch import Tensor, nn
 
 from headstart.backbones.check import check_backbone
 from headstart.errors import PartitionError
+from tests.backbones.networks import ConvNet, cut
 
 
 def test_the_backbone_is_left_as_it_was() -> None:

@@ -8,12 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.backbones.networks import Attention, ConvNet, Residual, Tokens, TwoStreams, cut, images
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from headstart.backbones.check import check_backbone
 from headstart.errors import PartitionError
+from tests.backbones.networks import Attention, ConvNet, Residual, Tokens, TwoStreams, cut, images
 
 
 @pytest.mark.parametrize("kind", [ConvNet, Tokens, TwoStreams])

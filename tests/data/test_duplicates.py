@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
-from tests.data.pictures import encoded, scene
 
 from headstart.data import duplicates
 from headstart.data.duplicates import HASH_DISTANCE, Pairs, components, near_pairs, shorten
 from headstart.data.facts import perceptual_hash
+from tests.data.pictures import encoded, scene
 
 
 def found(images: list[Image.Image]) -> set[tuple[int, int]]:

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.data.pictures import encoded, scene, write
 
 from headstart.data.facts import RECORD_BYTES, Fact, measure, perceptual_hash
 from headstart.data.sources import FileImages
+from tests.data.pictures import encoded, scene, write
 
 
 class Shelf(dict[str, bytes]):

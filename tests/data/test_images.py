@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
-from tests.data.pictures import encoded, pixels, scene, write
 from timm.data import create_transform
 
 from headstart.data.images import INTERPOLATIONS, Transform, decode, load_view, load_views
 from headstart.data.sources import ArrayImages, FileImages, open_bytes
 from headstart.errors import UnreadableImage
+from tests.data.pictures import encoded, pixels, scene, write
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.data.pictures import class_folders, encoded, scene, write
-from tests.data.test_facts import Shelf, bad_files
 
 from headstart.data.audit import SHOWN, Audit, Finding
 from headstart.data.dataset import SPLITS, Dataset
 from headstart.data.load import SMALL_POOL, audit, load_dataset
 from headstart.errors import DataError, TooLittleData, UnreadableImage
+from tests.data.pictures import class_folders, encoded, scene, write
+from tests.data.test_facts import Shelf, bad_files
 
 
 def kinds(report: Audit | None) -> dict[str, Finding]:

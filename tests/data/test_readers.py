@@ -11,12 +11,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from numpy.typing import NDArray
-from tests.data.pictures import class_folders, encoded, pixels, scene, write
 
 from headstart.data.images import decode
 from headstart.data.listing import Columns, Listing, natural
 from headstart.data.readers import READERS, read
 from headstart.errors import DataError
+from tests.data.pictures import class_folders, encoded, pixels, scene, write
 
 
 def summary(listing: Listing) -> set[tuple[str, str, str]]:

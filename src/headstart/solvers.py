@@ -1,0 +1,137 @@
+"""Linear layers in closed form or by a bound: the numerics of the heads.
+
+Features are standardised and rotated into their principal axes once per choice of stages; there the curvature bound of
+logistic regression is diagonal, so that all folds are solved together by one accelerated majorise-minimise run (Böhning
+1992 for the bound, Nesterov 1983 for the speed), and ridge regression has its K-fold residuals in closed form.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from headstart import runtime
+
+STEPS = 100  # measured: the out-of-fold loss moves by less than its standard error from here to 1,500
+
+
+@dataclass(frozen=True, eq=False)
+class Axes:
+    """Features in principal axes: `z` (N, r); back to raw by `rotation` (D, r), `mean` (D,), `scale` (D,)."""
+
+    z: Tensor
+    power: Tensor  # (r,) sums of squares along the axes
+    rotation: Tensor
+    mean: Tensor
+    scale: Tensor
+
+    def raw(self, w: Tensor, b: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """A layer (r, K), (K,) on the axes as weight (D, K) and bias (K,) on raw features: standardisation folded in."""
+        weight = (self.rotation @ w) / self.scale[:, None]
+        return weight.float().cpu().numpy(), (b - self.mean @ weight).float().cpu().numpy()
+
+
+def principal_axes(features: NDArray[np.float32]) -> Axes:
+    """Standardise (N, D), divide by √D so that strengths mean the same for every width, rotate into principal axes."""
+    x = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32)).to(runtime.device())
+    mean = x.mean(0)
+    # A feature that never moves tells nothing; a floor keeps the noise in it from being blown up.
+    spread = x.std(0, correction=0)
+    scale = torch.clamp(spread, min=float(1e-3 * spread.mean().clamp(min=1e-12))) * x.shape[1] ** 0.5
+    x = (x - mean) / scale
+    n, d = x.shape
+    if d <= n:
+        power, rotation = torch.linalg.eigh(x.T @ x)
+        keep = power > 1e-6 * power.max().clamp(min=1e-30)
+        rotation = rotation[:, keep]
+    else:
+        power, left = torch.linalg.eigh(x @ x.T)
+        keep = power > 1e-6 * power.max().clamp(min=1e-30)
+        rotation = x.T @ (left[:, keep] / power[keep].sqrt())
+    z = x @ rotation
+    return Axes(z, z.square().sum(0), rotation, mean, scale)
+
+
+def solve_logistic(
+    axes: Axes, targets: Tensor, weights: Tensor, strengths: Tensor, steps: int = STEPS
+) -> tuple[Tensor, Tensor]:
+    """Minimise Σ weights·cross-entropy + ½·strength·Σweights·‖W‖² for B problems together.
+
+    targets (N, K) one-hot; weights (B, N) ≥ 0, at most 1; strengths (B,). Returns W (B, r, K) and b (B, K).
+    """
+    z, (n, k), count = axes.z, targets.shape, len(strengths)
+    totals = weights.sum(1)
+    penalty = strengths * totals  # (B,)
+    # The Hessian of the loss is at most ½ZᵀZ on every axis, whichever rows a fold leaves out (Böhning 1992).
+    step_w = 1.0 / (0.5 * axes.power[None, :] + penalty[:, None])  # (B, r)
+    step_b = 1.0 / (0.5 * totals)  # (B,)
+    prior = torch.log(((weights @ targets) + 0.5) / (totals + 0.5 * k)[:, None])  # (B, K)
+    w = torch.zeros(count, z.shape[1], k, device=z.device)
+    b = prior - prior.mean(1, keepdim=True)
+    ahead_w, ahead_b, momentum = w, b, torch.ones(count, device=z.device)
+    for _ in range(steps):
+        flat = ahead_w.permute(1, 0, 2).reshape(z.shape[1], count * k)
+        logits = (z @ flat).view(n, count, k) + ahead_b
+        residual = (torch.softmax(logits, dim=2) - targets[:, None, :]) * weights.T[:, :, None]
+        slope_w = (z.T @ residual.view(n, count * k)).view(z.shape[1], count, k).permute(1, 0, 2)
+        slope_w = slope_w + penalty[:, None, None] * ahead_w
+        next_w = ahead_w - step_w[:, :, None] * slope_w
+        next_b = ahead_b - step_b[:, None] * residual.sum(0)
+        # Where the last move turns against the slope, momentum starts anew (O'Donoghue & Candès 2015).
+        turned = (slope_w * (next_w - w)).sum((1, 2)) > 0
+        momentum = torch.where(turned, torch.ones_like(momentum), momentum)
+        following = (1 + (1 + 4 * momentum**2).sqrt()) / 2
+        push = torch.where(turned, torch.zeros_like(momentum), (momentum - 1) / following)
+        ahead_w = next_w + push[:, None, None] * (next_w - w)
+        ahead_b = next_b + push[:, None] * (next_b - b)
+        w, b, momentum = next_w, next_b, following
+    return w, b
+
+
+def one_hot(labels: NDArray[np.int64], classes: int, device: torch.device) -> Tensor:
+    return torch.nn.functional.one_hot(torch.from_numpy(labels), classes).float().to(device)
+
+
+def ridge_by_hat(axes: Axes, targets: Tensor, outs: list[Tensor], penalty: float) -> Tensor:
+    count = len(targets)
+    # The axes are orthogonal, so the Gram matrix is diagonal; 1/N is the part of the intercept, which is not penalised.
+    weighted = axes.z / (axes.power + penalty)
+    fitted = weighted @ (axes.z.T @ targets) + targets.mean(0)
+    logits = torch.empty_like(targets)
+    for out in outs:
+        hat = (weighted[out] @ axes.z[out].T + 1.0 / count).double()
+        residual = (targets[out] - fitted[out]).double()
+        left = torch.linalg.solve(torch.eye(len(hat), dtype=torch.float64, device=hat.device) - hat, residual)
+        logits[out] = targets[out] - left.float()
+    return logits
+
+
+def ridge_by_gram(axes: Axes, targets: Tensor, outs: list[Tensor], penalties: list[float]) -> list[Tensor]:
+    z = torch.cat([axes.z, torch.ones_like(axes.z[:, :1])], dim=1)  # the last axis is the intercept, not penalised
+    gram, moment = z.T @ z, z.T @ targets
+    logits = [torch.empty_like(targets) for _ in penalties]
+    for out in outs:
+        inner_gram, inner_moment = gram - z[out].T @ z[out], moment - z[out].T @ targets[out]
+        for place, penalty in enumerate(penalties):
+            logits[place][out] = z[out] @ solve_ridge(inner_gram, inner_moment, penalty)
+    return logits
+
+
+def solve_ridge(gram: Tensor, moment: Tensor, penalty: float) -> Tensor:
+    """Solve (gram + penalty·I) W = moment with the last axis, the intercept, left free; (r + 1, K)."""
+    diagonal = torch.full((len(gram),), penalty, device=gram.device, dtype=torch.float64)
+    diagonal[-1] = 1e-6
+    solved: Tensor = torch.linalg.solve(gram.double() + torch.diag(diagonal), moment.double())
+    return solved.float()
+
+
+def centroids(z: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """−‖z − c‖² up to a term that all classes share, as a linear layer; a class without images is never nearest."""
+    counts = targets.sum(0)
+    means = (z.T @ targets) / counts.clamp(min=1)  # (r, K)
+    empty = torch.where(counts > 0, 0.0, -1e4)
+    return 2 * means, empty - means.square().sum(0)
