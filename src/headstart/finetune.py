@@ -167,7 +167,8 @@ class Ladder:
         right = (stacked[place].argmax(1) == truth).astype(float)
         difference = right - (best.argmax(1) == truth)
         gain, error = float(difference.mean()), float(difference.std() / max(1, len(truth)) ** 0.5)
-        kept = gain > error
+        # One picture more, and none lost, always exceeds its own standard error: it takes two.
+        kept = gain > max(error, 1.5 / max(1, len(truth)))
         after = []
         for split, (net, start, outcome) in zip(splits, trained, strict=True):
             net.load(_between(start, outcome.weights, ALPHAS[place]))

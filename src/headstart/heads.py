@@ -236,7 +236,7 @@ def race(
     last = next(score for score in candidates if score.kind == "logistic" and score.taps == (len(features.widths) - 1,))
     best = max(candidates, key=_rank)
     gain, error = paired_gain(best, last, labels)
-    if gain > error:
+    if gain > max(error, 1.5 / len(labels)):  # one picture more, and none lost, always exceeds its own standard error
         reason = f"{_words(best)} beats the last stage by {100 * gain:.1f} ± {100 * error:.1f} points out of fold"
     else:
         reason = f"no head beats the last stage by more than one standard error ({100 * gain:.1f} ± {100 * error:.1f} points)"

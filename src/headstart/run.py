@@ -31,6 +31,7 @@ from headstart.verdict import Verdict
 
 FORMAT = 1
 LOG = "log.txt"
+WRITTEN = ("audit.json", "plan.json", "predictions.csv", "report.html", "metrics.json")
 
 
 class Settings(Protocol):
@@ -122,7 +123,9 @@ class Story:
         for reason in plan.reasons[1:]:
             self.say(f"plan: {reason}")
         for rung in plan.rungs:
-            self.say(f"plan: {rung.reason}; {rung.epochs} epochs, {rung.views} views")
+            self.say(
+                f"plan: {rung.reason or f'stages from {rung.cut + 1} on train'}; {rung.epochs} epochs, {rung.views} views"
+            )
 
     def finetuned(self, tuned: Finetuned) -> None:
         """How each rung did."""
@@ -186,22 +189,25 @@ class Folder:
 
     def _settle(self, overwrite: bool) -> None:
         assert self.path is not None
-        kept = self.path / "config.json"
+        kept, same = self.path / "config.json", False
         others = [p.name for p in self.path.iterdir() if p.name not in (".lock", LOG)]
         if kept.exists():
             with contextlib.suppress(OSError, ValueError):
                 before = json.loads(kept.read_text(encoding="utf-8"))
                 same = all(before.get(key) == self.config[key] for key in ("source", "options"))
-                if not same and not overwrite:
-                    raise OutputError(
-                        f"'{self.path}' holds a run on other data or with other options. Give another folder with --out, "
-                        "or --overwrite to replace it."
-                    )
+            if not same and not overwrite:
+                raise OutputError(
+                    f"'{self.path}' holds a run on other data or with other options. Give another folder with --out, "
+                    "or --overwrite to replace it."
+                )
         elif others and not overwrite:
             raise OutputError(
                 f"'{self.path}' is not empty and holds no run ({others[0]}, …). Give another folder with --out, "
                 "or --overwrite to write into it."
             )
+        if not same:  # what is interrupted from here on must not leave an old model beside new options
+            for name in (bundle.CARD, bundle.WEIGHTS, *WRITTEN):
+                (self.path / name).unlink(missing_ok=True)
         self.write("config.json", json.dumps(self.config, indent=1))
 
     def __enter__(self) -> Folder:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from headstart import proof, runtime
+from headstart.backbones.backbone import InputSpec
 from headstart.backbones.catalog import DEFAULT_BACKBONE, load_backbone
 from headstart.baselines import scratch_seconds
 from headstart.data.audit import Audit
@@ -67,6 +68,7 @@ def fit(
     options: Options | None = None,
     *,
     module: nn.Module | None = None,
+    input: InputSpec | None = None,
     overwrite: bool = False,
     progress: runtime.Progress = runtime.silent,
     tell: Any = None,
@@ -74,7 +76,8 @@ def fit(
     """The main job: the best classifier that a pretrained network can honestly be made into, with proof.
 
     `source` is a folder, a table, IDX or NPZ files, arrays or a Hugging Face data set; `out` the run folder, None to keep the run
-    in memory; `module` a network of your own instead of a named backbone; `tell` is called with each line of the log.
+    in memory; `module` a network of your own instead of a named backbone, and `input` the preprocessing that it expects; `tell`
+    is called with each line of the log.
 
     Raises:
         HeadstartError: with what was got, what was expected, and what to do next.
@@ -91,7 +94,7 @@ def fit(
             story.dataset(dataset)
         with story.phase("extract"):
             weights = None if options.weights is None else Path(options.weights)
-            backbone = load_backbone(options.backbone if module is None else module, weights=weights)
+            backbone = load_backbone(options.backbone if module is None else module, weights=weights, input=input)
             engine = Engine(backbone, precision=options.precision)
             features = extract(backbone, dataset, store, engine=engine, progress=progress)
         with story.phase("head"):
