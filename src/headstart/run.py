@@ -189,13 +189,13 @@ class Folder:
 
     def _settle(self, overwrite: bool) -> None:
         assert self.path is not None
-        kept, same = self.path / "config.json", False
+        kept, before, same = self.path / "config.json", None, False
         others = [p.name for p in self.path.iterdir() if p.name not in (".lock", LOG)]
         if kept.exists():
             with contextlib.suppress(OSError, ValueError):
                 before = json.loads(kept.read_text(encoding="utf-8"))
                 same = all(before.get(key) == self.config[key] for key in ("source", "options"))
-            if not same and not overwrite:
+            if before is not None and not same and not overwrite:
                 raise OutputError(
                     f"'{self.path}' holds a run on other data or with other options. Give another folder with --out, "
                     "or --overwrite to replace it."
