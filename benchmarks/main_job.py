@@ -111,6 +111,12 @@ def without_baselines(source: Path, seed: int) -> dict[str, Any]:
     }
 
 
+def commit() -> str:
+    """The commit that is measured; cases of different commits may stand side by side."""
+    asked = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    return subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip()
+
+
 def main() -> None:
     """Run the cases that are not in the results yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

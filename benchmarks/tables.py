@@ -30,8 +30,8 @@ def whole_runs(cases: dict[str, Any]) -> list[str]:
     """One row per whole run: every model's accuracy, the verdict, what was trained, time and memory."""
     rows = [
         "| data set | test images | final | 95 % interval | best head | last-stage head | small network | pixels | verdict | "
-        "rungs kept of tried | seconds | peak GB |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "rungs kept of tried | seconds | peak GB | commit |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for case in cases.values():
         if case["kind"] != "whole":
@@ -44,7 +44,7 @@ def whole_runs(cases: dict[str, Any]) -> list[str]:
             f"| {case['set']} | {case['test_images']} | **{percent(final['value'])}** | {percent(final['low'])} to "
             f"{percent(final['high'])} | {percent(found['head']['value'])} | {percent(found['last_stage_head']['value'])} | "
             f"{percent(found['scratch_cnn']['value'])} | {percent(found['pixels']['value'])} | {verdict} | "
-            f"{kept} of {len(case['rungs'])} | {case['seconds']:.0f} | {case['peak_memory_bytes'] / 1e9:.2f} |"
+            f"{kept} of {len(case['rungs'])} | {case['seconds']:.0f} | {case['peak_memory_bytes'] / 1e9:.2f} | {case['commit']} |"
         )
     return rows
 
