@@ -135,12 +135,8 @@ def main() -> None:
             if case in record["cases"] and not given.again:
                 continue
             run = whole if seed == 0 else without_baselines
-            record["cases"][case] = {
-                "set": name,
-                "seed": seed,
-                "load": os.getloadavg()[0],
-                **run(given.data / SETS[name], seed),
-            }
+            facts = {"set": name, "seed": seed, "commit": commit(), "load": os.getloadavg()[0]}
+            record["cases"][case] = {**facts, **run(given.data / SETS[name], seed)}
             RESULTS.parent.mkdir(exist_ok=True)
             RESULTS.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
             shown = {key: round(100 * value["value"], 1) for key, value in record["cases"][case]["accuracy"].items()}
