@@ -27,6 +27,7 @@ from headstart.plan import Plan
 from headstart.proof import Proof
 from headstart.report.gather import gather
 from headstart.report.report import render
+from headstart.tasks.classification import softmax
 from headstart.verdict import Verdict
 
 FORMAT = 1
@@ -300,9 +301,7 @@ def reproduce(source: str, options: Settings, folder: Path | None) -> str:
 def _predictions(dataset: Dataset, proof: Proof) -> list[dict[str, Any]]:
     """One row per tested picture (its first repeat): path, label, predicted, probability, second, second_probability."""
     count = proof.report.images
-    heat = proof.rivals["final"].calibrated[:count].astype(np.float64)
-    shares = np.exp(heat - heat.max(1, keepdims=True))
-    shares /= shares.sum(1, keepdims=True)
+    shares = softmax(proof.rivals["final"].calibrated[:count])
     rows = []
     for index, row in zip(proof.indices[:count], shares, strict=True):
         first, second = np.argsort(-row, kind="stable")[:2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -78,7 +79,7 @@ def show_run(run: Run) -> None:
     console.print(f"{test['images']:,} images tested, {run.metrics['seconds']['total']:.0f} s")
     if run.folder is not None:
         console.print(f"report   {escape(str(run.report))}", soft_wrap=True)
-        console.print(f"predict  headstart predict {escape(str(run.folder))} PICTURES…", soft_wrap=True)
+        console.print(f"predict  headstart predict {escape(shlex.quote(str(run.folder)))} PICTURES…", soft_wrap=True)
 
 
 def show_scores(report: TestReport) -> None:

@@ -16,6 +16,7 @@ from headstart.plan import Plan, Rung
 from headstart.proof import Proof
 from headstart.report.record import CurvePoint, HeadRow, Mistake, ReportData, RungRow, StageRow
 from headstart.report.report import thumbnail
+from headstart.tasks.classification import softmax
 
 _CLASSES, _PICTURES, _MISTAKES = 12, 5, 24
 
@@ -124,9 +125,7 @@ def _thumbnails(dataset: Dataset) -> list[tuple[str, list[bytes]]]:
 
 def _mistakes(dataset: Dataset, proof: Proof) -> list[Mistake]:
     count = proof.report.images
-    logits = proof.rivals["final"].calibrated[:count].astype(np.float64)
-    shares = np.exp(logits - logits.max(1, keepdims=True))
-    shares /= shares.sum(1, keepdims=True)
+    shares = softmax(proof.rivals["final"].calibrated[:count])
     answered, labels = shares.argmax(1), dataset.labels[proof.indices[:count]]
     wrong = np.flatnonzero(answered != labels)
     worst = wrong[np.argsort(-shares[wrong, answered[wrong]], kind="stable")][:_MISTAKES]
