@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from headstart.features.extract import (
     extract,
     transform_of,
 )
-from headstart.features.store import Store
+from headstart.features.store import Store, Table
 from tests.toys import SPEC, TinyNet, folder, striped, stripes, tiny_backbone
 
 Passes = Callable[[], int]
@@ -186,23 +186,22 @@ def test_equal_pictures_are_run_once(passes: Passes) -> None:
 
 def test_an_interrupted_extraction_goes_on_where_it_stopped(monkeypatch: pytest.MonkeyPatch, passes: Passes) -> None:
     dataset, backbone = striped(100), tiny_backbone()
-    whole = Engine.pooled
+    whole = Table.append
     calls: list[int] = []
 
-    def killed(self: Engine, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
-        calls.append(len(pictures))
+    def interrupted(self: Table, digests: Sequence[str], rows: NDArray[np.float32]) -> None:
+        calls.append(len(digests))
         if len(calls) > 3:
             raise KeyboardInterrupt
-        return whole(self, pictures)
+        whole(self, digests, rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Engine, "pooled", killed)
+        patch.setattr(Table, "append", interrupted)
         with pytest.raises(KeyboardInterrupt):
             features(dataset, backbone)
     passes()
     resumed = features(dataset, backbone)
-    done = passes()
-    assert 0 < done < 100
+    assert passes() == 100 - 3 * BATCH
     plain = extract(
         backbone, dataset, Store(Path(resumed.table.folder) / "other"), engine=Engine(backbone, precision="float32")
     )
