@@ -93,10 +93,10 @@ def test_views_from_scratch_are_shifted_and_mirrored_and_repeat(thumbs: Thumbnai
 def test_pixels_tell_bright_from_dark_and_not_the_turn_of_stripes(dataset: Dataset, thumbs: Thumbnails) -> None:
     pool = dataset.indices("train")
     bright = (thumbs.read(pool).mean((1, 2, 3)) > np.median(thumbs.read(pool).mean((1, 2, 3)))).astype(np.int64)
-    head, inside = fit_pixels(thumbs, bright, dataset.fold[pool], 2, pool)
+    head, inside = fit_pixels(thumbs, bright, dataset.fold[pool], 2, pool, Store())
     assert (inside.argmax(1) == bright).mean() > 0.85
     assert head.logits(pixel_features(thumbs.read(pool))).shape == (len(pool), 2)
-    turned, out_of_fold = fit_pixels(thumbs, dataset.labels[pool], dataset.fold[pool], 3, pool)
+    turned, out_of_fold = fit_pixels(thumbs, dataset.labels[pool], dataset.fold[pool], 3, pool, Store())
     assert turned.weight.shape == (768, 3)
     assert (out_of_fold.argmax(1) == dataset.labels[pool]).mean() < 0.65
 

@@ -22,9 +22,9 @@ from headstart.data.images import Transform
 from headstart.features.engine import normalize
 from headstart.features.extract import batches
 from headstart.features.store import Store, Table
-from headstart.heads import Head, fit_head, score_logistic
+from headstart.heads import LOGISTIC_STRENGTHS, Head, fit_head, score_logistic
 from headstart.plan import SCRATCH_SEARCH, Rung
-from headstart.solvers import principal_axes
+from headstart.solvers import STEPS, principal_axes
 from headstart.train import Checkpoint, Net, held_out_logits, train
 
 RATES = (1e-3, 3e-3, 1e-2)
@@ -75,12 +75,31 @@ def pixel_features(pictures: NDArray[np.uint8], side: int = 16) -> NDArray[np.fl
 
 
 def fit_pixels(
-    thumbs: Thumbnails, labels: NDArray[np.int64], folds: NDArray[np.int64], classes: int, pool: NDArray[np.int64]
+    thumbs: Thumbnails,
+    labels: NDArray[np.int64],
+    folds: NDArray[np.int64],
+    classes: int,
+    pool: NDArray[np.int64],
+    store: Store,
 ) -> tuple[Head, NDArray[np.float32]]:
     """L2-logistic regression on 16 × 16 pixels, its strength cross-validated; the head and out-of-fold logits (M, K)."""
+    spec = {
+        "thumbnails": thumbs.table.folder.name,
+        "pictures": thumbs.table.content(thumbs.rows[pool]),
+        "labels": hashlib.blake2b(labels.tobytes() + folds.tobytes(), digest_size=16).hexdigest(),
+        "classes": classes,
+        "solver": [LOGISTIC_STRENGTHS, STEPS, torch.__version__],
+    }
+    memo = store.artifact("pixels", spec)
+    stored = memo.load()
+    if stored is not None:
+        record, arrays = stored
+        return Head("logistic", (0,), record["strength"], arrays["weight"], arrays["bias"]), arrays["logits"]
     features = pixel_features(thumbs.read(pool))
     score = score_logistic(principal_axes(features), labels, folds, classes, (0,))
-    return fit_head(features, labels, classes, score.kind, (0,), score.strength), score.logits
+    head = fit_head(features, labels, classes, score.kind, (0,), score.strength)
+    memo.save({"strength": score.strength}, {"weight": head.weight, "bias": head.bias, "logits": score.logits})
+    return head, score.logits
 
 
 @final

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
-from scipy.stats import binom
+from scipy.special import bdtr
 
 from headstart.errors import DataError
 from headstart.tasks import classification
@@ -264,7 +264,8 @@ def _difference(
 def sign_test(wins: int, losses: int) -> float:
     """Two-sided mid-p value of `wins` against `losses` where both are equally likely (Lancaster 1961)."""
     number, fewer = wins + losses, min(wins, losses)
-    return float(min(1.0, 2 * binom.cdf(fewer, number, 0.5) - binom.pmf(fewer, number, 0.5)))
+    # P(X ≤ k) + P(X < k) = 2 P(X ≤ k) − P(X = k): twice the mid-p tail.
+    return float(min(1.0, bdtr(fewer, number, 0.5) + (bdtr(fewer - 1, number, 0.5) if fewer else 0.0)))
 
 
 def _class_rows(labels: NDArray[np.int64], predicted: NDArray[np.int64], names: Sequence[str]) -> tuple[ClassRow, ...]:

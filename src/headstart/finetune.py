@@ -24,8 +24,9 @@ from headstart.data.dataset import Dataset
 from headstart.features.engine import Engine
 from headstart.features.extract import Features, cache_activations
 from headstart.features.store import Store
-from headstart.heads import Head, Score, fit_head
+from headstart.heads import Head, Score, fit_winner
 from headstart.plan import Plan, Rung
+from headstart.solvers import spread
 from headstart.train import Checkpoint, Epoch, FromImages, FromStore, Net, Source, Trained, held_out_logits, train
 
 ALPHAS = (1.0, 0.75, 0.5, 0.25)  # shares of the trained weights in the interpolation with the start
@@ -136,15 +137,8 @@ class Ladder:
         return [(pool[fold != number], pool[fold == number]) for number in numbers]
 
     def _head(self, fit: NDArray[np.int64]) -> Head:
-        chosen = self.chosen
-        return fit_head(
-            self.features.stages(chosen.taps, fit),
-            self.dataset.labels[fit],
-            len(self.dataset.classes),
-            chosen.kind,
-            chosen.taps,
-            chosen.strength,
-        )
+        labels, classes = self.dataset.labels[fit], len(self.dataset.classes)
+        return fit_winner(self.chosen, self.features, labels, classes, fit, self.store)
 
     def _try(
         self, rung: Rung, number: int, splits: list[_Split], best: NDArray[np.float32], truth: NDArray[np.int64]
@@ -225,11 +219,9 @@ class Ladder:
     ) -> tuple[Net, dict[str, Tensor], Trained]:
         """One training, or its stored outcome."""
         raw = torch.from_numpy(self.features.stages(split.head.taps, split.fit))
-        spread = raw.std(0, correction=0)
-        scale = torch.clamp(spread, min=float(1e-3 * spread.mean().clamp(min=1e-12)))
         backbone = copy.deepcopy(split.backbone)
         backbone.to(memory_format=torch.channels_last)
-        net = Net(backbone, split.head, rung.cut, raw.mean(0), scale).to(self.engine.device)
+        net = Net(backbone, split.head, rung.cut, raw.mean(0), spread(raw)).to(self.engine.device)
         start = net.weights()
         seed = self.plan.seed * 1000 + number
         spec = {

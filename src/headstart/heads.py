@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -201,6 +201,39 @@ def fit_head(
     return Head(kind, taps, strength, *axes.raw(w1 / temperature, b1 / temperature))
 
 
+def fit_winner(
+    score: Score, features: Features, labels: NDArray[np.int64], classes: int, pool: NDArray[np.int64], store: Store
+) -> Head:
+    """The head that `score` speaks of, fitted on the pictures `pool` (M,) with their `labels` (M,), once per store."""
+    memo = store.artifact(
+        "head",
+        {
+            **_subject(features, labels, classes, pool),
+            "head": [score.kind, score.taps, score.strength],
+            "solver": [STEPS, torch.__version__],
+        },
+    )
+    stored = memo.load()
+    if stored is not None:
+        return Head(score.kind, score.taps, score.strength, stored[1]["weight"], stored[1]["bias"])
+    head = fit_head(features.stages(score.taps, pool), labels, classes, score.kind, score.taps, score.strength)
+    memo.save({}, {"weight": head.weight, "bias": head.bias})
+    return head
+
+
+def _subject(
+    features: Features, labels: NDArray[np.int64], classes: int, pool: NDArray[np.int64], *more: NDArray[np.int64]
+) -> dict[str, Any]:
+    """What a head is fitted to, as part of a key."""
+    given = b"".join(array.tobytes() for array in (labels, *more))
+    return {
+        "features": features.table.folder.name,
+        "pictures": features.table.content(features.rows[pool]),
+        "labels": hashlib.blake2b(given, digest_size=16).hexdigest(),
+        "classes": classes,
+    }
+
+
 def race(
     features: Features,
     labels: NDArray[np.int64],
@@ -220,10 +253,7 @@ def race(
     candidates = None
     if store is not None:
         spec = {
-            "features": features.table.folder.name,
-            "pictures": features.table.content(features.rows[pool]),
-            "labels": hashlib.blake2b(labels.tobytes() + folds.tobytes(), digest_size=16).hexdigest(),
-            "classes": classes,
+            **_subject(features, labels, classes, pool, folds),
             "solver": [LOGISTIC_STRENGTHS, RIDGE_STRENGTHS, STEPS, torch.__version__],
         }
         memo = store.artifact("race", spec)

@@ -29,7 +29,7 @@ from headstart.features.engine import Engine
 from headstart.features.extract import Features, extract
 from headstart.features.store import Store
 from headstart.finetune import Finetuned
-from headstart.heads import Race, Score, fit_head, race
+from headstart.heads import Race, Score, fit_winner, race
 from headstart.model import Model
 from headstart.plan import Plan
 from headstart.tasks.classification import fit_temperature, softmax
@@ -125,7 +125,7 @@ def baselines(
         return majority_logits(labels[one.fit], classes, len(one.asked)), 1.0
 
     def pixels(one: Pass) -> tuple[NDArray[np.float32], float]:
-        head, inside = fit_pixels(thumbs, labels[one.fit], dataset.fold[one.fit], classes, one.fit)
+        head, inside = fit_pixels(thumbs, labels[one.fit], dataset.fold[one.fit], classes, one.fit, store)
         return head.logits(pixel_features(thumbs.read(one.asked))), fit_temperature(inside, labels[one.fit])
 
     def scratch(one: Pass) -> tuple[NDArray[np.float32], float]:
@@ -171,15 +171,13 @@ def prove(
 
     def scored(one: Pass, last: bool) -> tuple[Score, NDArray[np.int64]]:
         """The race's winner (or its last-stage head) for the pictures of this pass."""
-        ran = heads if sealed else race(features, labels[one.fit], dataset.fold[one.fit], classes, one.fit)
+        ran = heads if sealed else race(features, labels[one.fit], dataset.fold[one.fit], classes, one.fit, store=store)
         order = dataset.indices("train") if sealed else one.fit
         return (ran.last if last else ran.best), order
 
     def head(one: Pass, last: bool = False) -> tuple[NDArray[np.float32], float]:
         score, order = scored(one, last)
-        fitted = fit_head(
-            features.stages(score.taps, one.fit), labels[one.fit], classes, score.kind, score.taps, score.strength
-        )
+        fitted = fit_winner(score, features, labels[one.fit], classes, one.fit, store)
         return fitted.logits(features.stages(score.taps, one.asked)), fit_temperature(score.logits, labels[order])
 
     def final(one: Pass) -> tuple[NDArray[np.float32], float]:
