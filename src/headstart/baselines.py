@@ -22,12 +22,13 @@ from headstart.data.images import Transform
 from headstart.features.engine import normalize
 from headstart.features.extract import batches
 from headstart.features.store import Store, Table
-from headstart.heads import LOGISTIC_STRENGTHS, Head, fit_head, score_logistic
+from headstart.heads import Head, fit_head, score_logistic
 from headstart.plan import SCRATCH_SEARCH, Rung
 from headstart.solvers import STEPS, principal_axes
 from headstart.train import Checkpoint, Net, held_out_logits, train
 
 RATES = (1e-3, 3e-3, 1e-2)
+_STRENGTHS = (1e-2, 1e-3, 1e-4, 1e-5)  # of the L2 penalty on pixels, which are less to the point than features
 _VIEWS = 64
 _SEARCH = SCRATCH_SEARCH / len(RATES)  # share of the epochs that each learning rate gets in the search
 
@@ -88,7 +89,7 @@ def fit_pixels(
         "pictures": thumbs.table.content(thumbs.rows[pool]),
         "labels": hashlib.blake2b(labels.tobytes() + folds.tobytes(), digest_size=16).hexdigest(),
         "classes": classes,
-        "solver": [LOGISTIC_STRENGTHS, STEPS, torch.__version__],
+        "solver": [_STRENGTHS, STEPS, torch.__version__],
     }
     memo = store.artifact("pixels", spec)
     stored = memo.load()
@@ -96,7 +97,7 @@ def fit_pixels(
         record, arrays = stored
         return Head("logistic", (0,), record["strength"], arrays["weight"], arrays["bias"]), arrays["logits"]
     features = pixel_features(thumbs.read(pool))
-    score = score_logistic(principal_axes(features), labels, folds, classes, (0,))
+    score = score_logistic(principal_axes(features), labels, folds, classes, (0,), _STRENGTHS)
     head = fit_head(features, labels, classes, score.kind, (0,), score.strength)
     memo.save({"strength": score.strength}, {"weight": head.weight, "bias": head.bias, "logits": score.logits})
     return head, score.logits

@@ -34,7 +34,7 @@ from headstart.tasks.classification import fit_temperature
 
 Kind = Literal["logistic", "ridge", "centroid"]
 # Weight on ½‖W‖² for standardised features divided by √D, times the number of images: scale-free in N and D.
-LOGISTIC_STRENGTHS = (1e-3, 1e-4, 1e-5, 1e-6)
+LOGISTIC_STRENGTHS = (1e-4, 1e-5, 1e-6)
 RIDGE_STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 
 
@@ -108,6 +108,7 @@ def score_logistic(
     folds: NDArray[np.int64],
     classes: int,
     taps: tuple[int, ...],
+    strengths: tuple[float, ...] = LOGISTIC_STRENGTHS,
 ) -> Score:
     """Out-of-fold score of L2-logistic regression, at the strength with the least out-of-fold log-loss.
 
@@ -117,7 +118,7 @@ def score_logistic(
     numbers = [int(fold) for fold in np.unique(folds)]
     inside = torch.from_numpy(np.stack([folds != fold for fold in numbers])).float().to(axes.z.device)
     scores: list[Score] = []
-    for strength in LOGISTIC_STRENGTHS:
+    for strength in strengths:
         w, b = solve_logistic(axes, targets, inside, torch.full((len(numbers),), strength, device=axes.z.device))
         logits = torch.empty_like(targets)
         for place, fold in enumerate(numbers):

@@ -55,8 +55,9 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> Passes:
     return since
 
 
-def features(dataset: Dataset, backbone: Backbone, **options: int) -> Features:
-    return extract(backbone, dataset, Store(), engine=Engine(backbone, precision="float32"), **options)
+def features(dataset: Dataset, backbone: Backbone, *, folded: bool = True, **options: int) -> Features:
+    engine = Engine(backbone, precision="float32", folded=folded)
+    return extract(backbone, dataset, Store(), engine=engine, **options)
 
 
 def every_stage(found: Features) -> NDArray[np.float32]:
@@ -65,7 +66,7 @@ def every_stage(found: Features) -> NDArray[np.float32]:
 
 def test_features_equal_the_backbone_on_the_clean_view() -> None:
     dataset, backbone = striped(30), tiny_backbone()
-    found = features(dataset, backbone)
+    found = features(dataset, backbone, folded=False)
     views = np.stack([load_view(dataset.images, i, transform_of(backbone)) for i in range(len(dataset))])
     with torch.no_grad():
         stages = backbone.pooled(normalize(views, SPEC, torch.device("cpu")))

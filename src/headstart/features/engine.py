@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, Literal, final
 
 import numpy as np
@@ -14,9 +16,11 @@ from torch import Tensor
 
 from headstart import runtime
 from headstart.backbones.backbone import Activation, Backbone, InputSpec
+from headstart.features.folded import can_fold, fold
 
 Precision = Literal["float32", "bfloat16"]
 COSINE = 0.999  # the least agreement with float32, per picture, at which a faster precision is taken
+SAME = 1 - 1e-5  # and at which a folded copy in float32 is, which differs by rounding only
 
 
 def normalize(pictures: NDArray[np.uint8] | Tensor, spec: InputSpec, device: torch.device) -> Tensor:
@@ -49,58 +53,110 @@ def _cpu_flags() -> frozenset[str]:
     return frozenset()
 
 
+@dataclass(frozen=True)
+class _Way:
+    """One way to run a backbone: a precision, the network that runs, whether that is a folded copy, the state of the weights
+    that it was made from, and how well it agrees with plain float32."""
+
+    precision: Precision
+    net: Backbone
+    folded: bool
+    state: tuple[int, ...]
+    agreement: float | None = None
+
+
 @final
 class Engine:
     """A backbone on a device at a precision, behind NumPy in and NumPy out.
 
     `precision` "auto" takes bfloat16 where the device multiplies in it natively *and* the pooled features of the first
     batch keep a cosine of at least 0.999 with float32 for every picture; the choice depends on no clock, so it repeats.
-    The backbone is taken to the device, to channels_last and to evaluation mode; once the precision is settled, threads may
-    share the engine.
+    With `folded`, a CPU runs a copy whose norms are folded into its convolutions, if that copy agrees as well.
+    The backbone is taken to the device, to channels_last and to evaluation mode; threads may share the engine.
     """
 
     def __init__(
-        self, backbone: Backbone, *, precision: Precision | Literal["auto"] = "auto", device: torch.device | None = None
+        self,
+        backbone: Backbone,
+        *,
+        precision: Precision | Literal["auto"] = "auto",
+        device: torch.device | None = None,
+        folded: bool = True,
     ) -> None:
         self.device = runtime.device() if device is None else device
         self.backbone = backbone
         backbone.eval()
         backbone.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._wanted: Precision | Literal["auto"] = precision
-        self._precision: Precision | None = None if precision == "auto" else precision
-        self.agreement: float | None = None
+        self._way: _Way | None = None
+        self._fold = folded and can_fold(self.device)
+        self._lock = threading.Lock()
 
     @property
     def settled(self) -> Precision | None:
         """The precision in use, or None where no picture has been run yet."""
-        return self._precision
+        return self._way.precision if self._way else None if self._wanted == "auto" else self._wanted
 
-    def precision(self, pictures: NDArray[np.uint8]) -> Precision:
-        """The precision in use; settled on these pictures (N, H, W, 3) where it was not before."""
-        if self._precision is None:
-            self._precision = "float32"
-            if has_fast_bfloat16(self.device):
-                sample = pictures[:8]
-                with self._ready("float32"):
-                    exact = self._features(sample)
-                with self._ready("bfloat16"):
-                    fast = self._features(sample)
-                self.agreement = float(torch.nn.functional.cosine_similarity(exact, fast, dim=1).min())
-                if self.agreement >= COSINE:
-                    self._precision = "bfloat16"
-        return self._precision
+    @property
+    def agreement(self) -> float | None:
+        """The least cosine with plain float32, per picture, of what was settled on; None where nothing was compared."""
+        return self._way.agreement if self._way else None
+
+    @property
+    def how(self) -> str | None:
+        """How the backbone is run, in words that key stored results; None where that is not settled."""
+        way = self._way
+        return None if way is None or way.state != self._state() else f"{way.precision}{' folded' * way.folded}"
+
+    def settle(self, pictures: NDArray[np.uint8]) -> None:
+        """Decide how the backbone is run, on the first of these pictures (N, H, W, 3), unless that is decided."""
+        self._settled(pictures)
+
+    def _settled(self, pictures: NDArray[np.uint8]) -> _Way:
+        way = self._way
+        if way is None or way.state != self._state():
+            with self._lock:
+                if self._way is None or self._way.state != self._state():
+                    self._way = self._compared(pictures[:8])
+                way = self._way
+        return way
+
+    def _compared(self, sample: NDArray[np.uint8]) -> _Way:
+        """The first way that agrees with plain float32 on the sample, the fastest first."""
+        state = self._state()
+        plain = _Way("float32", self.backbone, False, state)
+        wanted: tuple[Precision, ...] = ("float32",) if self._wanted == "auto" else (self._wanted,)
+        if self._wanted == "auto" and has_fast_bfloat16(self.device):
+            wanted = ("bfloat16", "float32")
+        ways = []
+        for precision in wanted:
+            copied = fold(self.backbone, getattr(torch, precision)) if self._fold else None
+            ways += [_Way(precision, copied, True, state)] if copied is not None else []
+            ways += [_Way(precision, self.backbone, False, state)]
+        exact = self._features(plain, sample) if len(ways) > 1 else torch.empty(0)
+        for way in ways[:-1]:
+            agreement = float(torch.nn.functional.cosine_similarity(exact, self._features(way, sample), dim=1).min())
+            if agreement >= (COSINE if way.precision == "bfloat16" else SAME):
+                return replace(way, agreement=agreement)
+        return ways[-1]  # plain float32, or the precision that was asked for, whatever it costs
+
+    def _state(self) -> tuple[int, ...]:
+        """Changes with every change of the weights."""
+        return tuple(tensor._version for tensor in (*self.backbone.parameters(), *self.backbone.buffers()))
 
     def pooled(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Pooled outputs of every stage, side by side: (N, sum of widths) float32."""
-        with self._ready(self.precision(pictures)):
-            stages = self.backbone.pooled(normalize(pictures, self.backbone.input, self.device))
+        way = self._settled(pictures)
+        with self._ready(way.precision):
+            stages = way.net.pooled(normalize(pictures, self.backbone.input, self.device))
             return torch.cat(stages, dim=1).float().cpu().numpy()
 
     def activations(self, pictures: NDArray[np.uint8], cut: int) -> tuple[Tensor, NDArray[np.float32]]:
         """Activation at the cut, flattened (N, L) in the running precision, and the pooled outputs of `stages[:cut]`."""
-        with self._ready(self.precision(pictures)):
+        way = self._settled(pictures)
+        with self._ready(way.precision):
             images = normalize(pictures, self.backbone.input, self.device)
-            activation, pooled = self.backbone.run_and_pool(images, 0, cut)
+            activation, pooled = way.net.run_and_pool(images, 0, cut)
             beside = torch.cat(pooled, dim=1).float().cpu().numpy()
             return self.backbone.flatten(activation).cpu(), beside
 
@@ -111,18 +167,19 @@ class Engine:
         """
         height, width = self.backbone.input.size
         pictures = np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
-        frozen = self._timed(pictures, self.precision(pictures))
-        return frozen, [3.0 * seconds for seconds in self._timed(pictures, "float32")]
+        frozen = self._timed(pictures, self._settled(pictures))
+        plain = self._timed(pictures, _Way("float32", self.backbone, False, self._state()))
+        return frozen, [3.0 * seconds for seconds in plain]
 
-    def _timed(self, pictures: NDArray[np.uint8], precision: Precision) -> list[float]:
+    def _timed(self, pictures: NDArray[np.uint8], way: _Way) -> list[float]:
         best = [float("inf")] * len(self.backbone.stages)
-        with self._ready(precision):
+        with self._ready(way.precision):
             for _ in range(3):  # the first pass pays for what is set up once
                 activation: Activation = normalize(pictures, self.backbone.input, self.device)
                 for place in range(len(best)):
                     self._synchronize()
                     began = time.perf_counter()
-                    activation = self.backbone.run(activation, place, place + 1)
+                    activation = way.net.run(activation, place, place + 1)
                     self._synchronize()
                     best[place] = min(best[place], (time.perf_counter() - began) / len(pictures))
         return best
@@ -131,9 +188,10 @@ class Engine:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def _features(self, pictures: NDArray[np.uint8]) -> Tensor:
-        features: Tensor = self.backbone(normalize(pictures, self.backbone.input, self.device))
-        return features.float()
+    def _features(self, way: _Way, pictures: NDArray[np.uint8]) -> Tensor:
+        with self._ready(way.precision):
+            features: Tensor = way.net(normalize(pictures, self.backbone.input, self.device))
+            return features.float()
 
     @contextmanager
     def _ready(self, precision: Precision) -> Iterator[None]:

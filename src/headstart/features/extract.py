@@ -19,7 +19,9 @@ from headstart.data.images import Transform, load_view, load_views
 from headstart.features.engine import Engine
 from headstart.features.store import Store, Table
 
-BATCH = 8  # pictures a worker runs at a time: 16 is no faster and holds 340 MB more (EfficientNet-Lite0, two workers)
+BATCH = (
+    4  # pictures a worker runs at a time: more do not fit the caches, and are slower (EfficientNet-Lite0, two workers)
+)
 T = TypeVar("T")
 
 
@@ -104,7 +106,7 @@ def extract(
         StoreError: where the store cannot be written.
     """
     engine = Engine(backbone) if engine is None else engine
-    spec = _spec(backbone, None, view, seed) | {"precision": _settled(engine, dataset)}
+    spec = _spec(backbone, None, view, seed) | {"precision": settle(engine, dataset)}
     table = store.table("pooled", spec, "float32", sum(backbone.widths))
     # In the order of the contents: who shares a batch moves the last bits, and names and order of files must not.
     missing = sorted(table.missing(dataset.digests), key=lambda i: dataset.digests[i])
@@ -119,13 +121,14 @@ def extract(
     return Features(table, table.locate(dataset.digests), tuple(backbone.widths))
 
 
-def _settled(engine: Engine, dataset: Dataset) -> str:
-    """The engine's precision, settled on pictures that do not depend on the order of the files."""
-    if engine.settled is not None:
-        return engine.settled
-    first = sorted(range(len(dataset)), key=lambda i: dataset.digests[i])[:8]
-    transform = transform_of(engine.backbone)
-    return engine.precision(np.stack([load_view(dataset.images, i, transform) for i in first]))
+def settle(engine: Engine, dataset: Dataset) -> str:
+    """How the engine runs, decided on pictures that do not depend on the order of the files."""
+    if engine.how is None:
+        first = sorted(range(len(dataset)), key=lambda i: dataset.digests[i])[:8]
+        transform = transform_of(engine.backbone)
+        engine.settle(np.stack([load_view(dataset.images, i, transform) for i in first]))
+    assert engine.how is not None
+    return engine.how
 
 
 @dataclass(frozen=True)
@@ -192,12 +195,13 @@ def cache_activations(
         StoreError: where the activations do not fit or cannot be written.
     """
     engine = Engine(backbone) if engine is None else engine
-    precision = _settled(engine, dataset)
+    how = settle(engine, dataset)
+    dtype = "uint16" if engine.settled == "bfloat16" else "float32"
     values = sum(int(np.prod(shape)) for shape in backbone.shapes[cut - 1])
     tables = []
     for view in range(views):
-        spec = _spec(backbone, cut, view, seed) | {"precision": precision}
-        table = store.table("activations", spec, "uint16" if precision == "bfloat16" else "float32", values)
+        spec = _spec(backbone, cut, view, seed) | {"precision": how}
+        table = store.table("activations", spec, dtype, values)
         tables.append((table, store.table("beside", spec, "float32", sum(backbone.widths[:cut]))))
     whole = _lacking(tables, dataset, augmented)
     work = [(whole, tuple(range(views))), (_lacking(tables[:1], dataset, np.setdiff1d(clean, whole)), (0,))]

@@ -1,0 +1,155 @@
+"""A frozen network made ready for inference on a CPU: normalisation folded into the convolutions, activations run with them.
+
+In evaluation mode BatchNorm is an affine map per channel, which the convolution before it can take over (Jacob et al. 2018,
+arXiv 1712.05877, section 3.2); oneDNN applies the activation while the result is still in the cache. The results equal the
+original ones up to rounding. Nothing is compiled, so that a short job pays nothing for it.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from headstart.backbones.backbone import Backbone
+
+# What oneDNN can do to the result of a convolution at no cost, by the class of the module that would do it.
+_FUSED: dict[str, tuple[str, list[float]]] = {
+    "Identity": ("none", []), "ReLU": ("relu", []), "ReLU6": ("hardtanh", [0.0, 6.0]), "SiLU": ("swish", []),
+    "Hardswish": ("hardswish", []),
+}  # fmt: skip
+_NORMS = ("BatchNorm2d", "BatchNormAct2d")  # torch's, and timm's with an activation inside
+
+
+def can_fold(device: torch.device) -> bool:
+    """Whether torch has oneDNN's fused convolutions here."""
+    return (
+        device.type == "cpu"
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+    )
+
+
+def fold(backbone: Backbone, dtype: torch.dtype) -> Backbone | None:
+    """A copy for inference in `dtype`, None where no normalisation follows a convolution within a stage.
+
+    Which pairs belong together is seen in one forward pass: the norm's input is the very tensor that the convolution gave.
+    Whether somebody else read that tensor, too, is not seen: compare what the copy computes with the original.
+    """
+    pairs = _pairs(backbone)
+    if not pairs:
+        return None
+    # The copy runs its stages, and has no use for the original network, which would be copied with it.
+    made = copy.deepcopy(backbone, {id(backbone._network): ()})
+    for conv, norm, size in pairs:
+        _replace(made, conv, Folded(made.get_submodule(conv), made.get_submodule(norm), size, dtype))
+        _replace(made, norm, nn.Identity())
+    return made.eval()
+
+
+@final
+class Folded(nn.Module):
+    """A convolution with the norm after it folded in: (N, C, *size) to (N, K, H, W), in `dtype`."""
+
+    def __init__(self, conv: nn.Module, norm: nn.Module, size: tuple[int, int], dtype: torch.dtype) -> None:
+        super().__init__()
+        assert isinstance(conv, nn.Conv2d)
+        assert isinstance(norm, nn.BatchNorm2d)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        weight, bias = fuse_conv_bn_weights(
+            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        )
+        self.dtype, self.stride, self.dilation, self.groups = dtype, conv.stride, conv.dilation, conv.groups
+        leading, self.padding = _padding(conv, size)
+        # Where one pixel more is padded at the end than at the start, a row and column of zeros before the kernel make the padding
+        # even, which spares a padded copy of the input.
+        weight = functional.pad(weight.detach(), (leading[1], 0, leading[0], 0))
+        self.weight = weight.to(dtype).to(memory_format=torch.channels_last)
+        self.bias = (
+            bias.detach().float()
+        )  # in float32 also beside bfloat16 weights: its rounding would move every pixel
+        act = getattr(norm, "act", nn.Identity())
+        self.attribute, self.scalars = _FUSED.get(type(act).__name__, _FUSED["Identity"])
+        self.then = nn.Identity() if type(act).__name__ in _FUSED else act
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.ops.mkldnn._convolution_pointwise(
+            x.to(self.dtype), self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups,
+            self.attribute, self.scalars, "",
+        )  # fmt: skip
+        return self.then(y)  # type: ignore[no-any-return]
+
+
+def _padding(conv: nn.Conv2d, size: tuple[int, int]) -> tuple[list[int], list[int]]:
+    """Zeros to put before the kernel, and what to pad on both sides, each for (height, width)."""
+    if type(conv) is nn.Conv2d:
+        assert not isinstance(conv.padding, str)
+        return [0, 0], list(conv.padding)
+    leading, both = [], []  # timm's Conv2dSame: as TensorFlow, the odd pixel goes to the right and the bottom
+    for length, kernel, stride in zip(size, conv.kernel_size, conv.stride, strict=True):
+        total = max(0, (-(-length // stride) - 1) * stride + kernel - length)
+        leading.append(total % 2)
+        both.append(total // 2 + total % 2)
+    return leading, both
+
+
+def _pairs(backbone: Backbone) -> list[tuple[str, str, tuple[int, int]]]:
+    """Names of convolutions and of the norms that alone follow them in the same stage, and (height, width) of the input."""
+    found: list[tuple[str, str, tuple[int, int]]] = []
+    calls: dict[str, int] = {}
+    last: list[Any] = [None, None, (0, 0)]
+
+    def watch(name: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            calls[name] = calls.get(name, 0) + 1
+            if _is_plain(module):
+                last[:] = [name, output, tuple(inputs[0].shape[2:])]
+            elif inputs and inputs[0] is last[1] and name.split(".")[:2] == last[0].split(".")[:2]:
+                found.append((last[0], name, last[2]))
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(watch(name))
+        for name, module in backbone.named_modules()
+        if _is_plain(module) or _is_norm(module)
+    ]
+    try:
+        with torch.inference_mode():
+            device = next(backbone.parameters()).device
+            backbone(torch.zeros(1, 3, *backbone.input.size, device=device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [pair for pair in found if calls[pair[0]] == calls[pair[1]] == 1]
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a module is a convolution and no more: subclasses may change their weights before they use them."""
+    if not isinstance(module, nn.Conv2d) or module.padding_mode != "zeros":
+        return False
+    same = (
+        type(module).__name__ == "Conv2dSame"
+        and type(module).__module__.startswith("timm.")
+        and module.dilation == (1, 1)
+    )
+    return same or (type(module) is nn.Conv2d and not isinstance(module.padding, str))
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return (
+        isinstance(module, nn.BatchNorm2d)
+        and type(module).__name__ in _NORMS
+        and module.running_mean is not None
+        and isinstance(getattr(module, "drop", None) or nn.Identity(), nn.Identity)
+    )
+
+
+def _replace(root: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(root.get_submodule(parent), name, module)

@@ -1,0 +1,125 @@
+"""A folded copy computes what the network computes, or is not used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from headstart.backbones.bundled import BUNDLED
+from headstart.backbones.catalog import load_backbone
+from headstart.backbones.from_module import load_module
+from headstart.features.engine import SAME, Engine
+from headstart.features.extract import BATCH
+from headstart.features.folded import Folded, can_fold, fold
+from tests.toys import SPEC, stripes, tiny_backbone
+
+CPU = torch.device("cpu")
+pytestmark = pytest.mark.skipif(not can_fold(CPU), reason="torch has no oneDNN here")
+
+
+def count(network: nn.Module) -> int:
+    return sum(isinstance(module, Folded) for module in network.modules())
+
+
+def settle_statistics(network: nn.Module) -> nn.Module:
+    """Norms whose statistics, weights and biases are far from neutral."""
+    torch.manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.running_mean, module.bias):
+                assert tensor is not None
+                nn.init.normal_(tensor)
+            for tensor in (module.running_var, module.weight):
+                assert tensor is not None
+                nn.init.uniform_(tensor, 0.5, 2.0)
+    return network.eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "pairs"),
+    [("mobilenetv2_050", 52), ("resnet10t", 14), ("mnasnet_small", 46), ("tf_mobilenetv3_small_minimal_100", 34)],
+)
+def test_the_folded_copy_of_a_real_architecture_agrees_in_every_stage(name: str, pairs: int) -> None:
+    import timm
+
+    network = settle_statistics(timm.create_model(name, num_classes=0))
+    backbone = load_module(network, SPEC)
+    backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    copy = fold(backbone, torch.float32)
+    assert copy is not None
+    assert count(copy) == pairs
+    assert not count(backbone)
+    x = torch.randn(3, 3, 32, 32)
+    with torch.inference_mode():
+        for ours, theirs in zip(copy.pooled(x.clone()), backbone.pooled(x.clone()), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()))
+
+
+def test_the_bundled_backbone_runs_folded_and_agrees() -> None:
+    backbone = load_backbone(next(iter(BUNDLED)))
+    pictures = np.random.default_rng(0).integers(0, 256, (BATCH, *backbone.input.size, 3), dtype=np.uint8)
+    plain, folded = Engine(backbone, precision="float32", folded=False), Engine(backbone, precision="float32")
+    expected, found = plain.pooled(pictures), folded.pooled(pictures)
+    assert (plain.how, folded.how) == ("float32", "float32 folded")
+    assert folded.agreement is not None
+    assert folded.agreement >= SAME
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.max()))
+
+
+class Twice(nn.Module):
+    """A convolution whose output is also read beside its norm, and one that runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8)
+        self.again, self.second = nn.Conv2d(8, 8, 3, 1, 1), nn.BatchNorm2d(8)
+        self.last = nn.Conv2d(8, 8, 3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        y = torch.relu(y - 0.5 * self.norm(y))
+        y = torch.relu(self.again(y))
+        y = torch.relu(self.second(self.again(y)))
+        return self.last(y).mean((2, 3))  # type: ignore[no-any-return]
+
+
+def test_a_copy_that_would_compute_something_else_is_not_used() -> None:
+    backbone = load_module(settle_statistics(Twice()), SPEC)
+    engine, plain = Engine(backbone, precision="float32"), Engine(backbone, precision="float32", folded=False)
+    pictures = stripes(6)[0]
+    assert np.array_equal(engine.pooled(pictures), plain.pooled(pictures))
+    assert engine.how == "float32"
+
+
+@pytest.mark.parametrize("act", [nn.ReLU(), nn.ReLU6(), nn.SiLU(), nn.Hardswish(), nn.GELU(), nn.LeakyReLU(0.2)])
+@pytest.mark.parametrize("settings", [{}, {"stride": 2, "bias": False}, {"groups": 4}])
+def test_every_kind_of_convolution_and_activation(act: nn.Module, settings: dict[str, Any]) -> None:
+    from timm.layers.conv2d_same import Conv2dSame
+    from timm.layers.norm_act import BatchNormAct2d
+
+    for conv in (nn.Conv2d(4, 8, 3, padding=1, **settings), Conv2dSame(4, 8, 5, **settings)):
+        norm = BatchNormAct2d(8, act_layer=lambda inplace=True: act)
+        settle_statistics(norm)
+        x = torch.randn(2, 4, 31, 32).to(memory_format=torch.channels_last)
+        with torch.inference_mode():
+            expected = norm(conv(x))
+            found = Folded(conv, norm, (31, 32), torch.float32)(x.clone())
+            rough = Folded(conv, norm, (31, 32), torch.bfloat16)(x.clone())
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(rough.float(), expected, rtol=0.1, atol=0.1)
+
+
+def test_weights_that_change_are_folded_anew() -> None:
+    backbone = tiny_backbone()
+    engine, pictures = Engine(backbone, precision="float32"), stripes(6)[0]
+    before = engine.pooled(pictures)
+    assert engine.how == "float32 folded"
+    with torch.no_grad():
+        next(iter(backbone.parameters())).mul_(2)
+    assert engine.how is None
+    assert not np.allclose(engine.pooled(pictures), before)
+    assert np.allclose(engine.pooled(pictures), Engine(backbone, precision="float32", folded=False).pooled(pictures))
