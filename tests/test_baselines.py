@@ -127,11 +127,11 @@ def scratching(dataset: Dataset, thumbs: Thumbnails, **changes: Any) -> Scratchi
 def test_the_network_from_scratch_learns_what_can_be_learnt(dataset: Dataset, thumbs: Thumbnails) -> None:
     pool = dataset.indices("train")
     fold = dataset.fold[pool]
-    found = scratching(dataset, thumbs, epochs=7, fit=pool[fold != 0], held=pool[fold == 0], whole=pool).run()
+    found = scratching(dataset, thumbs, epochs=25, fit=pool[fold != 0], held=pool[fold == 0], whole=pool).run()
     truth = dataset.labels[dataset.indices("test")]
     assert (found.logits.argmax(1) == truth).mean() > 0.6
     assert found.rate in RATES
-    assert (found.complete, found.epochs) == (True, 7)
+    assert (found.complete, found.epochs) == (True, 25)
 
 
 def test_a_second_baseline_from_scratch_trains_nothing(

@@ -120,13 +120,13 @@ def test_fewer_pictures_get_more_passes_within_bounds() -> None:
 
 
 def test_the_network_from_scratch_gets_the_time_of_transfer_within_bounds() -> None:
-    assert plan(mode="head").scratch_epochs == 8
+    assert plan(mode="head").scratch_epochs == 5
     assert plan(changes={"training_seconds": [1.0] * 5}).scratch_epochs == 150
     for pace in (0.0005, 0.001, 0.002):
         found = plan(changes={"scratch_seconds": pace})
         transfer = 800 * (0.004 + 0.01) + sum(seconds(evidence(), rung, found.judge) for rung in found.rungs)
         given = found.scratch_epochs * 800 * pace * 1.6
-        assert transfer * 0.97 <= given <= transfer * 1.28 or found.scratch_epochs == 150
+        assert transfer * 0.88 <= given <= transfer * 1.13 or found.scratch_epochs == 150
     # What is measured is noisy; a plan is written down with what came of it, and read back with it.
     assert (
         plan(changes={"scratch_seconds": 0.001}).scratch_epochs

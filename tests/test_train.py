@@ -210,7 +210,7 @@ def test_it_stops_early_where_half_of_the_schedule_brings_nothing(
 ) -> None:
     accuracies = iter([0.9, *[0.5] * 20])
 
-    def judged(net: Net, source: Source, labels: Indices, held: Indices, epoch: int, loss: float) -> room.Epoch:
+    def judged(net: Net, source: Source, labels: Indices, held: Indices, epoch: int, loss: float, _: str) -> room.Epoch:
         return room.Epoch(epoch, loss, 1.0, next(accuracies))
 
     monkeypatch.setattr(room, "_judged", judged)

@@ -104,7 +104,7 @@ class Ladder:
         Raises:
             StoreError: where the store cannot be written.
         """
-        pool = self._canonical(self.dataset.indices("train"))
+        pool = self.dataset.indices("train")
         splits = [_Split(fit, held, self.engine.backbone, self._head(fit)) for fit, held in self._judging(pool)]
         held = np.concatenate([split.held for split in splits])
         truth = self.dataset.labels[held]
@@ -125,13 +125,9 @@ class Ladder:
         backbone, head, refit = self._final(pool, splits, tuple(results), reasons)
         return Finetuned(backbone, head, tuple(results), held, best, refit, tuple(reasons))
 
-    def _canonical(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Pictures in the order of their contents, so that names and order of files change nothing."""
-        return np.array(sorted(indices.tolist(), key=lambda i: self.dataset.digests[i]), dtype=np.int64)
-
     def _judging(self, pool: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         if self.plan.judge == "val":
-            return [(pool, self._canonical(self.dataset.indices("val")))]
+            return [(pool, self.dataset.indices("val"))]
         fold = self.dataset.fold[pool]
         numbers = np.unique(fold) if self.plan.judge == "folds" else np.unique(fold)[:1]
         return [(pool[fold != number], pool[fold == number]) for number in numbers]

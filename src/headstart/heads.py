@@ -21,14 +21,14 @@ from headstart.features.extract import Features
 from headstart.features.store import Artifact, Store
 from headstart.solvers import (
     STEPS,
+    STEPS_ON,
     Axes,
     centroids,
+    logistic_path,
     one_hot,
     principal_axes,
     ridge_by_gram,
     ridge_by_hat,
-    solve_logistic,
-    solve_ridge,
 )
 from headstart.tasks.classification import fit_temperature
 
@@ -118,8 +118,7 @@ def score_logistic(
     numbers = [int(fold) for fold in np.unique(folds)]
     inside = torch.from_numpy(np.stack([folds != fold for fold in numbers])).float().to(axes.z.device)
     scores: list[Score] = []
-    for strength in strengths:
-        w, b = solve_logistic(axes, targets, inside, torch.full((len(numbers),), strength, device=axes.z.device))
+    for strength, (w, b) in zip(strengths, logistic_path(axes, targets, inside, strengths), strict=False):
         logits = torch.empty_like(targets)
         for place, fold in enumerate(numbers):
             out = torch.from_numpy(folds == fold).to(axes.z.device)
@@ -186,16 +185,22 @@ def fit_head(
     strength: float,
 ) -> Head:
     """Fit one head on all rows given: (N, D) float32, (N,) int64."""
-    axes = principal_axes(features)
+    return _solved(principal_axes(features), labels, classes, kind, taps, strength)
+
+
+def _solved(
+    axes: Axes, labels: NDArray[np.int64], classes: int, kind: Kind, taps: tuple[int, ...], strength: float
+) -> Head:
     targets = one_hot(labels, classes, axes.z.device)
     if kind == "logistic":
         everyone = torch.ones(1, len(labels), device=axes.z.device)
-        w, b = solve_logistic(axes, targets, everyone, torch.tensor([strength], device=axes.z.device))
+        stronger = [other for other in LOGISTIC_STRENGTHS if other > strength]  # by the way that the race took
+        *_, (w, b) = logistic_path(axes, targets, everyone, [*stronger, strength])
         return Head(kind, taps, strength, *axes.raw(w[0], b[0]))
     if kind == "ridge":
-        z = torch.cat([axes.z, torch.ones_like(axes.z[:, :1])], dim=1)
-        solved = solve_ridge(z.T @ z, z.T @ targets, strength * len(labels))
-        w1, b1 = solved[:-1], solved[-1]
+        # The axes are centred and orthogonal: every weight is a quotient, and the intercept is the mean.
+        w1 = (axes.z.T @ targets) / (axes.power + strength * len(labels))[:, None]
+        b1 = targets.mean(0)
     else:
         w1, b1 = centroids(axes.z, targets)
     temperature = fit_temperature((axes.z @ w1 + b1).cpu().numpy(), labels)
@@ -206,18 +211,27 @@ def fit_winner(
     score: Score, features: Features, labels: NDArray[np.int64], classes: int, pool: NDArray[np.int64], store: Store
 ) -> Head:
     """The head that `score` speaks of, fitted on the pictures `pool` (M,) with their `labels` (M,), once per store."""
-    memo = store.artifact(
-        "head",
-        {
-            **_subject(features, labels, classes, pool),
-            "head": [score.kind, score.taps, score.strength],
-            "solver": [STEPS, torch.__version__],
-        },
-    )
+    memo = _memo(store, score, features, labels, classes, pool)
     stored = memo.load()
     if stored is not None:
         return Head(score.kind, score.taps, score.strength, stored[1]["weight"], stored[1]["bias"])
-    head = fit_head(features.stages(score.taps, pool), labels, classes, score.kind, score.taps, score.strength)
+    axes = principal_axes(features.stages(score.taps, pool))
+    return _kept(memo, _solved(axes, labels, classes, score.kind, score.taps, score.strength))
+
+
+def _memo(
+    store: Store,
+    score: Score,
+    features: Features,
+    labels: NDArray[np.int64],
+    classes: int,
+    pool: NDArray[np.int64],
+) -> Artifact:
+    how = {"head": [score.kind, score.taps, score.strength], "solver": [STEPS, STEPS_ON, torch.__version__]}
+    return store.artifact("head", {**_subject(features, labels, classes, pool), **how})
+
+
+def _kept(memo: Artifact, head: Head) -> Head:
     memo.save({}, {"weight": head.weight, "bias": head.bias})
     return head
 
@@ -252,15 +266,16 @@ def race(
     of the paired difference. With a store, the same race is run once.
     """
     candidates = None
+    known: dict[tuple[int, ...], Axes] = {}
     if store is not None:
         spec = {
             **_subject(features, labels, classes, pool, folds),
-            "solver": [LOGISTIC_STRENGTHS, RIDGE_STRENGTHS, STEPS, torch.__version__],
+            "solver": [LOGISTIC_STRENGTHS, RIDGE_STRENGTHS, STEPS, STEPS_ON, torch.__version__],
         }
         memo = store.artifact("race", spec)
         candidates = _recalled(memo)
     if candidates is None:
-        candidates = _compete(features, labels, folds, classes, pool, progress)
+        candidates = _compete(features, labels, folds, classes, pool, known, progress)
         if store is not None:
             rows = [{name: getattr(score, name) for name in _PLAIN} for score in candidates]
             memo.save({"scores": rows}, {str(place): score.logits for place, score in enumerate(candidates)})
@@ -272,6 +287,10 @@ def race(
     else:
         reason = f"no head beats the last stage by more than one standard error ({100 * gain:.1f} ± {100 * error:.1f} points)"
         best = last
+    if store is not None and known:  # both will be asked for, and here the factorisations are at hand
+        for score in (best, last):
+            kept = _memo(store, score, features, labels, classes, pool)
+            _kept(kept, _solved(known[score.taps], labels, classes, score.kind, score.taps, score.strength))
     profile = tuple(score for score in candidates if score.kind == "ridge" and len(score.taps) == 1)
     return Race(candidates, best, last, profile, reason)
 
@@ -296,6 +315,7 @@ def _compete(
     folds: NDArray[np.int64],
     classes: int,
     pool: NDArray[np.int64],
+    known: dict[tuple[int, ...], Axes],
     progress: runtime.Progress,
 ) -> tuple[Score, ...]:
     stages = len(features.widths)
@@ -303,10 +323,9 @@ def _compete(
         {tuple(range(start, stages)) for start in (0, stages // 2, stages - 3) if 0 <= start < stages - 1}
     )
     with progress("Racing heads", stages + len(combined) + 4, "heads") as advance:
-        known: dict[tuple[int, ...], Axes] = {}  # the factorisation is most of the work, and scorers share it
 
         def scored(how: Scorer, taps: tuple[int, ...]) -> Score:
-            if taps not in known:
+            if taps not in known:  # the factorisation is most of the work, and scorers share it
                 known[taps] = principal_axes(features.stages(taps, pool))
             score = how(known[taps], labels, folds, classes, taps)
             advance(1)

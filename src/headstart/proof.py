@@ -80,7 +80,7 @@ class Proof:
 
 def passes(dataset: Dataset, tuned: Finetuned, seed: int) -> tuple[Pass, ...]:
     """The sealed test as one pass; without one, cross-validation repeated (once where a ladder was judged on its folds)."""
-    pool, test = canonical(dataset, "train"), canonical(dataset, "test")
+    pool, test = dataset.indices("train"), dataset.indices("test")
     if len(test):
         return (Pass(pool, test),)
     labels, groups, contents = dataset.labels[pool], dataset.groups[pool], [dataset.digests[i] for i in pool]
@@ -90,11 +90,6 @@ def passes(dataset: Dataset, tuned: Finetuned, seed: int) -> tuple[Pass, ...]:
         else [assign_folds(labels, groups, contents, 5, seed + repeat) for repeat in range(REPEATS)]
     )
     return tuple(Pass(pool[fold != n], pool[fold == n]) for fold in repeated for n in np.unique(fold))
-
-
-def canonical(dataset: Dataset, split: str) -> NDArray[np.int64]:
-    """One side of the split in the order of the pictures' contents, so that names and order of files change nothing."""
-    return np.array(sorted(dataset.indices(split).tolist(), key=lambda i: dataset.digests[i]), dtype=np.int64)
 
 
 def answers(each: tuple[Pass, ...], answer: Answer) -> Rival:
@@ -118,7 +113,7 @@ def baselines(
     each = passes(dataset, tuned, seed)
     classes, labels = len(dataset.classes), dataset.labels
     thumbs = thumbnails(dataset, store, side=32 if _usual_side(dataset) <= _SMALL else 64, progress=progress)
-    epochs = plan.scratch_epochs if len(each) == 1 else max(8, plan.scratch_epochs // len(each))
+    epochs = plan.scratch_epochs if len(each) == 1 else max(5, plan.scratch_epochs // len(each))
     runs: list[Scratch] = []
 
     def majority(one: Pass) -> tuple[NDArray[np.float32], float]:
@@ -129,7 +124,7 @@ def baselines(
         return head.logits(pixel_features(thumbs.read(one.asked))), fit_temperature(inside, labels[one.fit])
 
     def scratch(one: Pass) -> tuple[NDArray[np.float32], float]:
-        val, fold = canonical(dataset, "val"), dataset.fold[one.fit]
+        val, fold = dataset.indices("val"), dataset.fold[one.fit]
         fit, held = (one.fit, val) if len(val) else (one.fit[fold != fold.min()], one.fit[fold == fold.min()])
         run = Scratching(thumbs, dataset, store, epochs, fit, held, one.fit, one.asked, seed, deadline, progress).run()
         runs.append(run)

@@ -20,7 +20,7 @@ from headstart import runtime
 from headstart.backbones.backbone import Activation, Backbone
 from headstart.data.dataset import Dataset
 from headstart.data.images import load_view
-from headstart.features.engine import Engine, as_activation, normalize
+from headstart.features.engine import Engine, Precision, as_activation, autocast, normalize
 from headstart.features.extract import Cached, columns, transform_of
 from headstart.features.store import Artifact
 from headstart.heads import Head, Kind
@@ -222,14 +222,18 @@ def optimizer_for(net: Net, rung: Rung) -> torch.optim.AdamW:
 
 
 @torch.no_grad()
-def held_out_logits(net: Net, source: Source, indices: NDArray[np.int64]) -> NDArray[np.float32]:
+def held_out_logits(
+    net: Net, source: Source, indices: NDArray[np.int64], precision: Precision = "float32"
+) -> NDArray[np.float32]:
     """Logits (M, K) float32 of the clean views of `indices` (M,)."""
     net.eval()
     device = net.head.weight.device
     blocks = [np.empty((0, net.head.out_features), np.float32)]
     for start in range(0, len(indices), _EVAL_BATCH):
         part = indices[start : start + _EVAL_BATCH]
-        blocks.append(net(*source.batch(part, np.zeros(len(part), np.int64), device)).cpu().numpy())
+        with autocast(device, precision):
+            logits = net(*source.batch(part, np.zeros(len(part), np.int64), device))
+        blocks.append(logits.float().cpu().numpy())
     return np.concatenate(blocks)
 
 
@@ -244,6 +248,7 @@ def train(
     seed: int,
     epochs: int | None = None,
     checkpoint: Checkpoint | None = None,
+    precision: Precision = "float32",
     deadline: float = math.inf,
     advance: runtime.Advance = runtime.nothing,
 ) -> Trained:
@@ -281,13 +286,14 @@ def train(
             factor = one_cycle(epoch * per_epoch + place, rung.epochs * per_epoch)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
-            logits = net(*source.batch(order[part], views[part], device))
-            loss = nn.functional.cross_entropy(logits, target[order[part]], label_smoothing=rung.smoothing)
+            with autocast(device, precision):
+                logits = net(*source.batch(order[part], views[part], device))
+            loss = nn.functional.cross_entropy(logits.float(), target[order[part]], label_smoothing=rung.smoothing)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             total += loss.detach() * len(order[part])
-        curve.append(_judged(net, source, labels, held, epoch, float(total) / max(1, len(fit))))
+        curve.append(_judged(net, source, labels, held, epoch, float(total) / max(1, len(fit)), precision))
         if best_epoch < 0 or not len(held) or curve[-1].val_accuracy >= curve[best_epoch].val_accuracy:
             best, best_epoch = net.weights(), epoch
         if checkpoint:
@@ -300,10 +306,16 @@ def train(
 
 
 def _judged(
-    net: Net, source: Source, labels: NDArray[np.int64], held: NDArray[np.int64], epoch: int, train_loss: float
+    net: Net,
+    source: Source,
+    labels: NDArray[np.int64],
+    held: NDArray[np.int64],
+    epoch: int,
+    train_loss: float,
+    precision: Precision,
 ) -> Epoch:
     if not len(held):
         return Epoch(epoch, train_loss, math.nan, math.nan)
-    logits, target = torch.from_numpy(held_out_logits(net, source, held)), torch.from_numpy(labels[held])
+    logits, target = torch.from_numpy(held_out_logits(net, source, held, precision)), torch.from_numpy(labels[held])
     loss = float(nn.functional.cross_entropy(logits, target))
     return Epoch(epoch, train_loss, loss, float((logits.argmax(1) == target).float().mean()))

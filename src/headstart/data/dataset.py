@@ -95,8 +95,9 @@ class Dataset:
         return hashlib.blake2b("\n".join([*self.classes, *lines]).encode(), digest_size=32).hexdigest()
 
     def indices(self, split: str) -> NDArray[np.int64]:
-        """Indices (M,) of the pictures on one side, ascending."""
-        return np.flatnonzero(self.split == split)
+        """Indices (M,) of the pictures on one side, in the order of their contents: names and order of files change nothing."""
+        found = np.flatnonzero(self.split == split).tolist()
+        return np.array(sorted(found, key=lambda i: self.digests[i]), dtype=np.int64)
 
     def counts(self, split: str | None = None) -> NDArray[np.int64]:
         """Images per class (K,), of one side or of all."""

@@ -42,6 +42,11 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     return False
 
 
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """A context in which torch computes at a precision."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
 def _cpu_flags() -> frozenset[str]:
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:  # noqa: PTH123
@@ -160,7 +165,7 @@ class Engine:
             beside = torch.cat(pooled, dim=1).float().cpu().numpy()
             return self.backbone.flatten(activation).cpu(), beside
 
-    def stage_seconds(self, count: int = 16) -> tuple[list[float], list[float]]:
+    def stage_seconds(self, count: int = 8) -> tuple[list[float], list[float]]:
         """Seconds per picture and stage: of the frozen forward pass as it runs here, and of a float32 training step.
 
         A training step is taken as three forward passes (forward, and the gradients of inputs and of weights).
@@ -196,10 +201,7 @@ class Engine:
     @contextmanager
     def _ready(self, precision: Precision) -> Iterator[None]:
         """No autograd, and autocast where it is wanted."""
-        with (
-            torch.inference_mode(),
-            torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bfloat16"),
-        ):
+        with torch.inference_mode(), autocast(self.device, precision):
             yield
 
 

@@ -40,17 +40,32 @@ def batches(
     seed: int = 0,
     size: int = BATCH,
 ) -> Iterator[tuple[list[int], T]]:
-    """Decode and work, batch by batch, in order: (indices, work(pictures)), both done by the same worker.
+    """Decode and work, batch by batch, in order: (indices, results) of several batches, both done by the same worker.
 
-    `pictures` is (N·V, H, W, 3) uint8: the V views of the first picture, then those of the next. Each picture is decoded once.
+    `work` takes pictures (N·V, H, W, 3) uint8, the V views of the first picture, then those of the next, and gives an array, a
+    tensor or a tuple of them with as many rows. Each picture is decoded once.
     """
     step = max(1, size // len(views))
-    chunks = [list(indices[start : start + step]) for start in range(0, len(indices), step)]
+    # Writing costs the same for one batch and for many; yet every worker should get its share of a short job.
+    share = max(step, min(8 * step, len(indices) // (4 * runtime.cpu_count())) // step * step)
+    chunks = [list(indices[start : start + share]) for start in range(0, len(indices), share)]
 
     def run(chunk: list[int]) -> tuple[list[int], T]:
-        return chunk, work(np.concatenate([load_views(images, i, transform, views, seed) for i in chunk]))
+        parts = [chunk[start : start + step] for start in range(0, len(chunk), step)]
+        return chunk, _joined(
+            [work(np.concatenate([load_views(images, i, transform, views, seed) for i in part])) for part in parts]
+        )
 
     return runtime.parallel(run, chunks)
+
+
+def _joined(parts: list[Any]) -> Any:
+    """Results of several batches as one."""
+    if len(parts) == 1:
+        return parts[0]
+    if isinstance(parts[0], tuple):
+        return tuple(_joined(list(column)) for column in zip(*parts, strict=True))
+    return torch.cat(parts) if isinstance(parts[0], torch.Tensor) else np.concatenate(parts)
 
 
 @dataclass(frozen=True)

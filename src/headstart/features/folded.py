@@ -68,8 +68,8 @@ class Folded(nn.Module):
         leading, self.padding = _padding(conv, size)
         # Where one pixel more is padded at the end than at the start, a row and column of zeros before the kernel make the padding
         # even, which spares a padded copy of the input.
-        weight = functional.pad(weight.detach(), (leading[1], 0, leading[0], 0))
-        self.weight = weight.to(dtype).to(memory_format=torch.channels_last)
+        kernel = functional.pad(weight.detach(), (leading[1], 0, leading[0], 0))
+        self.weight = kernel.to(dtype).to(memory_format=torch.channels_last)
         self.bias = (
             bias.detach().float()
         )  # in float32 also beside bfloat16 weights: its rounding would move every pixel
