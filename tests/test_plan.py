@@ -120,7 +120,7 @@ def test_fewer_pictures_get_more_passes_within_bounds() -> None:
 
 
 def test_the_network_from_scratch_gets_the_time_of_transfer_within_bounds() -> None:
-    assert plan(mode="head").scratch_epochs == 5
+    assert plan(mode="head").scratch_epochs == 8
     assert plan(changes={"training_seconds": [1.0] * 5}).scratch_epochs == 150
     for pace in (0.0005, 0.001, 0.002):
         found = plan(changes={"scratch_seconds": pace})

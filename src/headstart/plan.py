@@ -176,7 +176,7 @@ SCRATCH_SEARCH = 0.6
 
 
 def scratch_epochs(evidence: Evidence, rungs: list[Rung], judge: str) -> int:
-    """Epochs that give the network from scratch the wall time of transfer, within 5 and 150.
+    """Epochs that give the network from scratch the wall time of transfer, within 8 and 150.
 
     Rounded to a power of 1.25, so that the noise of the measured speeds seldom changes it; written into the plan, so that the
     same plan gives the same run.
@@ -185,7 +185,7 @@ def scratch_epochs(evidence: Evidence, rungs: list[Rung], judge: str) -> int:
         seconds(evidence, rung, judge) for rung in rungs
     )
     epochs = transfer / (evidence.images * evidence.scratch_seconds * (1.0 + SCRATCH_SEARCH))
-    return int(min(150, max(5, round(1.25 ** round(math.log(max(1.0, epochs), 1.25))))))
+    return int(min(150, max(8, round(1.25 ** round(math.log(max(1.0, epochs), 1.25))))))
 
 
 def _within(evidence: Evidence, rungs: list[Rung], budget: Budget, judge: str) -> tuple[list[Rung], list[str]]:

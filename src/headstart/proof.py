@@ -113,7 +113,7 @@ def baselines(
     each = passes(dataset, tuned, seed)
     classes, labels = len(dataset.classes), dataset.labels
     thumbs = thumbnails(dataset, store, side=32 if _usual_side(dataset) <= _SMALL else 64, progress=progress)
-    epochs = plan.scratch_epochs if len(each) == 1 else max(5, plan.scratch_epochs // len(each))
+    epochs = plan.scratch_epochs if len(each) == 1 else max(8, plan.scratch_epochs // len(each))
     runs: list[Scratch] = []
 
     def majority(one: Pass) -> tuple[NDArray[np.float32], float]:
