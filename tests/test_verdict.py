@@ -52,10 +52,7 @@ def test_hurt_in_words() -> None:
 def test_overkill_is_a_tie_that_beats_the_majority() -> None:
     tie = judged(400, {"final": 0.97, "scratch_cnn": 0.9675, "pixels": 0.8, "majority": 0.2})
     assert (tie.outcome, tie.overkill) == ("not distinguishable", True)
-    assert (
-        "overkill here: a small network trained from scratch reaches 96.8 %, which ties"
-        in tie.reasons[1]
-    )
+    assert "overkill here: a small network trained from scratch reaches 96.8 %, which ties" in tie.reasons[1]
     nothing_helps = judged(400, {"final": 0.5, "scratch_cnn": 0.5, "pixels": 0.5, "majority": 0.5})
     assert (nothing_helps.outcome, nothing_helps.overkill) == ("not distinguishable", False)
 
