@@ -51,7 +51,7 @@ def test_every_error_is_one_of_ours_and_drawn_in_the_tree() -> None:
     for kind in classes:
         assert issubclass(kind, headstart.HeadstartError)
         assert kind.__name__ in (errors.__doc__ or "")
-    assert "pip install 'headstart[demo]'" in str(errors.MissingExtra("The demo", "demo", "mlxtend"))
+    assert "pip install 'mlxtend'" in str(errors.MissingExtra("The demo", "demo", "mlxtend"))
 
 
 def test_options_are_frozen_and_default_to_the_design() -> None:

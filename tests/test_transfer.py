@@ -239,6 +239,12 @@ def test_refusals_come_early_and_say_what_to_do(trained: Trained, tmp_path: Path
         hs.fit(trained.pictures, None, options(trained, backbone="test_efficientnit", weights=None))
     with pytest.raises(TooLittleData, match="Headstart needs at least 8"):
         hs.fit(folder(tmp_path / "few", 6), None, options(trained))
+    (tmp_path / "mine").mkdir()
+    for out in (tmp_path / "run", tmp_path / "mine"):
+        with pytest.raises(TooLittleData):
+            hs.fit(tmp_path / "few", out, options(trained))
+    assert not (tmp_path / "run").exists()  # data that cannot be used leave no run behind
+    assert list((tmp_path / "mine").iterdir()) == []
     plan = head_plan(tmp_path / "other.json", "timm:other", STAGES)
     with pytest.raises(PlanError, match="is for timm:other with stages"):
         hs.fit(trained.pictures, None, options(trained, plan=plan))

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from headstart import bundle, runtime
 from headstart.data.dataset import Dataset
-from headstart.errors import OutputError
+from headstart.errors import DataError, OutputError
 from headstart.finetune import Finetuned
 from headstart.heads import Race
 from headstart.model import Model
@@ -151,6 +151,7 @@ class Folder:
     path: Path | None
     config: dict[str, Any]
     _lock: FileLock | None = field(default=None, repr=False)
+    _made: bool = field(default=False, repr=False)
 
     @classmethod
     def claim(cls, out: str | Path | None, source: object, options: Settings, *, overwrite: bool = False) -> Folder:
@@ -168,7 +169,7 @@ class Folder:
         if out is None:
             return cls(None, config)
         path = Path(out)
-        lock = FileLock(path / ".lock", timeout=0)
+        lock, made = FileLock(path / ".lock", timeout=0), not path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True)
             lock.acquire()
@@ -180,7 +181,7 @@ class Folder:
             raise OutputError(
                 f"Cannot write the run folder '{path}': {error.strerror or error}. Give another one with --out."
             ) from error
-        claimed = cls(path, config, lock)
+        claimed = cls(path, config, lock, made)
         try:
             claimed._settle(overwrite)
         except BaseException:
@@ -219,6 +220,11 @@ class Folder:
             self._lock.release()
             with contextlib.suppress(OSError):
                 (self.path / ".lock").unlink(missing_ok=True)
+                if exc and isinstance(exc[1], DataError) and {p.name for p in self.path.iterdir()} <= {"config.json", LOG}:
+                    for name in ("config.json", LOG):  # data that cannot be used leave no run behind
+                        (self.path / name).unlink(missing_ok=True)
+                    if self._made:
+                        self.path.rmdir()
 
     def write(self, name: str, text: str) -> None:
         """Write one file of the folder, atomically."""
