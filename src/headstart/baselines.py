@@ -22,9 +22,9 @@ from headstart.data.images import Transform
 from headstart.features.engine import Precision, autocast, has_fast_bfloat16, normalize
 from headstart.features.extract import batches
 from headstart.features.store import Store, Table
-from headstart.heads import Head, fit_head, score_logistic
+from headstart.heads import Head, fit_head, score_logistic, subject
 from headstart.plan import SCRATCH_SEARCH, Rung
-from headstart.solvers import STEPS, principal_axes
+from headstart.solvers import STEPS, STEPS_ON, principal_axes
 from headstart.train import Checkpoint, Net, held_out_logits, train
 
 RATES = (1e-3, 3e-3, 1e-2)
@@ -87,11 +87,8 @@ def fit_pixels(
 ) -> tuple[Head, NDArray[np.float32]]:
     """L2-logistic regression on 16 × 16 pixels, its strength cross-validated; the head and out-of-fold logits (M, K)."""
     spec = {
-        "thumbnails": thumbs.table.folder.name,
-        "pictures": thumbs.table.content(thumbs.rows[pool]),
-        "labels": hashlib.blake2b(labels.tobytes() + folds.tobytes(), digest_size=16).hexdigest(),
-        "classes": classes,
-        "solver": [_STRENGTHS, STEPS, torch.__version__],
+        **subject(thumbs.table, thumbs.rows[pool], labels, classes, folds),
+        "solver": [_STRENGTHS, STEPS, STEPS_ON, torch.__version__],
     }
     memo = store.artifact("pixels", spec)
     stored = memo.load()

@@ -71,6 +71,5 @@ class MissingExtra(HeadstartError):
 
     def __init__(self, what: str, extra: str, package: str) -> None:
         super().__init__(
-            f"{what} needs the package '{package}', which is not installed. "
-            f"Install it with:  pip install '{package}'"
+            f"{what} needs the package '{package}', which is not installed. Install it with:  pip install '{package}'"
         )

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from headstart import runtime
 from headstart.features.extract import Features
-from headstart.features.store import Artifact, Store
+from headstart.features.store import Artifact, Store, Table
 from headstart.solvers import (
     STEPS,
     STEPS_ON,
@@ -228,7 +228,7 @@ def _memo(
     pool: NDArray[np.int64],
 ) -> Artifact:
     how = {"head": [score.kind, score.taps, score.strength], "solver": [STEPS, STEPS_ON, torch.__version__]}
-    return store.artifact("head", {**_subject(features, labels, classes, pool), **how})
+    return store.artifact("head", {**subject(features.table, features.rows[pool], labels, classes), **how})
 
 
 def _kept(memo: Artifact, head: Head) -> Head:
@@ -236,14 +236,14 @@ def _kept(memo: Artifact, head: Head) -> Head:
     return head
 
 
-def _subject(
-    features: Features, labels: NDArray[np.int64], classes: int, pool: NDArray[np.int64], *more: NDArray[np.int64]
+def subject(
+    table: Table, rows: NDArray[np.int64], labels: NDArray[np.int64], classes: int, *more: NDArray[np.int64]
 ) -> dict[str, Any]:
-    """What a head is fitted to, as part of a key."""
+    """What a head is fitted to, as part of a key: rows (M,) of a table, their labels, and other numbers of each."""
     given = b"".join(array.tobytes() for array in (labels, *more))
     return {
-        "features": features.table.folder.name,
-        "pictures": features.table.content(features.rows[pool]),
+        "features": table.folder.name,
+        "pictures": table.content(rows),
         "labels": hashlib.blake2b(given, digest_size=16).hexdigest(),
         "classes": classes,
     }
@@ -269,7 +269,7 @@ def race(
     known: dict[tuple[int, ...], Axes] = {}
     if store is not None:
         spec = {
-            **_subject(features, labels, classes, pool, folds),
+            **subject(features.table, features.rows[pool], labels, classes, folds),
             "solver": [LOGISTIC_STRENGTHS, RIDGE_STRENGTHS, STEPS, STEPS_ON, torch.__version__],
         }
         memo = store.artifact("race", spec)

@@ -220,7 +220,11 @@ class Folder:
             self._lock.release()
             with contextlib.suppress(OSError):
                 (self.path / ".lock").unlink(missing_ok=True)
-                if exc and isinstance(exc[1], DataError) and {p.name for p in self.path.iterdir()} <= {"config.json", LOG}:
+                if (
+                    exc
+                    and isinstance(exc[1], DataError)
+                    and {p.name for p in self.path.iterdir()} <= {"config.json", LOG}
+                ):
                     for name in ("config.json", LOG):  # data that cannot be used leave no run behind
                         (self.path / name).unlink(missing_ok=True)
                     if self._made:
