@@ -76,7 +76,7 @@ def without_baselines(source: Path, seed: int) -> dict[str, Any]:
     pool, test = dataset.indices("train"), dataset.indices("test")
     heads = race(features, dataset.labels[pool], dataset.fold[pool], len(dataset.classes), pool)
     plan = planned(dataset, engine, heads, options, store, spent=time.monotonic() - began)
-    tuned = finetune(engine, heads.best, features, dataset, plan, store)
+    tuned = finetune(engine, heads, features, dataset, plan, store)
     tested = extract(
         tuned.backbone,
         dataset.select(test),

@@ -25,7 +25,7 @@ from headstart.features.store import Store
 from headstart.finetune import ALPHAS, Finetuned, Ladder, _between, finetune
 from headstart.heads import Race, fit_head, race
 from headstart.plan import Plan, Rung
-from headstart.train import FromStore
+from headstart.train import FromStore, Net
 from tests.toys import striped, stripes, tiny_backbone
 
 # `headstart.finetune` is the function; this is the room that it lives in.
@@ -46,7 +46,7 @@ class Start:
         fields = {name: options.pop(name) for name in ("deadline", "progress", "cached") if name in options}
         plan = Plan(backbone="net", stages=list(self.backbone.names), rungs=list(rungs), **options)
         return Ladder(
-            self.dataset, self.features, store or Store(), self.engine, plan, self.heads.best,
+            self.dataset, self.features, store or Store(), self.engine, plan, self.heads,
             fields.get("deadline", math.inf), fields.get("progress", runtime.silent), fields.get("cached", True),
         )  # fmt: skip
 
@@ -123,6 +123,29 @@ def test_a_rung_that_hurts_is_dropped_and_the_head_is_what_it_was(begun: Start, 
     assert tuned.kept == ()
     assert is_head_only(begun, tuned)
     assert set(tuned.held) <= set(begun.dataset.indices("train"))
+
+
+def test_the_head_that_won_is_what_a_rung_has_to_beat_and_the_last_stage_is_where_it_starts(
+    begun: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A head on all stages stands for the frozen model; the same rung from the last stage's head is tried against it."""
+    wide = max((score for score in begun.heads.candidates if len(score.taps) > 1), key=lambda score: score.accuracy)
+    other = replace(begun, heads=replace(begun.heads, best=wide))
+    started: list[tuple[int, ...]] = []
+    whole = Net.__init__
+
+    def watched(self: Net, backbone: Backbone, head: Any, *rest: Any) -> None:
+        started.append(head.taps)
+        whole(self, backbone, head, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Net, "__init__", watched)
+        dropped, kept = other.ladder(HURTS).climb(), other.ladder(PAYS).climb()
+    assert set(started) == {begun.heads.last.taps}
+    assert not dropped.kept and is_head_only(other, dropped)
+    truth = begun.dataset.labels[dropped.held]
+    frozen = float((dropped.logits.argmax(1) == truth).mean())
+    assert kept.rungs[0].gain == pytest.approx(kept.rungs[0].accuracy - frozen)
 
 
 def test_a_second_rung_starts_from_the_first_and_cannot_make_it_worse(begun: Start) -> None:
@@ -311,7 +334,7 @@ def test_the_whole_network_can_be_trained(begun: Start) -> None:
 
 def test_finetune_is_the_ladder(begun: Start) -> None:
     plan = Plan(backbone="net", stages=list(begun.backbone.names), rungs=[replace_rung(PAYS, epochs=2)])
-    found = finetune(begun.engine, begun.heads.best, begun.features, begun.dataset, plan, Store())
+    found = finetune(begun.engine, begun.heads, begun.features, begun.dataset, plan, Store())
     again = copy.copy(begun.ladder(replace_rung(PAYS, epochs=2))).climb()
     assert same(found, again)
     assert replace(found, reasons=()).rungs[0].rung.epochs == 2

@@ -1,8 +1,9 @@
 """The ladder: unfreeze rung by rung, judge each rung on pictures that it did not train on, keep what pays.
 
-The trained head is the start of the first rung (LP-FT, Kumar et al. 2022, arXiv 2202.10054); what a rung reaches is
-interpolated with where it started (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903). The head alone stays a candidate to
-the end, so fine-tuning can cost time but not accuracy.
+The last stage's trained head is the start of the first rung (LP-FT, Kumar et al. 2022, arXiv 2202.10054). A head on several stages
+may be the better frozen model, but it fits its training pictures so well that it leaves the stages below nothing to learn from.
+What a rung reaches is interpolated with where it started (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903). The head that won
+the race stays a candidate to the end, so fine-tuning can cost time but not accuracy.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from headstart.data.dataset import Dataset
 from headstart.features.engine import Engine
 from headstart.features.extract import Features, cache_activations
 from headstart.features.store import Store
-from headstart.heads import Head, Score, fit_winner
+from headstart.heads import Head, Race, Score, fit_winner
 from headstart.plan import Plan, Rung
 from headstart.solvers import spread
 from headstart.train import Checkpoint, Epoch, FromImages, FromStore, Net, Source, Trained, held_out_logits, train
@@ -76,7 +77,7 @@ class Finetuned:
 
 @dataclass(frozen=True, eq=False)
 class _Split:
-    """One way to judge: train on `fit`, look at `held`; `backbone` and `head` are the best so far on this split."""
+    """One way to judge: train on `fit`, look at `held`; the next rung starts from `backbone` and `head`."""
 
     fit: NDArray[np.int64]
     held: NDArray[np.int64]
@@ -93,7 +94,7 @@ class Ladder:
     store: Store
     engine: Engine
     plan: Plan
-    chosen: Score
+    heads: Race
     deadline: float = math.inf
     progress: runtime.Progress = runtime.silent
     cached: bool = True
@@ -105,12 +106,11 @@ class Ladder:
             StoreError: where the store cannot be written.
         """
         pool = self.dataset.indices("train")
-        splits = [_Split(fit, held, self.engine.backbone, self._head(fit)) for fit, held in self._judging(pool)]
+        judging, last = self._judging(pool), self.heads.last
+        splits = [_Split(fit, held, self.engine.backbone, self._head(fit, last)) for fit, held in judging]
         held = np.concatenate([split.held for split in splits])
         truth = self.dataset.labels[held]
-        best = np.concatenate(
-            [split.head.logits(self.features.stages(split.head.taps, split.held)) for split in splits]
-        )
+        best = np.concatenate([self._frozen(fit, held) for fit, held in judging])
         results: list[RungResult] = []
         reasons: list[str] = []
         for rung in self.plan.rungs:
@@ -132,9 +132,14 @@ class Ladder:
         numbers = np.unique(fold) if self.plan.judge == "folds" else np.unique(fold)[:1]
         return [(pool[fold != number], pool[fold == number]) for number in numbers]
 
-    def _head(self, fit: NDArray[np.int64]) -> Head:
+    def _head(self, fit: NDArray[np.int64], score: Score) -> Head:
         labels, classes = self.dataset.labels[fit], len(self.dataset.classes)
-        return fit_winner(self.chosen, self.features, labels, classes, fit, self.store)
+        return fit_winner(score, self.features, labels, classes, fit, self.store)
+
+    def _frozen(self, fit: NDArray[np.int64], held: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Held-out logits of the head that won the race: what the first rung has to beat."""
+        head = self._head(fit, self.heads.best)
+        return head.logits(self.features.stages(head.taps, held))
 
     def _try(
         self, rung: Rung, number: int, splits: list[_Split], best: NDArray[np.float32], truth: NDArray[np.int64]
@@ -276,11 +281,11 @@ class Ladder:
         """The kept rungs trained again on all training pictures; without time for it, the first split's model."""
         kept = [result for result in results if result.kept]
         if not kept:
-            return self.engine.backbone, self._head(pool), True
+            return self.engine.backbone, self._head(pool, self.heads.best), True
         if not self.plan.refit:
             return splits[0].backbone, splits[0].head, False
         nobody = np.empty(0, np.int64)
-        state = _Split(pool, nobody, self.engine.backbone, self._head(pool))
+        state = _Split(pool, nobody, self.engine.backbone, self._head(pool, self.heads.last))
         with self.progress("Refitting on all", sum(result.epochs for result in kept), "epochs") as advance:
             for number, result in enumerate(kept):
                 source = self._source(result.rung, state.backbone, pool, nobody)
@@ -319,7 +324,7 @@ def _digest(weights: dict[str, Tensor]) -> str:
 
 def finetune(
     engine: Engine,
-    chosen: Score,
+    heads: Race,
     features: Features,
     dataset: Dataset,
     plan: Plan,
@@ -328,9 +333,9 @@ def finetune(
     deadline: float = math.inf,
     progress: runtime.Progress = runtime.silent,
 ) -> Finetuned:
-    """Climb the ladder of `plan` from the head that won the race.
+    """Climb the ladder of `plan`; the head that won the race is what it has to beat.
 
     Raises:
         StoreError: where the store cannot be written.
     """
-    return Ladder(dataset, features, store, engine, plan, chosen, deadline, progress).climb()
+    return Ladder(dataset, features, store, engine, plan, heads, deadline, progress).climb()

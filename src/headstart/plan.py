@@ -61,8 +61,8 @@ class Rung(_Record):
 
     cut: int = Field(ge=0)
     epochs: int = Field(ge=1, le=1000)
-    lr_body: float = Field(default=3e-4, gt=0)
-    lr_head: float = Field(default=1e-3, gt=0)
+    lr_body: float = Field(default=1e-3, gt=0)
+    lr_head: float = Field(default=3e-3, gt=0)
     lr_decay: float = Field(default=0.8, gt=0, le=1)
     views: int = Field(default=4, ge=1, le=64)
     batch: int = Field(default=32, ge=1)
@@ -113,7 +113,8 @@ def decide(
         reasons.append("only the head is trained: asked for with --plan head")
     elif mode == "full":
         reasons.append("every stage is trained from the start: asked for with --plan full")
-        rungs = [_rung(evidence, 0, "all stages train, as asked for")]
+        gentle = {"lr_body": 3e-4, "lr_head": 1e-3}  # the lowest stages are the easiest to spoil
+        rungs = [_rung(evidence, 0, "all stages train, as asked for").model_copy(update=gentle)]
     elif not evidence.tested:
         reasons.append(
             f"only the head is trained: {evidence.images} images are too few to cut a test set that could prove what more adds"

@@ -115,7 +115,7 @@ def fit(
         with story.phase("finetune"):
             # The network from scratch is given the time that transfer took, so transfer may use half of what is left.
             halfway = time.monotonic() + 0.5 * (deadline - time.monotonic())
-            tuned = finetune(engine, heads.best, features, dataset, plan, store, deadline=halfway, progress=progress)
+            tuned = finetune(engine, heads, features, dataset, plan, store, deadline=halfway, progress=progress)
             story.finetuned(tuned)
         model = finished(engine, heads, tuned, dataset)
         with story.phase("baselines"):
