@@ -135,7 +135,9 @@ class Engine:
             wanted = ("bfloat16", "float32")
         ways = []
         for precision in wanted:
-            copied = fold(self.backbone, getattr(torch, precision)) if self._fold else None
+            # oneDNN refuses bfloat16 where the processor lacks it; torch's own kernels only take longer.
+            foldable = self._fold and (precision == "float32" or has_fast_bfloat16(self.device))
+            copied = fold(self.backbone, getattr(torch, precision)) if foldable else None
             ways += [_Way(precision, copied, True, state)] if copied is not None else []
             ways += [_Way(precision, self.backbone, False, state)]
         exact = self._features(plain, sample) if len(ways) > 1 else torch.empty(0)
