@@ -66,6 +66,23 @@ def gains(cases: dict[str, Any]) -> list[str]:
     return rows
 
 
+def started(cases: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """One row per data set and way to begin a rung."""
+    rows = [
+        "| case | start | lr body | lr head | held out | test | frozen winner, held out | frozen winner, test |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for case, ways in cases.items():
+        for way in ways:
+            best = max(way["shares"], key=lambda each: each["held_out"])
+            rows.append(
+                f"| {case} | {way['start']} | {way['rung']['lr_body']:g} | {way['rung']['lr_head']:g} | "
+                f"{percent(best['held_out'])} | {percent(best['test'])} | {percent(way['frozen_held_out']['winner'])} | "
+                f"{percent(way['frozen_test']['winner'])} |"
+            )
+    return rows
+
+
 def standardised(means: list[dict[str, Any]]) -> list[str]:
     """What each floor under the variances gives, out of fold and on unseen pictures."""
     rows = [
@@ -122,6 +139,16 @@ def main() -> None:
         "\n".join(gains(cases)),
         "",
     ]
+    starts = load("rung_start")
+    if starts is not None:
+        page += [
+            "## Where a rung starts, and how fast it learns",
+            "",
+            "The first rung on one fold, judged at its best share of the interpolation, beside the frozen head that won the race.",
+            "",
+            "\n".join(started(starts["cases"])),
+            "",
+        ]
     scales = load("standardisation")
     if scales is not None:
         page += [
