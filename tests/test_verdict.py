@@ -52,9 +52,16 @@ def test_hurt_in_words() -> None:
 def test_overkill_is_a_tie_that_beats_the_majority() -> None:
     tie = judged(400, {"final": 0.97, "scratch_cnn": 0.9675, "pixels": 0.8, "majority": 0.2})
     assert (tie.outcome, tie.overkill) == ("not distinguishable", True)
-    assert "overkill here: a small network trained from scratch reaches 96.8 %, which ties" in tie.reasons[1]
+    assert "overkill here: a small network trained from scratch reaches 96.8 %, which is no worse" in tie.reasons[1]
     nothing_helps = judged(400, {"final": 0.5, "scratch_cnn": 0.5, "pixels": 0.5, "majority": 0.5})
     assert (nothing_helps.outcome, nothing_helps.overkill) == ("not distinguishable", False)
+
+
+def test_a_small_network_that_is_better_but_not_for_sure_makes_transfer_overkill() -> None:
+    ahead = judged(411, {"final": 405 / 411, "scratch_cnn": 409.5 / 411, "pixels": 0.8, "majority": 0.1})
+    assert (ahead.outcome, ahead.overkill) == ("not distinguishable", True)
+    surely = judged(411, {"final": 0.95, "scratch_cnn": 0.99, "pixels": 0.8, "majority": 0.1})
+    assert (surely.outcome, surely.overkill) == ("hurt", False)  # that is no tie but the verdict itself
 
 
 def test_pixels_that_tie_are_overkill_too() -> None:

@@ -86,16 +86,16 @@ def _outcome(gain: Difference, baselines: int) -> Outcome:
 
 
 def _simple_tie(report: TestReport, final: str, present: list[str]) -> str | None:
-    """The best simple model that ties with `final` and clearly beats the majority class, if there is one.
+    """The best simple model that `final` does not beat and that clearly beats the majority class, if there is one.
 
-    Where the interval is too wide to tell anything, nothing is called a tie but equal numbers within `TIE`.
+    One that is surely better is no tie but the verdict itself. Where the interval is too wide to tell anything, nothing is called a tie but equal numbers within `TIE`.
     """
     ties = []
     for name in present:
         gap, above = report.difference(final, name), report.difference(name, "majority")
         if name == "majority" or gap is None or above is None or _outcome(above, 1) != "helped":
             continue
-        undecided = gap.low <= 0 <= gap.high and gap.high - gap.low <= WIDE
+        undecided = gap.low <= 0 and gap.high - gap.low <= WIDE and _outcome(gap, len(present)) != "hurt"
         if undecided or abs(gap.value) <= TIE:
             ties.append(name)
     return max(ties, key=lambda name: report.models[name].accuracy.value, default=None)
@@ -140,7 +140,7 @@ def _reasons(report: TestReport, final: str, head: str, decided: str, simple: st
         above = _paired(report, simple, "majority")
         share = percent(report.models[simple].accuracy.value)
         reasons.append(
-            f"Pretrained weights are overkill here: {BASELINES[simple]} reaches {share}, which ties, and is "
+            f"Pretrained weights are overkill here: {BASELINES[simple]} reaches {share}, which is no worse, and is "
             f"{points(above)} above {BASELINES['majority']}."
         )
     if report.protocol != "sealed test":
