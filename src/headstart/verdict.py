@@ -88,7 +88,8 @@ def _outcome(gain: Difference, baselines: int) -> Outcome:
 def _simple_tie(report: TestReport, final: str, present: list[str]) -> str | None:
     """The best simple model that `final` does not beat and that clearly beats the majority class, if there is one.
 
-    One that is surely better is no tie but the verdict itself. Where the interval is too wide to tell anything, nothing is called a tie but equal numbers within `TIE`.
+    One that is surely better is no tie but the verdict itself. Where the interval is too wide to tell anything, nothing is
+    called a tie but equal numbers within `TIE`.
     """
     ties = []
     for name in present:
