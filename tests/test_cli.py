@@ -326,7 +326,7 @@ def test_the_demo_has_real_digits() -> None:
 
 def test_a_demo_without_its_extra_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)
-    with pytest.raises(MissingExtra, match=r"The demo needs the package 'mlxtend'.*pip install 'headstart\[demo\]'"):
+    with pytest.raises(MissingExtra, match=r"The demo needs the package 'mlxtend'.*pip install 'mlxtend'"):
         digits()
 
 

@@ -15,7 +15,9 @@ from headstart.heads import (
     LOGISTIC_STRENGTHS,
     RIDGE_STRENGTHS,
     Head,
+    Kind,
     Race,
+    Scorer,
     fit_head,
     paired_gain,
     race,
@@ -288,3 +290,20 @@ def test_the_same_race_is_run_once(store: Store, monkeypatch: pytest.MonkeyPatch
     ):
         with pytest.raises(AssertionError, match="raced again"):
             race(features, **{"labels": labels, "folds": folds, "classes": 3, "pool": pool, **changed}, store=store)
+
+
+@pytest.mark.parametrize(("kind", "score"), [("ridge", score_ridge), ("centroid", score_centroid)])
+def test_a_head_that_knows_nothing_is_not_sure_of_itself(kind: Kind, score: Scorer) -> None:
+    """More features than pictures and labels by chance: what the training pictures suggest is far too sure."""
+    draw = np.random.default_rng(0)
+    x, y = draw.standard_normal((500, 200)).astype(np.float32), draw.integers(2, size=500)
+    fit, unseen = slice(0, 80), slice(80, 500)
+    found = score(principal_axes(x[fit]), y[fit], np.arange(80) % 5, 2, (0,))
+
+    def loss(temperature: float | None) -> float:
+        head = fit_head(x[fit], y[fit], 2, kind, (0,), found.strength, temperature)
+        chances = softmax(head.logits(x[unseen]).astype(np.float64))
+        return float(-np.log(chances[np.arange(420), y[unseen]]).mean())
+
+    assert loss(found.temperature) < np.log(2) + 0.1
+    assert loss(None) > loss(found.temperature) + 0.02

@@ -55,6 +55,7 @@ def test_overkill_is_a_tie_that_beats_the_majority() -> None:
     assert "overkill here: a small network trained from scratch reaches 96.8 %, which is no worse" in tie.reasons[1]
     nothing_helps = judged(400, {"final": 0.5, "scratch_cnn": 0.5, "pixels": 0.5, "majority": 0.5})
     assert (nothing_helps.outcome, nothing_helps.overkill) == ("not distinguishable", False)
+    assert "better than always answering the commonest class" in nothing_helps.warnings[0]
 
 
 def test_a_small_network_that_is_better_but_not_for_sure_makes_transfer_overkill() -> None:

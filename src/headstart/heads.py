@@ -61,7 +61,8 @@ class Score:
     """How one candidate did out of fold.
 
     `accuracy` and `log_loss` are means over the training pool with standard errors `accuracy_se`, `log_loss_se`;
-    `logits` (N, K) float32 are out-of-fold logits in the order of the pool.
+    `logits` (N, K) float32 are out-of-fold logits in the order of the pool, divided by `temperature` where the head's scores
+    are no log-probabilities.
     """
 
     kind: Kind
@@ -72,6 +73,7 @@ class Score:
     log_loss: float
     log_loss_se: float
     logits: NDArray[np.float32]
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +87,15 @@ class Race:
     reason: str
 
 
-def _score(kind: Kind, taps: tuple[int, ...], strength: float, logits: Tensor, labels: NDArray[np.int64]) -> Score:
+def _score(
+    kind: Kind,
+    taps: tuple[int, ...],
+    strength: float,
+    logits: Tensor,
+    labels: NDArray[np.int64],
+    temperature: float = 1.0,
+) -> Score:
+    logits = logits / temperature
     target = torch.from_numpy(labels).to(logits.device)
     losses = torch.nn.functional.cross_entropy(logits, target, reduction="none").double().cpu().numpy()
     right = (logits.argmax(1) == target).double().cpu().numpy()
@@ -99,6 +109,7 @@ def _score(kind: Kind, taps: tuple[int, ...], strength: float, logits: Tensor, l
         float(losses.mean()),
         float(losses.std() / root),
         logits.float().cpu().numpy(),
+        temperature,
     )
 
 
@@ -148,7 +159,7 @@ def score_ridge(
     else:
         found = ridge_by_gram(axes, targets, outs, [strength * len(labels) for strength in RIDGE_STRENGTHS])
     scores = [
-        _score("ridge", taps, strength, _tempered(logits, labels), labels)
+        _score("ridge", taps, strength, logits, labels, _temperature(logits, labels))
         for strength, logits in zip(RIDGE_STRENGTHS, found, strict=True)
     ]
     return max(scores, key=lambda score: (score.accuracy, -score.log_loss))
@@ -168,12 +179,12 @@ def score_centroid(
         out = torch.from_numpy(folds == fold).to(axes.z.device)
         w, b = centroids(axes.z[~out], targets[~out])
         logits[out] = axes.z[out] @ w + b
-    return _score("centroid", taps, 0.0, _tempered(logits, labels), labels)
+    return _score("centroid", taps, 0.0, logits, labels, _temperature(logits, labels))
 
 
-def _tempered(logits: Tensor, labels: NDArray[np.int64]) -> Tensor:
-    """Scores that are no log-probabilities, divided by the temperature at which they serve as such."""
-    return logits / fit_temperature(logits.cpu().numpy(), labels)
+def _temperature(logits: Tensor, labels: NDArray[np.int64]) -> float:
+    """What scores that are no log-probabilities are divided by to serve as such."""
+    return float(fit_temperature(logits.cpu().numpy(), labels))
 
 
 def fit_head(
@@ -183,13 +194,24 @@ def fit_head(
     kind: Kind,
     taps: tuple[int, ...],
     strength: float,
+    temperature: float | None = None,
 ) -> Head:
-    """Fit one head on all rows given: (N, D) float32, (N,) int64."""
-    return _solved(principal_axes(features), labels, classes, kind, taps, strength)
+    """Fit one head on all rows given: (N, D) float32, (N,) int64.
+
+    Scores of ridge and centroid heads are divided by `temperature`: that of the out-of-fold score, or else the one that suits
+    the rows given, which is too sure where they are few.
+    """
+    return _solved(principal_axes(features), labels, classes, kind, taps, strength, temperature)
 
 
 def _solved(
-    axes: Axes, labels: NDArray[np.int64], classes: int, kind: Kind, taps: tuple[int, ...], strength: float
+    axes: Axes,
+    labels: NDArray[np.int64],
+    classes: int,
+    kind: Kind,
+    taps: tuple[int, ...],
+    strength: float,
+    temperature: float | None,
 ) -> Head:
     targets = one_hot(labels, classes, axes.z.device)
     if kind == "logistic":
@@ -203,7 +225,8 @@ def _solved(
         b1 = targets.mean(0)
     else:
         w1, b1 = centroids(axes.z, targets)
-    temperature = fit_temperature((axes.z @ w1 + b1).cpu().numpy(), labels)
+    if temperature is None:
+        temperature = _temperature(axes.z @ w1 + b1, labels)
     return Head(kind, taps, strength, *axes.raw(w1 / temperature, b1 / temperature))
 
 
@@ -216,7 +239,7 @@ def fit_winner(
     if stored is not None:
         return Head(score.kind, score.taps, score.strength, stored[1]["weight"], stored[1]["bias"])
     axes = principal_axes(features.stages(score.taps, pool))
-    return _kept(memo, _solved(axes, labels, classes, score.kind, score.taps, score.strength))
+    return _kept(memo, _solved(axes, labels, classes, score.kind, score.taps, score.strength, score.temperature))
 
 
 def _memo(
@@ -227,7 +250,10 @@ def _memo(
     classes: int,
     pool: NDArray[np.int64],
 ) -> Artifact:
-    how = {"head": [score.kind, score.taps, score.strength], "solver": [STEPS, STEPS_ON, torch.__version__]}
+    how = {
+        "head": [score.kind, score.taps, score.strength, score.temperature],
+        "solver": [STEPS, STEPS_ON, torch.__version__],
+    }
     return store.artifact("head", {**subject(features.table, features.rows[pool], labels, classes), **how})
 
 
@@ -270,7 +296,7 @@ def race(
     if store is not None:
         spec = {
             **subject(features.table, features.rows[pool], labels, classes, folds),
-            "solver": [LOGISTIC_STRENGTHS, RIDGE_STRENGTHS, STEPS, STEPS_ON, torch.__version__],
+            "solver": [LOGISTIC_STRENGTHS, RIDGE_STRENGTHS, STEPS, STEPS_ON, torch.__version__, 2],
         }
         memo = store.artifact("race", spec)
         candidates = _recalled(memo)
@@ -290,12 +316,13 @@ def race(
     if store is not None and known:  # both will be asked for, and here the factorisations are at hand
         for score in (best, last):
             kept = _memo(store, score, features, labels, classes, pool)
-            _kept(kept, _solved(known[score.taps], labels, classes, score.kind, score.taps, score.strength))
+            axes = known[score.taps]
+            _kept(kept, _solved(axes, labels, classes, score.kind, score.taps, score.strength, score.temperature))
     profile = tuple(score for score in candidates if score.kind == "ridge" and len(score.taps) == 1)
     return Race(candidates, best, last, profile, reason)
 
 
-_PLAIN = ("kind", "taps", "strength", "accuracy", "accuracy_se", "log_loss", "log_loss_se")
+_PLAIN = ("kind", "taps", "strength", "accuracy", "accuracy_se", "log_loss", "log_loss_se", "temperature")
 
 
 def _recalled(memo: Artifact) -> tuple[Score, ...] | None:

@@ -120,7 +120,9 @@ def decide(
             f"only the head is trained: {evidence.images} images are too few to cut a test set that could prove what more adds"
         )
     elif evidence.head_accuracy >= 1.0 - 1.0 / evidence.images:
-        reasons.append("only the head is trained: it makes no mistake out of fold, so there is nothing to gain")
+        reasons.append(
+            "only the head is trained: it makes one mistake out of fold at most, so there is nothing to gain"
+        )
     else:
         cuts = [cut_for(evidence.flops, share) for share in LADDER]
         for place, cut in enumerate(dict.fromkeys(cuts)):

@@ -185,6 +185,11 @@ def _warnings(report: TestReport, final: str, gain: Difference) -> list[str]:
             f"The accuracy is known only within {percent(own.low)} to {percent(own.high)}: "
             f"{report.images:,} images are few. Label more before relying on it."
         )
+    above = report.difference(final, "majority")
+    if above is not None and _outcome(above, 1) != "helped":
+        warnings.append(
+            f"Nothing shows that this model is better than {BASELINES['majority']}: it should not be used as it is."
+        )
     if gain.high - gain.low > WIDE:
         warnings.append("The difference is known to no better than ±10 points: read the verdict with care.")
     if report.protocol != "sealed test":
