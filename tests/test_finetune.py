@@ -91,6 +91,7 @@ def is_head_only(begun: Start, tuned: Finetuned) -> bool:
         chosen.kind,
         chosen.taps,
         chosen.strength,
+        chosen.temperature,
     )
     return (
         tuned.backbone.digest() == tiny_backbone().digest()
