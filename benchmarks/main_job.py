@@ -66,7 +66,7 @@ def without_baselines(source: Path, seed: int) -> dict[str, Any]:
     from headstart.features.extract import extract
     from headstart.features.store import Store
     from headstart.finetune import finetune
-    from headstart.heads import fit_head, race
+    from headstart.race import fit_winner, race
     from headstart.transfer import Options, audited, planned
 
     options, store, began = Options(seed=seed), Store(), time.monotonic()
@@ -89,14 +89,7 @@ def without_baselines(source: Path, seed: int) -> dict[str, Any]:
 
     found = {"final": accuracy(tuned.head.logits(tested.stages(tuned.head.taps)))}
     for name, score in (("head", heads.best), ("last_stage_head", heads.last)):
-        head = fit_head(
-            features.stages(score.taps, pool),
-            dataset.labels[pool],
-            len(dataset.classes),
-            score.kind,
-            score.taps,
-            score.strength,
-        )
+        head = fit_winner(score, features, dataset.labels[pool], len(dataset.classes), pool, store)
         found[name] = accuracy(head.logits(features.stages(score.taps, test)))
     return {
         "kind": "without baselines",

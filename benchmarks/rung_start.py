@@ -28,8 +28,8 @@ from headstart.features.engine import Engine
 from headstart.features.extract import cache_activations, extract
 from headstart.features.store import Store
 from headstart.finetune import ALPHAS, _between
-from headstart.heads import fit_head, race
 from headstart.plan import LADDER, Rung, cut_for
+from headstart.race import fit_winner, race
 from headstart.solvers import spread
 from headstart.train import FromStore, Net, held_out_logits, train
 
@@ -56,8 +56,7 @@ def measured(source: Path, seed: int) -> list[dict[str, Any]]:
 
     frozen = {}
     for name, score in (("winner", heads.best), ("last stage", heads.last)):
-        head = fit_head(features.stages(score.taps, fit), labels[fit], classes, score.kind, score.taps, score.strength)
-        frozen[name] = head
+        frozen[name] = fit_winner(score, features, labels[fit], classes, fit, store)
     epochs = max(6, min(12, round(6 * math.sqrt(1500 / len(pool)))))
     cut = cut_for(list(backbone.flops), LADDER[0])
     rows = []

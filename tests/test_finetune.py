@@ -23,8 +23,9 @@ from headstart.features.engine import Engine
 from headstart.features.extract import Features, extract
 from headstart.features.store import Store
 from headstart.finetune import ALPHAS, Finetuned, Ladder, _between, finetune
-from headstart.heads import Race, fit_head, race
+from headstart.heads import fit_head
 from headstart.plan import Plan, Rung
+from headstart.race import Race, race
 from headstart.train import FromStore, Net
 from tests.toys import striped, stripes, tiny_backbone
 

@@ -1,4 +1,4 @@
-"""Heads equal their textbook definitions, and the race leaves the last stage only for what is better by more than chance."""
+"""Heads equal their textbook definitions."""
 
 from __future__ import annotations
 
@@ -8,40 +8,20 @@ import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from headstart.features.engine import Engine
-from headstart.features.extract import Features, extract
-from headstart.features.store import Store
 from headstart.heads import (
     LOGISTIC_STRENGTHS,
     RIDGE_STRENGTHS,
     Head,
     Kind,
-    Race,
-    Scorer,
     fit_head,
-    paired_gain,
-    race,
     score_centroid,
     score_logistic,
     score_ridge,
 )
+from headstart.race import Scorer
 from headstart.solvers import principal_axes, ridge_by_gram, ridge_by_hat, solve_logistic
 from headstart.tasks.classification import softmax
-from tests.toys import striped, tiny_backbone
-
-Floats = NDArray[np.float32]
-Labels = NDArray[np.int64]
-
-
-def clouds(
-    count: int = 90, width: int = 12, classes: int = 3, apart: float = 1.2, seed: int = 0
-) -> tuple[Floats, Labels]:
-    """Overlapping clouds on features of very different scales and offsets."""
-    draw = np.random.default_rng(seed)
-    labels = np.arange(count) % classes
-    centres = apart * draw.standard_normal((classes, width))
-    raw = centres[labels] + draw.standard_normal((count, width))
-    return (raw * 10 ** draw.uniform(-1, 1, width) + draw.uniform(-50, 50, width)).astype(np.float32), labels
+from tests.toys import Floats, Labels, clouds
 
 
 def standardised(x: Floats) -> NDArray[np.float64]:
@@ -195,101 +175,10 @@ def test_scores_are_what_their_logits_say() -> None:
         assert found.log_loss_se == pytest.approx(losses.std() / len(y) ** 0.5, rel=1e-4)
 
 
-class Lanes:
-    """Features by hand: what each stage sees is chosen by the test."""
-
-    def __init__(self, stages: list[Floats]) -> None:
-        self.widths = tuple(stage.shape[1] for stage in stages)
-        self._stages = stages
-
-    def stages(self, taps: tuple[int, ...], indices: Labels | None = None) -> Floats:
-        whole = np.concatenate([self._stages[tap] for tap in taps], axis=1)
-        return whole if indices is None else whole[indices]
-
-
-def raced(stages: list[Floats], y: Labels) -> Race:
-    everyone = np.arange(len(y))
-    return race(Lanes(stages), y, np.arange(len(y)) // 3 % 5, 3, everyone)  # type: ignore[arg-type]
-
-
-def test_the_last_stage_yields_only_to_more_than_one_standard_error() -> None:
-    kept_against_better = yielded = 0
-    for seed in range(8):
-        x, y = clouds(count=60, apart=1.2, seed=seed)
-        z, _ = clouds(count=60, apart=0.7, seed=seed + 100)
-        found = raced([z, x, z] if seed % 2 else [x, x, x], y)
-        top = max(found.candidates, key=lambda score: (score.accuracy, -score.log_loss))
-        gain, error = paired_gain(top, found.last, y)
-        pays = gain > max(error, 1.5 / len(y))
-        assert found.best is (top if pays else found.last)
-        assert ("no head beats the last stage" in found.reason) == (found.best is found.last)
-        assert (found.last.kind, found.last.taps) == ("logistic", (2,))
-        kept_against_better += gain > 0 and not pays
-        yielded += pays
-    assert kept_against_better and yielded  # both sides of the rule were seen
-
-
-def test_an_earlier_stage_wins_where_it_is_clearly_better() -> None:
-    x, y = clouds(apart=2.0)
-    noise = [np.random.default_rng(n).standard_normal((len(y), 6)).astype(np.float32) for n in range(4)]
-    found = raced([noise[0], x, noise[1], noise[2]], y)
-    assert 1 in found.best.taps
-    gain, error = paired_gain(found.best, found.last, y)
-    assert gain > error
-    assert int(np.argmax([score.accuracy for score in found.profile])) == 1
-    assert "beats the last stage by" in found.reason
-
-
-def test_a_race_over_real_features_repeats() -> None:
-    dataset, backbone = striped(contrast=25), tiny_backbone()
-    features: Features = extract(backbone, dataset, Store(), engine=Engine(backbone, precision="float32"))
-    pool = dataset.indices("train")
-    found = [race(features, dataset.labels[pool], dataset.fold[pool], 3, pool) for _ in range(2)]
-    assert found[0].best.accuracy > 0.5
-    assert len(found[0].profile) == 5
-    for a, b in zip(found[0].candidates, found[1].candidates, strict=True):
-        assert np.array_equal(a.logits, b.logits)
-
-
 def test_the_same_head_twice() -> None:
     x, y = clouds()
     heads: list[Head] = [fit_head(x, y, 3, "logistic", (0,), 1e-4) for _ in range(2)]
     assert np.array_equal(heads[0].weight, heads[1].weight)
-
-
-def test_the_same_race_is_run_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset, backbone = striped(60, contrast=25), tiny_backbone()
-    features = extract(backbone, dataset, store, engine=Engine(backbone, precision="float32"))
-    pool = dataset.indices("train")
-    labels, folds = dataset.labels[pool], dataset.fold[pool]
-    first = race(features, labels, folds, 3, pool, store=store)
-
-    def competed(*_: object) -> None:
-        raise AssertionError("raced again")
-
-    monkeypatch.setattr("headstart.heads._compete", competed)
-    second = race(features, labels, folds, 3, pool, store=store)
-    assert second.reason == first.reason
-    assert [score.taps for score in second.profile] == [(stage,) for stage in range(5)]
-    for a, b in zip(
-        (first.best, first.last, *first.candidates), (second.best, second.last, *second.candidates), strict=True
-    ):
-        assert np.array_equal(a.logits, b.logits)
-        assert (a.kind, a.taps, a.strength, a.accuracy, a.log_loss_se) == (
-            b.kind,
-            b.taps,
-            b.strength,
-            b.accuracy,
-            b.log_loss_se,
-        )
-    for changed in (
-        {"labels": labels[::-1].copy()},
-        {"folds": folds[::-1].copy()},
-        {"classes": 4},
-        {"pool": pool[::-1]},
-    ):
-        with pytest.raises(AssertionError, match="raced again"):
-            race(features, **{"labels": labels, "folds": folds, "classes": 3, "pool": pool, **changed}, store=store)
 
 
 @pytest.mark.parametrize(("kind", "score"), [("ridge", score_ridge), ("centroid", score_centroid)])

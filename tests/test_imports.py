@@ -14,8 +14,8 @@ import headstart
 
 SOURCE = Path(headstart.__file__).parent
 ROOMS = (
-    "data", "tasks", "backbones", "features", "solvers", "heads", "model", "plan", "train", "finetune", "baselines", "evaluate",
-    "verdict", "proof", "bundle", "report", "run", "transfer", "serve", "demo", "show", "cli",
+    "data", "tasks", "backbones", "features", "solvers", "heads", "race", "model", "plan", "train", "finetune", "baselines",
+    "evaluate", "verdict", "proof", "bundle", "report", "story", "run", "transfer", "serve", "demo", "show", "cli",
 )  # fmt: skip
 SEEN_BY_ALL = ("errors", "runtime")
 UNWANTED = {"utils", "helpers", "common", "manager", "misc"}

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from headstart.errors import OutputError
-from headstart.run import Folder, Story, _finite, free_folder, reproduce
+from headstart.run import Folder, _finite, free_folder, reproduce
+from headstart.story import Story
 from headstart.transfer import Options
 
 
@@ -104,7 +105,7 @@ def test_a_place_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pyt
 def test_a_run_in_memory_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     story = Story()
-    with claim(None, ("arrays",)) as folder, story.to(folder):
+    with claim(None, ("arrays",)) as folder, story.to(folder.path):
         folder.write("note.txt", "x")
         story.say("hello")
     assert list(tmp_path.iterdir()) == []
@@ -114,10 +115,10 @@ def test_a_run_in_memory_writes_nothing(tmp_path: Path, monkeypatch: pytest.Monk
 def test_the_story_is_told_timed_and_kept(tmp_path: Path) -> None:
     told: list[str] = []
     story = Story(told.append)
-    with claim(tmp_path / "run") as folder, story.to(folder):
+    with claim(tmp_path / "run") as folder, story.to(folder.path):
         with story.phase("audit"):
             story.say("all is well")
-        with pytest.raises(ZeroDivisionError), story.to(folder):
+        with pytest.raises(ZeroDivisionError), story.to(folder.path):
             raise ZeroDivisionError("stop")
     assert told == ["all is well"]
     log = (tmp_path / "run" / "log.txt").read_text().splitlines()

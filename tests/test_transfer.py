@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def test_a_second_fit_is_all_from_the_store(trained: Trained, monkeypatch: pytes
     monkeypatch.setattr(Engine, "activations", computed)
     monkeypatch.setattr(sys.modules["headstart.finetune"], "train", computed)
     monkeypatch.setattr("headstart.baselines.train", computed)
-    monkeypatch.setattr("headstart.heads._compete", computed)
+    monkeypatch.setattr(import_module("headstart.race"), "_compete", computed)
     before, model = metrics(trained.run), (trained.run / "model.safetensors").read_bytes()
     again = hs.fit(trained.pictures, trained.run, options(trained))
     assert (trained.run / "model.safetensors").read_bytes() == model

@@ -17,6 +17,19 @@ from headstart.data.load import load_dataset
 
 SIDE = 32
 SPEC = InputSpec(size=(SIDE, SIDE), mean=(0.5, 0.4, 0.3), std=(0.25, 0.3, 0.2), interpolation="bilinear", crop=1.0)
+Floats = NDArray[np.float32]
+Labels = NDArray[np.int64]
+
+
+def clouds(
+    count: int = 90, width: int = 12, classes: int = 3, apart: float = 1.2, seed: int = 0
+) -> tuple[Floats, Labels]:
+    """Overlapping clouds on features of very different scales and offsets."""
+    draw = np.random.default_rng(seed)
+    labels = np.arange(count) % classes
+    centres = apart * draw.standard_normal((classes, width))
+    raw = centres[labels] + draw.standard_normal((count, width))
+    return (raw * 10 ** draw.uniform(-1, 1, width) + draw.uniform(-50, 50, width)).astype(np.float32), labels
 
 
 def stripes(

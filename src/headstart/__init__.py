@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from headstart.features.extract import extract
     from headstart.features.store import Store
     from headstart.finetune import finetune
-    from headstart.heads import fit_head, race
+    from headstart.heads import fit_head
     from headstart.model import Model
     from headstart.plan import Plan, Rung, decide
+    from headstart.race import race
     from headstart.run import Run
     from headstart.transfer import Options, fit
 
@@ -45,7 +46,7 @@ _WHERE = {
     "check_backbone": "backbones.check", "load": "bundle", "save": "bundle", "Dataset": "data.dataset",
     "audit": "data.load", "load_dataset": "data.load", "HeadstartError": "errors", "evaluate": "evaluate",
     "Engine": "features.engine", "extract": "features.extract", "Store": "features.store", "finetune": "finetune",
-    "fit_head": "heads", "race": "heads", "Model": "model", "Plan": "plan", "Rung": "plan", "decide": "plan",
+    "fit_head": "heads", "race": "race", "Model": "model", "Plan": "plan", "Rung": "plan", "decide": "plan",
     "Run": "run", "Options": "transfer", "fit": "transfer",
 }  # fmt: skip
 

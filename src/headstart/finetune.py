@@ -25,8 +25,9 @@ from headstart.data.dataset import Dataset
 from headstart.features.engine import Engine
 from headstart.features.extract import Features, cache_activations
 from headstart.features.store import Store
-from headstart.heads import Head, Race, Score, fit_winner
+from headstart.heads import Head, Score
 from headstart.plan import Plan, Rung
+from headstart.race import Race, fit_winner
 from headstart.solvers import spread
 from headstart.train import Checkpoint, Epoch, FromImages, FromStore, Net, Source, Trained, held_out_logits, train
 
@@ -106,6 +107,9 @@ class Ladder:
             StoreError: where the store cannot be written.
         """
         pool = self.dataset.indices("train")
+        if not self.plan.rungs:
+            head = self._head(pool, self.heads.best)
+            return Finetuned(self.engine.backbone, head, (), pool, self.heads.best.logits, True, ())
         judging, last = self._judging(pool), self.heads.last
         splits = [_Split(fit, held, self.engine.backbone, self._head(fit, last)) for fit, held in judging]
         held = np.concatenate([split.held for split in splits])

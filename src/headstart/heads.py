@@ -1,4 +1,4 @@
-"""Linear heads on frozen features, and the race that picks one by cross-validation.
+"""Linear heads on frozen features: how each is fitted, and how it does out of fold.
 
 Every head here ends as one linear layer on pooled features of some stages (`taps`), so that whichever wins can be saved,
 served and used as the start of fine-tuning. How they are solved is in `solvers`.
@@ -7,7 +7,6 @@ served and used as the start of fine-tuning. How they are solved is in `solvers`
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,12 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headstart import runtime
-from headstart.features.extract import Features
-from headstart.features.store import Artifact, Store, Table
+from headstart.features.store import Table
 from headstart.solvers import (
-    STEPS,
-    STEPS_ON,
     Axes,
     centroids,
     logistic_path,
@@ -74,17 +69,6 @@ class Score:
     log_loss_se: float
     logits: NDArray[np.float32]
     temperature: float = 1.0
-
-
-@dataclass(frozen=True, eq=False)
-class Race:
-    """All candidates, the winner, the last-stage reference and the depth profile (one ridge score per stage)."""
-
-    candidates: tuple[Score, ...]
-    best: Score
-    last: Score
-    profile: tuple[Score, ...]
-    reason: str
 
 
 def _score(
@@ -201,10 +185,10 @@ def fit_head(
     Scores of ridge and centroid heads are divided by `temperature`: that of the out-of-fold score, or else the one that suits
     the rows given, which is too sure where they are few.
     """
-    return _solved(principal_axes(features), labels, classes, kind, taps, strength, temperature)
+    return solved(principal_axes(features), labels, classes, kind, taps, strength, temperature)
 
 
-def _solved(
+def solved(
     axes: Axes,
     labels: NDArray[np.int64],
     classes: int,
@@ -213,6 +197,7 @@ def _solved(
     strength: float,
     temperature: float | None,
 ) -> Head:
+    """`fit_head` on features that are in their principal axes."""
     targets = one_hot(labels, classes, axes.z.device)
     if kind == "logistic":
         everyone = torch.ones(1, len(labels), device=axes.z.device)
@@ -230,38 +215,6 @@ def _solved(
     return Head(kind, taps, strength, *axes.raw(w1 / temperature, b1 / temperature))
 
 
-def fit_winner(
-    score: Score, features: Features, labels: NDArray[np.int64], classes: int, pool: NDArray[np.int64], store: Store
-) -> Head:
-    """The head that `score` speaks of, fitted on the pictures `pool` (M,) with their `labels` (M,), once per store."""
-    memo = _memo(store, score, features, labels, classes, pool)
-    stored = memo.load()
-    if stored is not None:
-        return Head(score.kind, score.taps, score.strength, stored[1]["weight"], stored[1]["bias"])
-    axes = principal_axes(features.stages(score.taps, pool))
-    return _kept(memo, _solved(axes, labels, classes, score.kind, score.taps, score.strength, score.temperature))
-
-
-def _memo(
-    store: Store,
-    score: Score,
-    features: Features,
-    labels: NDArray[np.int64],
-    classes: int,
-    pool: NDArray[np.int64],
-) -> Artifact:
-    how = {
-        "head": [score.kind, score.taps, score.strength, score.temperature],
-        "solver": [STEPS, STEPS_ON, torch.__version__],
-    }
-    return store.artifact("head", {**subject(features.table, features.rows[pool], labels, classes), **how})
-
-
-def _kept(memo: Artifact, head: Head) -> Head:
-    memo.save({}, {"weight": head.weight, "bias": head.bias})
-    return head
-
-
 def subject(
     table: Table, rows: NDArray[np.int64], labels: NDArray[np.int64], classes: int, *more: NDArray[np.int64]
 ) -> dict[str, Any]:
@@ -273,113 +226,3 @@ def subject(
         "labels": hashlib.blake2b(given, digest_size=16).hexdigest(),
         "classes": classes,
     }
-
-
-def race(
-    features: Features,
-    labels: NDArray[np.int64],
-    folds: NDArray[np.int64],
-    classes: int,
-    pool: NDArray[np.int64],
-    *,
-    store: Store | None = None,
-    progress: runtime.Progress = runtime.silent,
-) -> Race:
-    """Cross-validate heads per stage and combined; `labels` and `folds` (M,) belong to the pictures `pool` (M,).
-
-    Ridge scores every stage (the depth profile) and the combinations, cheaply; the last stage, the best stage and the best
-    combination go on to logistic regression. The last stage wins unless another beats it by more than one standard error
-    of the paired difference. With a store, the same race is run once.
-    """
-    candidates = None
-    known: dict[tuple[int, ...], Axes] = {}
-    if store is not None:
-        spec = {
-            **subject(features.table, features.rows[pool], labels, classes, folds),
-            "solver": [LOGISTIC_STRENGTHS, RIDGE_STRENGTHS, STEPS, STEPS_ON, torch.__version__, 2],
-        }
-        memo = store.artifact("race", spec)
-        candidates = _recalled(memo)
-    if candidates is None:
-        candidates = _compete(features, labels, folds, classes, pool, known, progress)
-        if store is not None:
-            rows = [{name: getattr(score, name) for name in _PLAIN} for score in candidates]
-            memo.save({"scores": rows}, {str(place): score.logits for place, score in enumerate(candidates)})
-    last = next(score for score in candidates if score.kind == "logistic" and score.taps == (len(features.widths) - 1,))
-    best = max(candidates, key=_rank)
-    gain, error = paired_gain(best, last, labels)
-    if gain > max(error, 1.5 / len(labels)):  # one picture more, and none lost, always exceeds its own standard error
-        reason = f"{_words(best)} beats the last stage by {100 * gain:.1f} ± {100 * error:.1f} points out of fold"
-    else:
-        reason = f"no head beats the last stage by more than one standard error ({100 * gain:.1f} ± {100 * error:.1f} points)"
-        best = last
-    if store is not None and known:  # both will be asked for, and here the factorisations are at hand
-        for score in (best, last):
-            kept = _memo(store, score, features, labels, classes, pool)
-            axes = known[score.taps]
-            _kept(kept, _solved(axes, labels, classes, score.kind, score.taps, score.strength, score.temperature))
-    profile = tuple(score for score in candidates if score.kind == "ridge" and len(score.taps) == 1)
-    return Race(candidates, best, last, profile, reason)
-
-
-_PLAIN = ("kind", "taps", "strength", "accuracy", "accuracy_se", "log_loss", "log_loss_se", "temperature")
-
-
-def _recalled(memo: Artifact) -> tuple[Score, ...] | None:
-    stored = memo.load()
-    if stored is None:
-        return None
-    record, arrays = stored
-    return tuple(
-        Score(**{**row, "taps": tuple(row["taps"])}, logits=arrays[str(place)])
-        for place, row in enumerate(record["scores"])
-    )
-
-
-def _compete(
-    features: Features,
-    labels: NDArray[np.int64],
-    folds: NDArray[np.int64],
-    classes: int,
-    pool: NDArray[np.int64],
-    known: dict[tuple[int, ...], Axes],
-    progress: runtime.Progress,
-) -> tuple[Score, ...]:
-    stages = len(features.widths)
-    combined = sorted(
-        {tuple(range(start, stages)) for start in (0, stages // 2, stages - 3) if 0 <= start < stages - 1}
-    )
-    with progress("Racing heads", stages + len(combined) + 4, "heads") as advance:
-
-        def scored(how: Scorer, taps: tuple[int, ...]) -> Score:
-            if taps not in known:  # the factorisation is most of the work, and scorers share it
-                known[taps] = principal_axes(features.stages(taps, pool))
-            score = how(known[taps], labels, folds, classes, taps)
-            advance(1)
-            return score
-
-        profile = [scored(score_ridge, (stage,)) for stage in range(stages)]
-        ridges = [scored(score_ridge, taps) for taps in combined]
-        last = scored(score_logistic, (stages - 1,))
-        finalists = {max(profile, key=_rank).taps} | ({max(ridges, key=_rank).taps} if ridges else set())
-        others = [scored(score_logistic, taps) for taps in sorted(finalists - {last.taps})]
-        few = scored(score_centroid, (stages - 1,))
-    return (last, *others, few, *profile, *ridges)
-
-
-Scorer = Callable[[Axes, NDArray[np.int64], NDArray[np.int64], int, tuple[int, ...]], Score]
-
-
-def _rank(score: Score) -> tuple[float, float]:
-    return score.accuracy, -score.log_loss
-
-
-def _words(score: Score) -> str:
-    where = f"stage {score.taps[0] + 1}" if len(score.taps) == 1 else f"stages {score.taps[0] + 1}–{score.taps[-1] + 1}"
-    return f"a {score.kind} head on {where}"
-
-
-def paired_gain(a: Score, b: Score, labels: NDArray[np.int64]) -> tuple[float, float]:
-    """Mean and standard error of the difference in accuracy, picture by picture, of two out-of-fold scores."""
-    difference = (a.logits.argmax(1) == labels).astype(float) - (b.logits.argmax(1) == labels).astype(float)
-    return float(difference.mean()), float(difference.std() / max(1, len(labels)) ** 0.5)

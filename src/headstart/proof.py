@@ -29,9 +29,10 @@ from headstart.features.engine import Engine
 from headstart.features.extract import Features, extract
 from headstart.features.store import Store
 from headstart.finetune import Finetuned
-from headstart.heads import Race, Score, fit_winner, race
+from headstart.heads import Score
 from headstart.model import Model
 from headstart.plan import Plan
+from headstart.race import Race, fit_winner, race
 from headstart.tasks.classification import fit_temperature, softmax
 from headstart.verdict import Verdict, decide_verdict
 

@@ -1,4 +1,4 @@
-"""A run: its story while it goes on, its folder on disk, and what it leaves in the caller's hands."""
+"""A run: its folder on disk, and what it leaves in the caller's hands."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import json
 import math
 import shlex
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol, final
@@ -21,17 +20,17 @@ from headstart import bundle, runtime
 from headstart.data.dataset import Dataset
 from headstart.errors import DataError, OutputError
 from headstart.finetune import Finetuned
-from headstart.heads import Race
 from headstart.model import Model
 from headstart.plan import Plan
 from headstart.proof import Proof
+from headstart.race import Race
 from headstart.report.gather import gather
 from headstart.report.report import render
+from headstart.story import LOG, Story
 from headstart.tasks.classification import softmax
 from headstart.verdict import Verdict
 
 FORMAT = 1
-LOG = "log.txt"
 WRITTEN = ("audit.json", "plan.json", "predictions.csv", "report.html", "metrics.json")
 
 
@@ -59,88 +58,6 @@ class Run:
     def report(self) -> Path | None:
         """The HTML report, where the run has a folder."""
         return None if self.folder is None else self.folder / "report.html"
-
-
-@final
-class Story:
-    """What happened, line by line, and how long each phase took."""
-
-    def __init__(self, tell: Callable[[str], None] | None = None) -> None:
-        self._tell = tell
-        self._began = time.monotonic()
-        self._log: Path | None = None
-        self.seconds: dict[str, float] = {}
-        self.lines: list[str] = []
-
-    @property
-    def total(self) -> float:
-        """Seconds since the run began."""
-        return time.monotonic() - self._began
-
-    @contextlib.contextmanager
-    def to(self, folder: Folder) -> Iterator[None]:
-        """Also write every line to the folder's log."""
-        self._log = None if folder.path is None else folder.path / LOG
-        try:
-            yield
-        except BaseException as error:
-            self._write(f"stopped: {type(error).__name__}: {error}")
-            raise
-
-    @contextlib.contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Time one phase."""
-        began = time.monotonic()
-        yield
-        self.seconds[name] = time.monotonic() - began
-        self._write(f"{name} took {self.seconds[name]:.1f} s")
-
-    def say(self, line: str) -> None:
-        """Tell a line to the person, and keep it."""
-        self._write(line)
-        if self._tell is not None:
-            self._tell(line)
-
-    def dataset(self, dataset: Dataset) -> None:
-        """What the data are."""
-        sides = ", ".join(
-            f"{len(dataset.indices(s)):,} {s}" for s in ("train", "val", "test") if len(dataset.indices(s))
-        )
-        self.say(f"{len(dataset):,} images of {len(dataset.classes)} classes: {sides}")
-        if dataset.audit is not None:
-            for finding in dataset.audit.findings:
-                if finding.severity != "note":
-                    self.say(f"{finding.severity}: {finding.message}")
-                else:
-                    self._write(f"note: {finding.message}")
-
-    def heads(self, heads: Race) -> None:
-        """Which head won, and why."""
-        best = heads.best
-        self.say(f"frozen head: {100 * best.accuracy:.1f} ± {100 * best.accuracy_se:.1f} % out of fold; {heads.reason}")
-
-    def plan(self, plan: Plan) -> None:
-        """What is going to be tried, and why."""
-        for reason in plan.reasons[1:]:
-            self.say(f"plan: {reason}")
-        for rung in plan.rungs:
-            self.say(
-                f"plan: {rung.reason or f'stages from {rung.cut + 1} on train'}; {rung.epochs} epochs, {rung.views} views"
-            )
-
-    def finetuned(self, tuned: Finetuned) -> None:
-        """How each rung did."""
-        for result in tuned.rungs:
-            self.say(f"rung from {result.rung.cut + 1}: {result.reason}")
-        for reason in tuned.reasons:
-            self.say(reason)
-
-    def _write(self, line: str) -> None:
-        stamped = f"{self.total:9.1f}  {line}"
-        self.lines.append(stamped)
-        if self._log is not None:
-            with contextlib.suppress(OSError), self._log.open("a", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(stamped + "\n")
 
 
 @final

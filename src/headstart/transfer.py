@@ -30,10 +30,11 @@ from headstart.features.engine import Engine
 from headstart.features.extract import activation_bytes, decode_seconds, extract
 from headstart.features.store import Recall, Store
 from headstart.finetune import Finetuned, finetune
-from headstart.heads import Race, race
 from headstart.model import Model
 from headstart.plan import Budget, Evidence, Mode, Plan, decide, load_plan
-from headstart.run import Folder, Run, Story
+from headstart.race import Race, race
+from headstart.run import Folder, Run
+from headstart.story import Story
 from headstart.tasks.classification import fit_temperature
 
 
@@ -85,7 +86,7 @@ def fit(
     options = options or Options()
     story = Story(tell)
     folder = Folder.claim(out, source, options, overwrite=overwrite)
-    with folder, story.to(folder):
+    with folder, story.to(folder.path):
         deadline = math.inf if options.budget is None else time.monotonic() + options.budget
         store = Store(limit=options.store_limit)
         runtime.seed_everything(options.seed)

@@ -10,10 +10,11 @@ from headstart import runtime
 from headstart.data.dataset import Dataset
 from headstart.errors import UnreadableImage
 from headstart.finetune import Finetuned, RungResult
-from headstart.heads import Race, Score
+from headstart.heads import Score
 from headstart.model import Model
 from headstart.plan import Plan, Rung
 from headstart.proof import Proof
+from headstart.race import Race
 from headstart.report.record import CurvePoint, HeadRow, Mistake, ReportData, RungRow, StageRow
 from headstart.report.report import thumbnail
 from headstart.tasks.classification import softmax

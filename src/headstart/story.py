@@ -1,0 +1,98 @@
+"""The story of a run while it goes on: what the person is told, what the log keeps, and how long each phase took."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import final
+
+from headstart.data.dataset import Dataset
+from headstart.finetune import Finetuned
+from headstart.plan import Plan
+from headstart.race import Race
+
+LOG = "log.txt"
+
+
+@final
+class Story:
+    """What happened, line by line, and how long each phase took."""
+
+    def __init__(self, tell: Callable[[str], None] | None = None) -> None:
+        self._tell = tell
+        self._began = time.monotonic()
+        self._log: Path | None = None
+        self.seconds: dict[str, float] = {}
+        self.lines: list[str] = []
+
+    @property
+    def total(self) -> float:
+        """Seconds since the run began."""
+        return time.monotonic() - self._began
+
+    @contextlib.contextmanager
+    def to(self, folder: Path | None) -> Iterator[None]:
+        """Also write every line to the log of the run folder; None for a run that is kept in memory."""
+        self._log = None if folder is None else folder / LOG
+        try:
+            yield
+        except BaseException as error:
+            self._write(f"stopped: {type(error).__name__}: {error}")
+            raise
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time one phase."""
+        began = time.monotonic()
+        yield
+        self.seconds[name] = time.monotonic() - began
+        self._write(f"{name} took {self.seconds[name]:.1f} s")
+
+    def say(self, line: str) -> None:
+        """Tell a line to the person, and keep it."""
+        self._write(line)
+        if self._tell is not None:
+            self._tell(line)
+
+    def dataset(self, dataset: Dataset) -> None:
+        """What the data are."""
+        sides = ", ".join(
+            f"{len(dataset.indices(s)):,} {s}" for s in ("train", "val", "test") if len(dataset.indices(s))
+        )
+        self.say(f"{len(dataset):,} images of {len(dataset.classes)} classes: {sides}")
+        if dataset.audit is not None:
+            for finding in dataset.audit.findings:
+                if finding.severity != "note":
+                    self.say(f"{finding.severity}: {finding.message}")
+                else:
+                    self._write(f"note: {finding.message}")
+
+    def heads(self, heads: Race) -> None:
+        """Which head won, and why."""
+        best = heads.best
+        self.say(f"frozen head: {100 * best.accuracy:.1f} ± {100 * best.accuracy_se:.1f} % out of fold; {heads.reason}")
+
+    def plan(self, plan: Plan) -> None:
+        """What is going to be tried, and why."""
+        for reason in plan.reasons[1:]:
+            self.say(f"plan: {reason}")
+        for rung in plan.rungs:
+            self.say(
+                f"plan: {rung.reason or f'stages from {rung.cut + 1} on train'}; {rung.epochs} epochs, {rung.views} views"
+            )
+
+    def finetuned(self, tuned: Finetuned) -> None:
+        """How each rung did."""
+        for result in tuned.rungs:
+            self.say(f"rung from {result.rung.cut + 1}: {result.reason}")
+        for reason in tuned.reasons:
+            self.say(reason)
+
+    def _write(self, line: str) -> None:
+        stamped = f"{self.total:9.1f}  {line}"
+        self.lines.append(stamped)
+        if self._log is not None:
+            with contextlib.suppress(OSError), self._log.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(stamped + "\n")

@@ -1,0 +1,105 @@
+"""The race leaves the last stage only for what is better by more than chance."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import numpy as np
+import pytest
+
+from headstart.features.engine import Engine
+from headstart.features.extract import Features, extract
+from headstart.features.store import Store
+from headstart.race import Race, paired_gain, race
+from tests.toys import Floats, Labels, clouds, striped, tiny_backbone
+
+
+class Lanes:
+    """Features by hand: what each stage sees is chosen by the test."""
+
+    def __init__(self, stages: list[Floats]) -> None:
+        self.widths = tuple(stage.shape[1] for stage in stages)
+        self._stages = stages
+
+    def stages(self, taps: tuple[int, ...], indices: Labels | None = None) -> Floats:
+        whole = np.concatenate([self._stages[tap] for tap in taps], axis=1)
+        return whole if indices is None else whole[indices]
+
+
+def raced(stages: list[Floats], y: Labels) -> Race:
+    everyone = np.arange(len(y))
+    return race(Lanes(stages), y, np.arange(len(y)) // 3 % 5, 3, everyone)  # type: ignore[arg-type]
+
+
+def test_the_last_stage_yields_only_to_more_than_one_standard_error() -> None:
+    kept_against_better = yielded = 0
+    for seed in range(8):
+        x, y = clouds(count=60, apart=1.2, seed=seed)
+        z, _ = clouds(count=60, apart=0.7, seed=seed + 100)
+        found = raced([z, x, z] if seed % 2 else [x, x, x], y)
+        top = max(found.candidates, key=lambda score: (score.accuracy, -score.log_loss))
+        gain, error = paired_gain(top, found.last, y)
+        pays = gain > max(error, 1.5 / len(y))
+        assert found.best is (top if pays else found.last)
+        assert ("no head beats the last stage" in found.reason) == (found.best is found.last)
+        assert (found.last.kind, found.last.taps) == ("logistic", (2,))
+        kept_against_better += gain > 0 and not pays
+        yielded += pays
+    assert kept_against_better and yielded  # both sides of the rule were seen
+
+
+def test_an_earlier_stage_wins_where_it_is_clearly_better() -> None:
+    x, y = clouds(apart=2.0)
+    noise = [np.random.default_rng(n).standard_normal((len(y), 6)).astype(np.float32) for n in range(4)]
+    found = raced([noise[0], x, noise[1], noise[2]], y)
+    assert 1 in found.best.taps
+    gain, error = paired_gain(found.best, found.last, y)
+    assert gain > error
+    assert int(np.argmax([score.accuracy for score in found.profile])) == 1
+    assert "beats the last stage by" in found.reason
+
+
+def test_a_race_over_real_features_repeats() -> None:
+    dataset, backbone = striped(contrast=25), tiny_backbone()
+    features: Features = extract(backbone, dataset, Store(), engine=Engine(backbone, precision="float32"))
+    pool = dataset.indices("train")
+    found = [race(features, dataset.labels[pool], dataset.fold[pool], 3, pool) for _ in range(2)]
+    assert found[0].best.accuracy > 0.5
+    assert len(found[0].profile) == 5
+    for a, b in zip(found[0].candidates, found[1].candidates, strict=True):
+        assert np.array_equal(a.logits, b.logits)
+
+
+def test_the_same_race_is_run_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset, backbone = striped(60, contrast=25), tiny_backbone()
+    features = extract(backbone, dataset, store, engine=Engine(backbone, precision="float32"))
+    pool = dataset.indices("train")
+    labels, folds = dataset.labels[pool], dataset.fold[pool]
+    first = race(features, labels, folds, 3, pool, store=store)
+
+    def competed(*_: object) -> None:
+        raise AssertionError("raced again")
+
+    monkeypatch.setattr(import_module("headstart.race"), "_compete", competed)
+    second = race(features, labels, folds, 3, pool, store=store)
+    assert second.reason == first.reason
+    assert [score.taps for score in second.profile] == [(stage,) for stage in range(5)]
+    for a, b in zip(
+        (first.best, first.last, *first.candidates), (second.best, second.last, *second.candidates), strict=True
+    ):
+        assert np.array_equal(a.logits, b.logits)
+        assert (a.kind, a.taps, a.strength, a.accuracy, a.log_loss_se) == (
+            b.kind,
+            b.taps,
+            b.strength,
+            b.accuracy,
+            b.log_loss_se,
+        )
+    for changed in (
+        {"labels": labels[::-1].copy()},
+        {"folds": folds[::-1].copy()},
+        {"classes": 4},
+        {"pool": pool[::-1]},
+    ):
+        with pytest.raises(AssertionError, match="raced again"):
+            race(features, **{"labels": labels, "folds": folds, "classes": 3, "pool": pool, **changed}, store=store)
