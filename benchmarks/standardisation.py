@@ -31,7 +31,7 @@ SETS = {
     "steel": "steel",
 }  # fmt: skip
 FLOORS = (0.0, 0.1, 1.0, 10.0)
-KINDS: dict[heads.Kind, Any] = {"ridge": heads.score_ridge, "logistic": heads.score_logistic}
+KINDS: dict[heads.Kind, Any] = {"ridge": heads.ridge_scores, "logistic": heads.logistic_scores}
 
 
 def spread_with(floor: float) -> Any:
@@ -57,7 +57,7 @@ def measured(
         solvers.spread = spread_with(floor)
         axes = solvers.principal_axes(x)
         for kind, score in KINDS.items():
-            found = score(axes, labels[fit], folds, classes, taps)
+            found, *_ = score(axes, labels[fit], folds, classes, taps)
             right = np.empty(size, bool)
             for fold in np.unique(folds):
                 head = heads.fit_head(x[folds != fold], labels[fit][folds != fold], classes, kind, taps, found.strength)

@@ -13,10 +13,10 @@ from headstart.heads import (
     RIDGE_STRENGTHS,
     Head,
     Kind,
+    centroid_scores,
     fit_head,
-    score_centroid,
-    score_logistic,
-    score_ridge,
+    logistic_scores,
+    ridge_scores,
 )
 from headstart.race import Scorer
 from headstart.solvers import principal_axes, ridge_by_gram, ridge_by_hat, solve_logistic
@@ -54,7 +54,7 @@ def test_logistic_folds_equal_separate_fits() -> None:
     """All folds are solved together, by weights of 0 and 1; each equals the fit on its own rows alone."""
     x, y = clouds()
     folds, axes = thirds(len(y)), principal_axes(x)
-    score = score_logistic(axes, y, folds, 3, (0,))
+    score, *_ = logistic_scores(axes, y, folds, 3, (0,))
     z = standardised(x)
     for fold in range(3):
         out = folds == fold
@@ -68,10 +68,10 @@ def test_logistic_folds_equal_separate_fits() -> None:
 
 def test_logistic_takes_the_strength_with_the_least_loss_out_of_fold() -> None:
     x, y = clouds(apart=0.3)
-    strict = score_logistic(principal_axes(x), y, thirds(len(y)), 3, (0,))
+    strict, *_ = logistic_scores(principal_axes(x), y, thirds(len(y)), 3, (0,))
     assert strict.strength == max(LOGISTIC_STRENGTHS)  # nearly noise: the strongest penalty
     x, y = clouds(apart=6.0)
-    assert score_logistic(principal_axes(x), y, thirds(len(y)), 3, (0,)).accuracy == 1.0
+    assert logistic_scores(principal_axes(x), y, thirds(len(y)), 3, (0,))[0].accuracy == 1.0
 
 
 @pytest.mark.parametrize("width", [12, 200])
@@ -111,7 +111,7 @@ def nearest_mean(z: NDArray[np.float64], inside: NDArray[np.bool_], y: Labels, c
 def test_centroid_is_the_nearest_mean() -> None:
     x, y = clouds()
     folds, z = thirds(len(y)), standardised(x)
-    score = score_centroid(principal_axes(x), y, folds, 3, (0,))
+    score, *_ = centroid_scores(principal_axes(x), y, folds, 3, (0,))
     for fold in range(3):
         out = folds == fold
         assert (score.logits[out].argmax(1) == nearest_mean(z, ~out, y, 3)[out]).all()
@@ -149,7 +149,7 @@ def test_features_that_never_move_do_no_harm() -> None:
         assert (head.logits(still).argmax(1) == y).mean() > 0.8
 
 
-@pytest.mark.parametrize("score", [score_logistic, score_ridge, score_centroid])
+@pytest.mark.parametrize("score", [logistic_scores, ridge_scores, centroid_scores])
 def test_a_class_that_a_fold_lacks_is_no_obstacle(score) -> None:  # type: ignore[no-untyped-def]
     x, y = clouds(count=60)
     y = y.copy()
@@ -157,7 +157,7 @@ def test_a_class_that_a_fold_lacks_is_no_obstacle(score) -> None:  # type: ignor
     rare = np.array([0, 5])  # both pictures of a fourth class lie in fold 0
     y[rare] = 3
     assert set(folds[rare]) == {0}
-    found = score(principal_axes(x), y, folds, 4, (0,))
+    found, *_ = score(principal_axes(x), y, folds, 4, (0,))
     assert np.isfinite(found.logits).all() and np.isfinite(found.log_loss)
     assert (found.logits[rare].argmax(1) != 3).all()
     assert found.accuracy > 0.45
@@ -165,8 +165,8 @@ def test_a_class_that_a_fold_lacks_is_no_obstacle(score) -> None:  # type: ignor
 
 def test_scores_are_what_their_logits_say() -> None:
     x, y = clouds()
-    for score in (score_logistic, score_ridge, score_centroid):
-        found = score(principal_axes(x), y, thirds(len(y)), 3, (2,))
+    scorers = (logistic_scores, ridge_scores, centroid_scores)
+    for found in [each for score in scorers for each in score(principal_axes(x), y, thirds(len(y)), 3, (2,))]:
         right = found.logits.argmax(1) == y
         losses = -np.log(softmax(found.logits)[np.arange(len(y)), y])
         assert found.accuracy == pytest.approx(right.mean())
@@ -181,13 +181,13 @@ def test_the_same_head_twice() -> None:
     assert np.array_equal(heads[0].weight, heads[1].weight)
 
 
-@pytest.mark.parametrize(("kind", "score"), [("ridge", score_ridge), ("centroid", score_centroid)])
+@pytest.mark.parametrize(("kind", "score"), [("ridge", ridge_scores), ("centroid", centroid_scores)])
 def test_a_head_that_knows_nothing_is_not_sure_of_itself(kind: Kind, score: Scorer) -> None:
     """More features than pictures and labels by chance: what the training pictures suggest is far too sure."""
     draw = np.random.default_rng(0)
     x, y = draw.standard_normal((500, 200)).astype(np.float32), draw.integers(2, size=500)
     fit, unseen = slice(0, 80), slice(80, 500)
-    found = score(principal_axes(x[fit]), y[fit], np.arange(80) % 5, 2, (0,))
+    found, *_ = score(principal_axes(x[fit]), y[fit], np.arange(80) % 5, 2, (0,))
 
     def loss(temperature: float | None) -> float:
         head = fit_head(x[fit], y[fit], 2, kind, (0,), found.strength, temperature)

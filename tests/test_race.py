@@ -10,7 +10,7 @@ import pytest
 from headstart.features.engine import Engine
 from headstart.features.extract import Features, extract
 from headstart.features.store import Store
-from headstart.race import Race, paired_gain, race
+from headstart.race import Race, choice_out_of_bag, paired_gain, race
 from tests.toys import Floats, Labels, clouds, striped, tiny_backbone
 
 
@@ -56,7 +56,28 @@ def test_an_earlier_stage_wins_where_it_is_clearly_better() -> None:
     gain, error = paired_gain(found.best, found.last, y)
     assert gain > error
     assert int(np.argmax([score.accuracy for score in found.profile])) == 1
-    assert "beats the last stage by" in found.reason
+    assert "ahead of the last stage out of fold" in found.reason
+
+
+def test_what_is_told_of_the_best_of_many_is_cleared_of_the_choice() -> None:
+    """Labels by chance: the best candidate out of fold looks good, and what the race tells of it does not."""
+    flattered, told = [], []
+    for seed in range(6):
+        draw = np.random.default_rng(seed)
+        stages = [draw.standard_normal((60, 40)).astype(np.float32) for _ in range(6)]
+        y = draw.permutation(np.arange(60) % 3)
+        found = raced(stages, y)
+        flattered.append(max(score.accuracy for score in found.candidates))
+        told.append(found.accuracy)
+    assert np.mean(flattered) > 1 / 3 + 0.08
+    assert abs(np.mean(told) - 1 / 3) < 0.05
+
+
+def test_one_candidate_needs_no_clearing() -> None:
+    right = np.random.default_rng(0).random((300, 1)) < 0.7
+    accuracy, gain = choice_out_of_bag(right, np.zeros((300, 1), np.float32))
+    assert accuracy == pytest.approx(right.mean(), abs=0.005)
+    assert gain == 0
 
 
 def test_a_race_over_real_features_repeats() -> None:

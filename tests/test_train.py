@@ -164,7 +164,7 @@ def test_interrupted_anywhere_and_resumed_is_the_same_training(bench: Bench, sto
     source, steps = bench.stored(2, 3), rung(2)
     whole = bench.net(2)
     expected = bench.train(whole, source, steps)
-    checkpoint = Checkpoint(store.artifact("checkpoint", {"after": after}))
+    checkpoint = Checkpoint(store.artifact("checkpoint", {"after": after}), every=0.0)
     with pytest.raises(KeyboardInterrupt):
         bench.train(bench.net(2), Killed(source, after), steps, checkpoint=checkpoint)
     torch.manual_seed(after)  # whatever was drawn in between
@@ -231,7 +231,7 @@ def test_past_the_deadline_the_best_so_far_is_given(
     bench: Bench, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = bench.stored(2, 3)
-    checkpoint = Checkpoint(store.artifact("checkpoint", {}))
+    checkpoint = Checkpoint(store.artifact("checkpoint", {}), every=0.0)
     with monkeypatch.context() as patch:
         patch.setattr(room, "time", Clock(0))
         at_once = bench.train(bench.net(2), source, rung(2), deadline=50.0)
@@ -246,8 +246,17 @@ def test_past_the_deadline_the_best_so_far_is_given(
     assert same(later.weights, expected.weights)
 
 
+def test_short_epochs_are_saved_together(bench: Bench, store: Store) -> None:
+    rare, often = (Checkpoint(store.artifact("checkpoint", {"every": every}), every) for every in (1e9, 0.0))
+    for checkpoint in (rare, often):
+        bench.train(bench.net(2), bench.stored(2, 1), rung(2, views=1, epochs=2), checkpoint=checkpoint)
+    net = bench.net(2)
+    optimizer = optimizer_for(net, rung(2))
+    assert rare.load(net, optimizer) is None and often.load(net, optimizer) is not None
+
+
 def test_a_training_that_ends_leaves_no_checkpoint_once_dropped(bench: Bench, store: Store) -> None:
-    checkpoint = Checkpoint(store.artifact("checkpoint", {}))
+    checkpoint = Checkpoint(store.artifact("checkpoint", {}), every=0.0)
     net = bench.net(3)
     bench.train(net, bench.stored(3, 1), rung(3, views=1, epochs=1), checkpoint=checkpoint)
     optimizer = optimizer_for(net, rung(3))

@@ -22,15 +22,15 @@ from headstart.data.images import Transform
 from headstart.features.engine import Precision, autocast, has_fast_bfloat16, normalize
 from headstart.features.extract import batches
 from headstart.features.store import Store, Table
-from headstart.heads import Head, fit_head, score_logistic, subject
-from headstart.plan import SCRATCH_SEARCH, Rung
+from headstart.heads import Head, fit_head, logistic_scores, subject
+from headstart.plan import SCRATCH_BATCH, SCRATCH_SEARCH, Rung
 from headstart.solvers import STEPS, STEPS_ON, principal_axes
 from headstart.train import Checkpoint, Net, held_out_logits, train
 
 RATES = (1e-3, 3e-3, 1e-2)
+USUAL_RATES = (1e-2,)  # where held-out pictures are too few to choose by: the best in most trials
 _STRENGTHS = (1e-2, 1e-3, 1e-4, 1e-5)  # of the L2 penalty on pixels, which are less to the point than features
 _VIEWS = 64
-_BATCH = 32  # as good in as much time as 64, and better where there are few steps
 _SEARCH_STEPS = 40  # fewer tell no learning rate from another
 _SEARCH = SCRATCH_SEARCH / len(RATES)  # share of the epochs that each learning rate gets in the search
 
@@ -96,7 +96,7 @@ def fit_pixels(
         record, arrays = stored
         return Head("logistic", (0,), record["strength"], arrays["weight"], arrays["bias"]), arrays["logits"]
     features = pixel_features(thumbs.read(pool))
-    score = score_logistic(principal_axes(features), labels, folds, classes, (0,), _STRENGTHS)
+    score, *_ = logistic_scores(principal_axes(features), labels, folds, classes, (0,), _STRENGTHS)
     head = fit_head(features, labels, classes, score.kind, (0,), score.strength)
     memo.save({"strength": score.strength}, {"weight": head.weight, "bias": head.bias, "logits": score.logits})
     return head, score.logits
@@ -180,7 +180,7 @@ def scratch_backbone(side: int, seed: int) -> Backbone:
     return load_module(SmallNet(coarse=side > 32), spec)
 
 
-def scratch_seconds(side: int = 64, count: int = _BATCH) -> float:
+def scratch_seconds(side: int = 64, count: int = SCRATCH_BATCH) -> float:
     """Seconds that one picture takes in a training step of the small network on this machine."""
     backbone = scratch_backbone(side, 0)
     backbone.to(runtime.device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -198,7 +198,10 @@ def scratch_seconds(side: int = 64, count: int = _BATCH) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Scratching:
-    """One baseline from scratch: the learning rate is chosen on `held` after training on `fit`; then it trains on `whole`."""
+    """One baseline from scratch: the learning rate that does best on `held` after a short training on `fit` trains on `whole`.
+
+    A single rate is taken as it is.
+    """
 
     thumbs: Thumbnails
     dataset: Dataset
@@ -208,6 +211,7 @@ class Scratching:
     held: NDArray[np.int64]
     whole: NDArray[np.int64]
     test: NDArray[np.int64]
+    rates: tuple[float, ...] = RATES
     seed: int = 0
     deadline: float = math.inf
     progress: runtime.Progress = runtime.silent
@@ -226,20 +230,20 @@ class Scratching:
                 True,
             )
         began = time.monotonic()
-        steps = math.ceil(len(self.fit) / _BATCH)
+        steps = math.ceil(len(self.fit) / SCRATCH_BATCH)
         short = max(round(_SEARCH * self.epochs), math.ceil(_SEARCH_STEPS / steps))
-        nobody = np.empty(0, np.int64)
-        with self.progress("Baseline from scratch", short * len(RATES) + self.epochs, "epochs") as advance:
-            trials = [self._train(rate, short, self.fit, self.held, self.held, advance) for rate in RATES]
-            best = max(trials, key=lambda trial: trial.accuracy)
-            last = self._train(best.rate, self.epochs, self.whole, nobody, self.test, advance)
+        nobody, searched = np.empty(0, np.int64), self.rates if len(self.rates) > 1 else ()
+        with self.progress("Baseline from scratch", short * len(searched) + self.epochs, "epochs") as advance:
+            trials = [self._train(rate, short, self.fit, self.held, self.held, advance) for rate in searched]
+            rate = max(trials, key=lambda trial: trial.accuracy).rate if trials else self.rates[0]
+            last = self._train(rate, self.epochs, self.whole, nobody, self.test, advance)
         took = time.monotonic() - began
         complete = last.complete and all(trial.complete for trial in trials)
         if complete:
-            memo.save({"rate": best.rate, "seconds": took}, {"logits": last.logits})
+            memo.save({"rate": rate, "seconds": took}, {"logits": last.logits})
             for trial in (*trials, last):
                 trial.checkpoint.drop()
-        return Scratch(last.logits, best.rate, self.epochs, took, complete)
+        return Scratch(last.logits, rate, self.epochs, took, complete)
 
     def _train(
         self,
@@ -258,7 +262,7 @@ class Scratching:
             lr_head=rate,
             lr_decay=1.0,
             views=_VIEWS,
-            batch=_BATCH,
+            batch=SCRATCH_BATCH,
             weight_decay=0.05,
             statistics="learnt",
         )
@@ -292,10 +296,10 @@ class Scratching:
             "classes": len(self.dataset.classes),
             "seed": self.seed,
             "side": self.thumbs.side,
-            "rates": RATES,
+            "rates": self.rates,
             "precision": _precision(),
             "torch": torch.__version__,
-            "version": 5,
+            "version": 6,
         }
 
 

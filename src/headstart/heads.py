@@ -97,15 +97,15 @@ def _score(
     )
 
 
-def score_logistic(
+def logistic_scores(
     axes: Axes,
     labels: NDArray[np.int64],
     folds: NDArray[np.int64],
     classes: int,
     taps: tuple[int, ...],
     strengths: tuple[float, ...] = LOGISTIC_STRENGTHS,
-) -> Score:
-    """Out-of-fold score of L2-logistic regression, at the strength with the least out-of-fold log-loss.
+) -> list[Score]:
+    """Out-of-fold scores of L2-logistic regression at several strengths, the one with the least out-of-fold log-loss first.
 
     `labels` and `folds` are (N,) int64.
     """
@@ -121,17 +121,17 @@ def score_logistic(
         scores.append(_score("logistic", taps, strength, logits, labels))
         if scores[-1].log_loss > min(score.log_loss for score in scores) + 0.5 * scores[-1].log_loss_se:
             break  # strengths are tried in order; past the valley of the loss nothing better comes
-    return min(scores, key=lambda score: score.log_loss)
+    return sorted(scores, key=lambda score: score.log_loss)
 
 
-def score_ridge(
+def ridge_scores(
     axes: Axes,
     labels: NDArray[np.int64],
     folds: NDArray[np.int64],
     classes: int,
     taps: tuple[int, ...],
-) -> Score:
-    """Out-of-fold score of ridge regression onto one-hot targets, at its best strength by accuracy.
+) -> list[Score]:
+    """Out-of-fold scores of ridge regression onto one-hot targets at several strengths, the most accurate first.
 
     No fold is solved anew: with the hat matrix H of all rows, a fold's residuals without its own rows are (I − H_ff)⁻¹ times
     its residuals with them. Where folds are larger than the features are wide, its part of the Gram matrix is taken off instead.
@@ -146,16 +146,16 @@ def score_ridge(
         _score("ridge", taps, strength, logits, labels, _temperature(logits, labels))
         for strength, logits in zip(RIDGE_STRENGTHS, found, strict=True)
     ]
-    return max(scores, key=lambda score: (score.accuracy, -score.log_loss))
+    return sorted(scores, key=lambda score: (-score.accuracy, score.log_loss))
 
 
-def score_centroid(
+def centroid_scores(
     axes: Axes,
     labels: NDArray[np.int64],
     folds: NDArray[np.int64],
     classes: int,
     taps: tuple[int, ...],
-) -> Score:
+) -> list[Score]:
     """Out-of-fold score of the nearest class mean in standardised features; strong where a class has few images."""
     targets = one_hot(labels, classes, axes.z.device)
     logits = torch.empty_like(targets)
@@ -163,7 +163,7 @@ def score_centroid(
         out = torch.from_numpy(folds == fold).to(axes.z.device)
         w, b = centroids(axes.z[~out], targets[~out])
         logits[out] = axes.z[out] @ w + b
-    return _score("centroid", taps, 0.0, logits, labels, _temperature(logits, labels))
+    return [_score("centroid", taps, 0.0, logits, labels, _temperature(logits, labels))]
 
 
 def _temperature(logits: Tensor, labels: NDArray[np.int64]) -> float:

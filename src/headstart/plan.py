@@ -77,7 +77,7 @@ class Plan(_Record):
 
     "folds" trains it once per cross-validation fold (few pictures), "fold" holds one fold out (more pictures), "val" uses the
     validation set that the person gave. With `refit`, kept rungs are trained again on all training pictures. `scratch_epochs` is how
-    long the small network trains from scratch, so that it gets the wall time of transfer.
+    long each small network from scratch trains, which is given the wall time of transfer.
     """
 
     format: Literal[1] = 1
@@ -135,8 +135,10 @@ def decide(
             rungs.append(_rung(evidence, cut, f"stages from {evidence.stages[cut]} on train: {why}"))
         rungs, more = _within(evidence, rungs, budget, judge)
         reasons += more
+    epochs, why = scratch_epochs(evidence, rungs, judge)
+    reasons.append(f"the small network from scratch trains for {why}")
     return Plan(
-        scratch_epochs=scratch_epochs(evidence, rungs, judge),
+        scratch_epochs=epochs,
         backbone=backbone,
         stages=evidence.stages,
         rungs=rungs,
@@ -174,21 +176,33 @@ def seconds(evidence: Evidence, rung: Rung, judge: str) -> float:
     return evidence.images * (rung.views * view * (rung.cut > 0) + passes * rung.epochs * step)
 
 
+REPEATS = 3  # of five-fold cross-validation where no test set could be cut
 # The search for its learning rate takes this many times the epochs of the small network's one training.
 SCRATCH_SEARCH = 0.6
+SCRATCH_BATCH = 32  # as good in as much time as 64, and better where there are few steps
+_SCRATCH_EPOCHS, _SCRATCH_STEPS, _SCRATCH_MOST = 8, 160, 150  # at least, at least, at most: epochs, steps, epochs
 
 
-def scratch_epochs(evidence: Evidence, rungs: list[Rung], judge: str) -> int:
-    """Epochs that give the network from scratch the wall time of transfer, within 8 and 150.
+def scratch_epochs(evidence: Evidence, rungs: list[Rung], judge: str) -> tuple[int, str]:
+    """Epochs that give the network from scratch the wall time of transfer, within reason, and the reason.
 
-    Rounded to a power of 1.25, so that the noise of the measured speeds seldom changes it; written into the plan, so that the
-    same plan gives the same run.
+    With less than 8 epochs or 160 steps it is no fair opponent; after 150 epochs it has long converged. Rounded to a power of
+    1.25, so that the noise of the measured speeds seldom changes it; written into the plan, so that the same plan gives the same
+    run. Where no test set was cut, each fold of the repeated cross-validation has its share of the time, and no search.
     """
+    trainings, search = (1, SCRATCH_SEARCH) if evidence.tested else (5 if rungs else 5 * REPEATS, 0.0)
+    per_training = evidence.images if evidence.tested else round(0.8 * evidence.images)
+    least = max(_SCRATCH_EPOCHS, math.ceil(_SCRATCH_STEPS / math.ceil(per_training / SCRATCH_BATCH)))
     transfer = evidence.images * (evidence.decode_seconds + sum(evidence.forward_seconds)) + sum(
         seconds(evidence, rung, judge) for rung in rungs
     )
-    epochs = transfer / (evidence.images * evidence.scratch_seconds * (1.0 + SCRATCH_SEARCH))
-    return int(min(150, max(8, round(1.25 ** round(math.log(max(1.0, epochs), 1.25))))))
+    epochs = transfer / (trainings * per_training * evidence.scratch_seconds * (1.0 + search))
+    even = round(1.25 ** round(math.log(max(1.0, epochs), 1.25)))
+    if even < least:
+        return least, f"{least} epochs, the least that is fair: longer than transfer takes"
+    if even > max(least, _SCRATCH_MOST):
+        return _SCRATCH_MOST, f"{_SCRATCH_MOST} epochs, when it has long converged: shorter than transfer takes"
+    return even, f"{even} epochs, about as long as transfer takes"
 
 
 def _within(evidence: Evidence, rungs: list[Rung], budget: Budget, judge: str) -> tuple[list[Rung], list[str]]:

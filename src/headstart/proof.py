@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from headstart import runtime
 from headstart.baselines import (
+    RATES,
+    USUAL_RATES,
     Scratch,
     Scratching,
     fit_pixels,
@@ -31,12 +33,11 @@ from headstart.features.store import Store
 from headstart.finetune import Finetuned
 from headstart.heads import Score
 from headstart.model import Model
-from headstart.plan import Plan
+from headstart.plan import REPEATS, Plan
 from headstart.race import Race, fit_winner, race
 from headstart.tasks.classification import fit_temperature, softmax
 from headstart.verdict import Verdict, decide_verdict
 
-REPEATS = 3  # of cross-validation where no test set could be cut
 _SMALL = 40  # pixels; pictures of this size or less gain nothing from thumbnails of 64
 
 
@@ -114,7 +115,6 @@ def baselines(
     each = passes(dataset, tuned, seed)
     classes, labels = len(dataset.classes), dataset.labels
     thumbs = thumbnails(dataset, store, side=32 if _usual_side(dataset) <= _SMALL else 64, progress=progress)
-    epochs = plan.scratch_epochs if len(each) == 1 else max(8, plan.scratch_epochs // len(each))
     runs: list[Scratch] = []
 
     def majority(one: Pass) -> tuple[NDArray[np.float32], float]:
@@ -127,10 +127,11 @@ def baselines(
     def scratch(one: Pass) -> tuple[NDArray[np.float32], float]:
         val, fold = dataset.indices("val"), dataset.fold[one.fit]
         fit, held = (one.fit, val) if len(val) else (one.fit[fold != fold.min()], one.fit[fold == fold.min()])
-        run = Scratching(thumbs, dataset, store, epochs, fit, held, one.fit, one.asked, seed, deadline, progress).run()
-        runs.append(run)
+        rates, epochs = (RATES if len(each) == 1 else USUAL_RATES), plan.scratch_epochs
+        wanted = (fit, held, one.fit, one.asked)
+        runs.append(Scratching(thumbs, dataset, store, epochs, *wanted, rates, seed, deadline, progress).run())
         # Its short trials are no measure of how sure the long run is; label smoothing keeps that in bounds.
-        return run.logits, 1.0
+        return runs[-1].logits, 1.0
 
     rivals = {
         "majority": answers(each, majority),

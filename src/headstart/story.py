@@ -72,7 +72,9 @@ class Story:
     def heads(self, heads: Race) -> None:
         """Which head won, and why."""
         best = heads.best
-        self.say(f"frozen head: {100 * best.accuracy:.1f} ± {100 * best.accuracy_se:.1f} % out of fold; {heads.reason}")
+        self.say(
+            f"frozen head: {100 * heads.accuracy:.1f} ± {100 * best.accuracy_se:.1f} % out of fold; {heads.reason}"
+        )
 
     def plan(self, plan: Plan) -> None:
         """What is going to be tried, and why."""

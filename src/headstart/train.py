@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any, Protocol, final
 
 import numpy as np
@@ -158,10 +159,13 @@ class Trained:
 
 @final
 class Checkpoint:
-    """The state of a training after its last whole epoch, kept in the store until the training ends."""
+    """The state of a training after a whole epoch, kept in the store until the training ends.
 
-    def __init__(self, artifact: Artifact) -> None:
-        self._artifact = artifact
+    Epochs shorter than `every` seconds are saved together, so that saving costs little.
+    """
+
+    def __init__(self, artifact: Artifact, every: float = 1.0) -> None:
+        self._artifact, self._every, self._saved = artifact, every, perf_counter()
 
     def load(self, net: Net, optimizer: torch.optim.AdamW) -> tuple[list[Epoch], dict[str, Tensor], int] | None:
         """Restore net and optimizer; the curve so far, the best weights and their epoch, or None where there is nothing."""
@@ -183,13 +187,16 @@ class Checkpoint:
     def save(
         self, net: Net, optimizer: torch.optim.AdamW, curve: list[Epoch], best: dict[str, Tensor], best_epoch: int
     ) -> None:
-        """Keep the state after the epoch that just ended."""
+        """Keep the state after the epoch that just ended, where it is time to."""
+        if perf_counter() - self._saved < self._every:
+            return
         tensors = {f"now.{name}": value for name, value in net.weights().items()}
         tensors |= {f"best.{name}": value for name, value in best.items()}
         for place, moments in optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{place}.{field}": value for field, value in moments.items()}
         record = {"curve": [vars(row) for row in curve], "best_epoch": best_epoch}
         self._artifact.save(record, {name: value.cpu().numpy() for name, value in tensors.items()})
+        self._saved = perf_counter()
 
     def drop(self) -> None:
         """The training has ended; its result is kept elsewhere."""

@@ -189,7 +189,7 @@ def planned(
         smallest_class=int(counts.min()),
         tested=len(dataset.indices("test")),
         head=f"{heads.best.kind}, {heads.reason}",
-        head_accuracy=heads.best.accuracy,
+        head_accuracy=heads.accuracy,
         head_accuracy_se=heads.best.accuracy_se,
         last_stage_accuracy=heads.last.accuracy,
         profile=[score.accuracy for score in heads.profile],
