@@ -41,7 +41,7 @@ def store(cache: Path) -> Store:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The baseline from scratch tries one learning rate instead of three."""
-    monkeypatch.setattr("headstart.baselines.RATES", (3e-3,))
+    monkeypatch.setattr("headstart.proof.RATES", (3e-3,))
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Trained:
     options = Options(backbone=BACKBONE, weights=str(weights), plan=str(root / "plan.json"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HEADSTART_CACHE", str(root / "cache"))
-        patch.setattr("headstart.baselines.RATES", (3e-3,))
+        patch.setattr("headstart.proof.RATES", (3e-3,))
         fit(pictures, root / "run", options)
     typed = ("--backbone", BACKBONE, "--weights", str(weights), "--plan", str(root / "plan.json"))
     return Trained(

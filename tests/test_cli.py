@@ -176,6 +176,9 @@ def test_inspect_shows_a_table_or_json(headstart: Headstart, trained: Trained, t
     assert said.code == 0
     assert (audit["images"], audit["usable"]) == (11, 9)
     assert {"unreadable", "duplicates"} <= {finding["kind"] for finding in audit["findings"]}
+    (few / "turn2" / "worse.png").write_bytes(b"")
+    shown = headstart("inspect", few).out
+    assert "turn1/bad.png: " in shown and "turn2/worse.png: the file is empty (0 bytes)" in shown
     strict = headstart("inspect", few, "--json", "--unreadable", "error")
     assert strict.code == 1
 
@@ -184,7 +187,8 @@ def test_evaluate_measures_another_labelled_set(headstart: Headstart, trained: T
     fresh = folder(tmp_path / "fresh", 12, seed=9, contrast=22)
     said = headstart("evaluate", trained.run, fresh, "--json")
     report = json.loads(said.out)
-    assert (said.code, report["images"]) == (0, 12)
+    assert (said.code, report["images"], report["protocol"], report["opened"]) == (0, 12, "given pictures", 0)
+    assert "warning" not in said.err
     model = hs.load(trained.run)
     paths = sorted(fresh.rglob("*.png"))
     right = np.mean([a == path.parent.name for a, path in zip(model.predict(paths).labels, paths, strict=True)])
@@ -196,6 +200,19 @@ def test_evaluate_measures_another_labelled_set(headstart: Headstart, trained: T
         unknown.code == 2
         and "has labels that the model does not know: other. It knows: turn0, turn1, turn2" in unknown.err
     )
+
+
+def test_evaluate_says_what_does_not_count_and_what_proves_nothing(
+    headstart: Headstart, trained: Trained, tmp_path: Path
+) -> None:
+    known = shutil.copytree(trained.pictures, tmp_path / "known")
+    (known / "turn0" / "text.png").write_text("no picture")
+    said = headstart("evaluate", trained.run, known, "--json")
+    assert (said.code, json.loads(said.out)["images"]) == (0, 130)
+    assert "1 picture of 131 cannot be read: turn0/text.png (not an image in a format that Pillow" in said.err
+    assert "the model was made from 103 of these 131 pictures" in said.err
+    strict = headstart("evaluate", trained.run, known, "--unreadable", "error")
+    assert strict.code == 2 and "Repair or remove them, or --unreadable skip." in strict.err
 
 
 def test_report_says_where_it_is(headstart: Headstart, trained: Trained, tmp_path: Path) -> None:

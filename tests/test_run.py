@@ -102,6 +102,16 @@ def test_a_place_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pyt
         claim(tmp_path / "closed")
 
 
+def test_only_an_unfinished_run_is_resumed(tmp_path: Path) -> None:
+    with claim(tmp_path / "run") as folder:
+        assert not folder.resumed
+    with claim(tmp_path / "run") as folder:
+        assert folder.resumed
+        folder.write("metrics.json", "{}")
+    with claim(tmp_path / "run") as folder:
+        assert not folder.resumed
+
+
 def test_a_run_in_memory_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     story = Story()

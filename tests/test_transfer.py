@@ -28,7 +28,7 @@ from tests.toys import TinyNet, folder, stripes
 
 FILES = [
     "audit.json", "config.json", "log.txt", "metrics.json", "model.json", "model.safetensors", "plan.json",
-    "predictions.csv", "report.html",
+    "predictions.csv", "report.html", "trained_on.txt",
 ]  # fmt: skip
 
 
@@ -152,7 +152,7 @@ def _struck(left: list[int]) -> Iterator[runtime.Advance]:
     yield advance
 
 
-@pytest.mark.parametrize(("bar", "after"), [("Extracting", 4), ("Rung 1", 0), ("Baseline", 1)])
+@pytest.mark.parametrize(("bar", "after"), [("Extracting", 4), ("Rung 1", 0), ("Baseline", 0)])
 def test_interrupted_and_typed_again_ends_with_the_same_result(
     trained: Trained, tmp_path: Path, quick: None, bar: str, after: int
 ) -> None:
@@ -165,7 +165,10 @@ def test_interrupted_and_typed_again_ends_with_the_same_result(
         hs.fit(trained.pictures, tmp_path / "run", options(trained), progress=progress)
     assert "stopped: KeyboardInterrupt" in (tmp_path / "run" / "log.txt").read_text()
     assert not (tmp_path / "run" / "metrics.json").exists()
-    hs.fit(trained.pictures, tmp_path / "run", options(trained))
+    told: list[str] = []
+    hs.fit(trained.pictures, tmp_path / "run", options(trained), tell=told.append)
+    assert "an unfinished run" in told[0] and metrics(tmp_path / "run")["resumed"]
+    assert "the timings are those of its last part" in (tmp_path / "run" / "report.html").read_text()
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == FILES
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == (trained.run / "model.safetensors").read_bytes()
     assert metrics(tmp_path / "run")["test"] == metrics(trained.run)["test"]

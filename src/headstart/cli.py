@@ -205,12 +205,21 @@ def evaluate(
     json: Json = False,
     path_column: PathColumn = "path",
     label_column: LabelColumn = "label",
+    unreadable: Unreadable = "skip",
 ) -> None:
     """Measure a trained model on another labelled set: every picture in DATA counts, whatever its split."""
     from headstart.serve import measure
     from headstart.show import show_scores
 
-    report = measure(run, data, path_column=path_column, label_column=label_column, progress=runtime.bar)
+    report = measure(
+        run,
+        data,
+        path_column=path_column,
+        label_column=label_column,
+        unreadable=_one_of("--unreadable", unreadable, "skip", "error"),
+        progress=runtime.bar,
+        tell=_say,
+    )
     if json:
         print(report.model_dump_json(indent=1))
     else:

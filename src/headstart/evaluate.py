@@ -15,7 +15,7 @@ from headstart.tasks import classification
 from headstart.tasks.catalog import TASKS
 from headstart.tasks.resampling import Beliefs, Draws, bootstrap
 
-Protocol = Literal["sealed test", "repeated cross-validation"]
+Protocol = Literal["sealed test", "repeated cross-validation", "given pictures"]
 DIFFERENCE_METRICS = ("accuracy", "log_loss", "balanced_accuracy")
 _BIASED = ("macro_f1", "ece")
 _TAIL = 0.025

@@ -120,7 +120,7 @@ class Model:
         try:
             return name, transform.clean(decode(_opened(picture), transform.needed_side))
         except UnreadableImage as error:
-            return name, error
+            return name, UnreadableImage(str(error).removeprefix(f"{name}: "))  # the row names it already
 
     def _answers(
         self, loaded: list[tuple[str, NDArray[np.uint8] | UnreadableImage]]

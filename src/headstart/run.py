@@ -9,7 +9,7 @@ import json
 import math
 import shlex
 import time
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Protocol, final
 
@@ -31,7 +31,9 @@ from headstart.tasks.classification import softmax
 from headstart.verdict import Verdict
 
 FORMAT = 1
-WRITTEN = ("audit.json", "plan.json", "predictions.csv", "report.html", "metrics.json")
+SEEN = "trained_on.txt"
+SEEN_DIGITS = 16  # of a content digest: enough to know a picture by
+WRITTEN = (SEEN, "audit.json", "plan.json", "predictions.csv", "report.html", "metrics.json")
 
 
 class Settings(Protocol):
@@ -69,6 +71,7 @@ class Folder:
     config: dict[str, Any]
     _lock: FileLock | None = field(default=None, repr=False)
     _made: bool = field(default=False, repr=False)
+    resumed: bool = False
 
     @classmethod
     def claim(cls, out: str | Path | None, source: object, options: Settings, *, overwrite: bool = False) -> Folder:
@@ -100,13 +103,14 @@ class Folder:
             ) from error
         claimed = cls(path, config, lock, made)
         try:
-            claimed._settle(overwrite)
+            claimed = replace(claimed, resumed=claimed._settle(overwrite))
         except BaseException:
             claimed.__exit__()  # a folder that is not ours keeps no trace of the question
             raise
         return claimed
 
-    def _settle(self, overwrite: bool) -> None:
+    def _settle(self, overwrite: bool) -> bool:
+        """Whether an unfinished run of the same options lies here."""
         assert self.path is not None
         kept, before, same = self.path / "config.json", None, False
         others = [p.name for p in self.path.iterdir() if p.name not in (".lock", LOG)]
@@ -128,6 +132,7 @@ class Folder:
             for name in (bundle.CARD, bundle.WEIGHTS, *WRITTEN):
                 (self.path / name).unlink(missing_ok=True)
         self.write("config.json", json.dumps(self.config, indent=1))
+        return same and not (self.path / "metrics.json").exists()
 
     def __enter__(self) -> Folder:
         return self
@@ -170,11 +175,13 @@ class Folder:
             self.write("audit.json", dataset.audit.model_dump_json(indent=1))
         self.write("plan.json", plan.model_dump_json(indent=1))
         self.write("predictions.csv", _csv(predictions))
+        used = np.concatenate([dataset.indices("train"), dataset.indices("val")])  # validation pictures chose, too
+        self.write(SEEN, "".join(f"{dataset.digests[i][:SEEN_DIGITS]}\n" for i in used))
         if self.path is not None:
             bundle.save(model, self.path, versions=runtime.versions())
         command = reproduce(self.config["source"], options, self.path)
         timings = {**story.seconds, "total": story.total}
-        html = render(gather(dataset, heads, plan, tuned, model, proof, timings, command))
+        html = render(gather(dataset, heads, plan, tuned, model, proof, timings, command, self.resumed))
         story.seconds["report"] = time.monotonic() - began
         metrics = {
             "format": FORMAT,
@@ -199,11 +206,12 @@ class Folder:
                 for r in tuned.rungs
             ],
             "seconds": {"total": story.total, **story.seconds},
+            "resumed": self.resumed,
             "peak_memory_bytes": runtime.peak_memory_bytes(),
         }
         self.write("report.html", html)
         self.write("metrics.json", json.dumps(_finite(metrics), indent=1, allow_nan=False))
-        story.say(proof.verdict.sentence)
+        story.note(proof.verdict.sentence)
         return Run(self.path, dataset, plan, model, proof.verdict, metrics, predictions, html)
 
 
@@ -223,6 +231,14 @@ def reproduce(source: str, options: Settings, folder: Path | None) -> str:
         if value != each.default or each.name == "seed":
             words += ["--" + each.name.replace("_", "-"), "none" if value is None else str(value)]
     return shlex.join(words)
+
+
+def trained_on(folder: Path) -> frozenset[str]:
+    """The first digits of the content digests of the pictures that the model of a run has seen; empty where unknown."""
+    try:
+        return frozenset((folder / SEEN).read_text(encoding="utf-8").split())
+    except (OSError, UnicodeDecodeError):
+        return frozenset()
 
 
 def _predictions(dataset: Dataset, proof: Proof) -> list[dict[str, Any]]:

@@ -7,21 +7,24 @@ import glob
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Literal, TextIO
 
 import numpy as np
 
 from headstart import bundle, runtime
+from headstart.data.audit import plural
+from headstart.data.facts import measure as examine
 from headstart.data.listing import Columns
 from headstart.data.readers import read
 from headstart.data.sources import extensions
-from headstart.errors import DataError, OutputError
+from headstart.errors import DataError, OutputError, UnreadableImage
 from headstart.evaluate import TestReport, evaluate
 from headstart.features.extract import batches, transform_of
 from headstart.model import Model, Prediction
+from headstart.run import SEEN_DIGITS, trained_on
 from headstart.tasks.classification import softmax
 
 FIELDS = ("path", "label", "probability", "second", "second_probability", "error")
@@ -117,13 +120,18 @@ def measure(
     *,
     path_column: str = "path",
     label_column: str = "label",
+    unreadable: Literal["skip", "error"] = "skip",
     progress: runtime.Progress = runtime.silent,
+    tell: Callable[[str], object] = str,
 ) -> TestReport:
-    """Metrics of the model in `run` on every labelled picture of `source`; unreadable ones are fatal, not left out.
+    """Metrics of the model in `run` on every labelled picture of `source`, whatever its split.
+
+    `tell` hears of pictures that were left out, and of those that the model was made from: they do not test it.
 
     Raises:
         BundleError: where the run cannot be loaded.
         DataError: where the data cannot be read, or hold classes that the model does not know.
+        UnreadableImage: where a picture cannot be read and that is to be an error, or none can be.
     """
     model = bundle.load(run)
     listing = read(source, Columns(path_column, label_column))
@@ -133,11 +141,27 @@ def measure(
             f"{listing.source} has labels that the model does not know: {', '.join(unknown[:5])}. "
             f"It knows: {', '.join(model.classes[:10])}{', …' if len(model.classes) > 10 else ''}."
         )
-    labels = np.array([model.classes.index(label) for label in listing.labels], dtype=np.int64)
+    facts = examine(listing.images, progress=progress)
+    bad = [f"{listing.images.names[i]} ({why})" for i, why in enumerate(facts.reasons) if why]
+    if bad:
+        words = (
+            f"{listing.source}: {plural(len(bad), 'picture')} of {len(facts.reasons):,} cannot be read: {_first(bad)}."
+        )
+        if unreadable == "error" or len(bad) == len(facts.reasons):
+            raise UnreadableImage(f"{words} Repair or remove them{', or --unreadable skip' * (unreadable == 'error')}.")
+        tell(f"warning: {words} They do not count.")
+    seen = trained_on(run)
+    known = sum(digest[:SEEN_DIGITS] in seen for digest in facts.digests)
+    if known:
+        tell(
+            f"warning: the model was made from {known:,} of these {len(facts.digests):,} pictures, and may know them by heart. "
+            "Give pictures that it has not seen."
+        )
+    labels = np.array([model.classes.index(listing.labels[i]) for i in facts.readable], dtype=np.int64)
     blocks = []
     with progress("Evaluating", len(labels)) as advance:
         transform = transform_of(model.backbone)
-        for chunk, part in batches(listing.images, range(len(labels)), transform, model.logits):
+        for chunk, part in batches(listing.images, facts.readable.tolist(), transform, model.logits):
             blocks.append(part)
             advance(len(chunk))
     logits = np.concatenate(blocks)
@@ -146,7 +170,12 @@ def measure(
         {"final": model.probabilities(logits)},
         uncalibrated={"final": softmax(logits)},
         classes=model.classes,
+        protocol="given pictures",
     )
+
+
+def _first(items: Sequence[str], most: int = 3) -> str:
+    return ", ".join(items[:most]) + (f" and {len(items) - most:,} more" if len(items) > most else "")
 
 
 def report_of(run: Path) -> Path:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _COLOURS = {"error": "bold red", "warning": "yellow", "note": "dim"}
 _CLASSES = 40
+_ITEMS = 5
 NAMES = {
     "final": "final model",
     "head": "best frozen head",
@@ -46,8 +47,15 @@ def show_audit(audit: Audit) -> None:
     console.print(table)
     if len(audit.classes) > _CLASSES:
         console.print(f"… and {len(audit.classes) - _CLASSES} more classes (--json shows all)")
-    for severity, message, step in audit.rows():
-        console.print(f"[{_COLOURS[severity]}]{severity}[/] {escape(message)} [dim]{escape(step)}[/]")
+    for found in audit.ordered():
+        console.print(
+            f"[{_COLOURS[found.severity]}]{found.severity}[/] {escape(found.message)} [dim]{escape(found.next_step)}[/]"
+        )
+        if found.total > 1:
+            for item in found.items[:_ITEMS]:
+                console.print(f"    [dim]{escape(item)}[/]", soft_wrap=True)
+            if found.total > _ITEMS:
+                console.print(f"    [dim]… and {found.total - _ITEMS:,} more (--json lists them)[/]")
 
 
 def show_run(run: Run) -> None:
@@ -78,7 +86,7 @@ def show_run(run: Run) -> None:
     console.print(table)
     console.print(f"{test['images']:,} images tested, {run.metrics['seconds']['total']:.0f} s")
     if run.folder is not None:
-        console.print(f"report   {escape(str(run.report))}", soft_wrap=True)
+        console.print(f"report   {escape(shlex.quote(str(run.report)))}", soft_wrap=True)
         console.print(f"predict  headstart predict {escape(shlex.quote(str(run.folder)))} PICTURES…", soft_wrap=True)
 
 

@@ -56,6 +56,10 @@ class Story:
         if self._tell is not None:
             self._tell(line)
 
+    def note(self, line: str) -> None:
+        """Keep a line that the person is told elsewhere."""
+        self._write(line)
+
     def dataset(self, dataset: Dataset) -> None:
         """What the data are."""
         sides = ", ".join(
@@ -67,7 +71,7 @@ class Story:
                 if finding.severity != "note":
                     self.say(f"{finding.severity}: {finding.message}")
                 else:
-                    self._write(f"note: {finding.message}")
+                    self.note(f"note: {finding.message}")
 
     def heads(self, heads: Race) -> None:
         """Which head won, and why."""

@@ -87,6 +87,8 @@ def fit(
     story = Story(tell)
     folder = Folder.claim(out, source, options, overwrite=overwrite)
     with folder, story.to(folder.path):
+        if folder.resumed:
+            story.say("an unfinished run with the same options lies here: going on with it")
         deadline = math.inf if options.budget is None else time.monotonic() + options.budget
         store = Store(limit=options.store_limit)
         runtime.seed_everything(options.seed)

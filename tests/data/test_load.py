@@ -68,7 +68,7 @@ def test_bad_files_are_skipped_and_named_or_fatal(tmp_path: Path) -> None:
     found = kinds(dataset.audit)["unreadable"]
     assert (found.severity, found.total) == ("warning", 5)  # the pipe and the folder are no files
     assert "x y/empty.jpg: the file is empty (0 bytes)" in found.items
-    with pytest.raises(UnreadableImage, match=r"5 pictures of 11 cannot be read\. The first: x y/empty\.jpg: the file"):
+    with pytest.raises(UnreadableImage, match=r"5 pictures of 11 cannot be read: x y/empty\.jpg: the file"):
         load_dataset(root, unreadable="error")
 
 
@@ -87,7 +87,7 @@ def test_too_little_data_is_an_error_and_yet_can_be_inspected(
         load_dataset(root)
     report = audit(root)
     assert report.errors
-    assert report.rows()[0][0] == "error"
+    assert report.ordered()[0].severity == "error"
     assert report.images == sum(counts.values())
 
 

@@ -73,11 +73,10 @@ class Audit(_Record):
         """The findings that forbid going on."""
         return tuple(finding for finding in self.findings if finding.severity == "error")
 
-    def rows(self) -> list[tuple[str, str, str]]:
-        """(severity, message, next step) of each finding, the gravest first: what a table shows."""
+    def ordered(self) -> list[Finding]:
+        """The findings, the gravest first."""
         rank = {"error": 0, "warning": 1, "note": 2}
-        ordered = sorted(self.findings, key=lambda finding: rank[finding.severity])
-        return [(finding.severity, finding.message, finding.next_step) for finding in ordered]
+        return sorted(self.findings, key=lambda finding: rank[finding.severity])
 
     def class_rows(self) -> list[tuple[str, int, int, int, int]]:
         """(class, images, train, val, test) of each class."""
@@ -132,7 +131,8 @@ def source_findings(listing: Listing, facts: Facts, unreadable: Severity) -> lis
             finding(
                 "unreadable",
                 unreadable,
-                f"{plural(len(bad), 'picture')} of {len(facts.reasons):,} cannot be read. The first: {bad[0]}",
+                f"{plural(len(bad), 'picture')} of {len(facts.reasons):,} cannot be read: "
+                f"{bad[0]}{f', and {len(bad) - 1:,} more' if len(bad) > 1 else ''}.",
                 "Repair or remove them." if unreadable == "error" else "They are skipped. Repair them to use them.",
                 bad,
             )

@@ -31,6 +31,7 @@ def gather(
     proof: Proof,
     seconds: Mapping[str, float],
     command: str,
+    resumed: bool = False,
 ) -> ReportData:
     """Everything that the report shows, as plain records."""
     assert dataset.audit is not None
@@ -50,7 +51,7 @@ def gather(
         peak_memory_bytes=runtime.peak_memory_bytes(),
         versions=runtime.versions(),
         command=command,
-        notes=_notes(tuned, proof),
+        notes=_notes(tuned, proof, resumed),
     )
 
 
@@ -150,7 +151,7 @@ def _mistakes(dataset: Dataset, proof: Proof) -> list[Mistake]:
     return shown
 
 
-def _notes(tuned: Finetuned, proof: Proof) -> list[str]:
+def _notes(tuned: Finetuned, proof: Proof, resumed: bool) -> list[str]:
     runs = proof.scratch
     notes = [
         f"The small network was trained for {runs[0].epochs} epochs at learning rate {runs[0].rate:g}"
@@ -163,4 +164,6 @@ def _notes(tuned: Finetuned, proof: Proof) -> list[str]:
         )
     if tuned.kept and tuned.refit:
         notes.append("The rungs that paid were trained again on all training pictures.")
+    if resumed:
+        notes.append("This run went on from one that was interrupted: the timings are those of its last part.")
     return notes
