@@ -178,7 +178,7 @@ def seconds(evidence: Evidence, rung: Rung, judge: str) -> float:
 
 REPEATS = 3  # of five-fold cross-validation where no test set could be cut
 # The search for its learning rate takes this many times the epochs of the small network's one training.
-SCRATCH_SEARCH = 0.6
+SCRATCH_SEARCH = 0.3
 SCRATCH_BATCH = 32  # as good in as much time as 64, and better where there are few steps
 _SCRATCH_EPOCHS, _SCRATCH_STEPS, _SCRATCH_MOST = 8, 160, 150  # at least, at least, at most: epochs, steps, epochs
 
