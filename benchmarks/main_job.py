@@ -20,8 +20,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
-
 RESULTS = Path(__file__).parent / "results" / "main_job.json"
 SETS = {
     "flowers": "flowers", "ants_bees": "ants_bees", "blood": "blood/labels.csv", "satellite": "satellite", "signs": "signs",

@@ -12,16 +12,14 @@ import argparse
 import copy
 import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
+from headstart import runtime  # before torch, which then takes its patience with threads
 
-import torch
+import torch  # isort: skip
 
-from headstart import runtime
 from headstart.backbones.catalog import load_backbone
 from headstart.data.load import load_dataset
 from headstart.features.engine import Engine
