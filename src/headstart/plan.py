@@ -199,9 +199,9 @@ def scratch_epochs(evidence: Evidence, rungs: list[Rung], judge: str) -> tuple[i
     epochs = transfer / (trainings * per_training * evidence.scratch_seconds * (1.0 + search))
     even = round(1.25 ** round(math.log(max(1.0, epochs), 1.25)))
     if even < least:
-        return least, f"{least} epochs, the least that is fair: longer than transfer takes"
+        return least, f"{least} epochs, the least that is fair (its share of the time would be about {even})"
     if even > max(least, _SCRATCH_MOST):
-        return _SCRATCH_MOST, f"{_SCRATCH_MOST} epochs, when it has long converged: shorter than transfer takes"
+        return _SCRATCH_MOST, f"{_SCRATCH_MOST} epochs, when it has long converged (its share of the time would be about {even})"
     return even, f"{even} epochs, about as long as transfer takes"
 
 
