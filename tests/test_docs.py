@@ -27,7 +27,7 @@ from headstart.cli import app
 from headstart.data import audit, load
 from headstart.features import engine
 from headstart.finetune import ALPHAS
-from headstart.plan import FEW_IMAGES, LADDER, REPEATS, Budget, Evidence, Rung, load_plan
+from headstart.plan import FEW_IMAGES, LADDER, REPEATS, Budget, Evidence, Rung, load_plan, scratch_epochs
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -245,10 +245,12 @@ def test_thresholds_in_the_text_are_those_of_the_code() -> None:
 
 def test_epochs_in_the_text_are_those_that_are_planned() -> None:
     few, many = planned(images=40, speed=1e-6), planned(images=10**6, speed=1e3)
+    assert few.evidence is not None and many.evidence is not None
     text = _flowing("docs/how-it-decides.md")
     assert f"epochs between {many.rungs[0].epochs} and {few.rungs[0].epochs}" in text
-    least = planned(images=10**6, speed=1e-9)
-    assert f"at least {least.scratch_epochs} and {few.scratch_epochs * 2} steps, at most {many.scratch_epochs}" in text
+    steps, most = 2 * scratch_epochs(few.evidence, 0.0, 1)[0], scratch_epochs(many.evidence, 1e12, 1)[0]
+    least = scratch_epochs(planned(images=10**6, speed=1e-9).evidence, 0.0, 1)[0]  # type: ignore[arg-type]
+    assert f"at least {least} and {steps} steps, at most {most}" in text
     assert f"{few.rungs[0].views} cached views per picture" in text
 
 

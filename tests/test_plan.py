@@ -13,7 +13,20 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from headstart.errors import PlanError
-from headstart.plan import FEW_IMAGES, Budget, Evidence, Plan, Rung, cut_for, decide, frozen_share, load_plan, seconds
+from headstart.plan import (
+    FEW_IMAGES,
+    Budget,
+    Evidence,
+    Plan,
+    Rung,
+    cut_for,
+    decide,
+    frozen_share,
+    load_plan,
+    scratch_epochs,
+    seconds,
+    seconds_of,
+)
 
 STAGES = ["stem", "one", "two", "three", "four"]
 
@@ -74,19 +87,19 @@ def test_the_judge_follows_the_data() -> None:
 def test_asked_for_modes() -> None:
     head = plan(mode="head")
     assert head.rungs == []
-    assert head.reasons[-2] == "only the head is trained: asked for with --plan head"
+    assert head.reasons[-1] == "only the head is trained: asked for with --plan head"
     full = plan(Budget(seconds=1.0), mode="full")
     assert [(rung.cut, rung.views) for rung in full.rungs] == [(0, 1)]
-    assert full.reasons[-2] == "every stage is trained from the start: asked for with --plan full"
+    assert full.reasons[-1] == "every stage is trained from the start: asked for with --plan full"
 
 
 def test_nothing_is_tuned_where_nothing_could_be_shown_or_gained() -> None:
     untested = plan(changes={"tested": 0, "images": 80})
     assert untested.rungs == []
-    assert untested.reasons[-2].startswith("only the head is trained: 80 images are too few to cut a test set")
+    assert untested.reasons[-1].startswith("only the head is trained: 80 images are too few to cut a test set")
     perfect = plan(changes={"head_accuracy": 1.0})
     assert perfect.rungs == []
-    assert "it makes one mistake out of fold at most" in perfect.reasons[-2]
+    assert "it makes one mistake out of fold at most" in perfect.reasons[-1]
     assert plan(changes={"head_accuracy": 1.0 - 2.0 / 800}).rungs
 
 
@@ -100,7 +113,7 @@ def test_what_the_time_has_no_room_for_is_dropped_with_its_reason() -> None:
         dropped = [reason for reason in found.reasons if "it would take about" in reason]
         assert len(dropped) == 2 - len(expected)
     assert f"no rung from four on: it would take about {first:.0f} s, and {first - 0.5:.0f} s are left" in found.reasons
-    assert plan(Budget(seconds=10, spent_seconds=30)).reasons[-2].endswith("and 0 s are left")
+    assert plan(Budget(seconds=10, spent_seconds=30)).reasons[-1].endswith("and 0 s are left")
 
 
 def test_what_the_store_has_no_room_for_shrinks_views_then_drops_the_rung() -> None:
@@ -120,22 +133,33 @@ def test_fewer_pictures_get_more_passes_within_bounds() -> None:
 
 
 def test_the_network_from_scratch_gets_the_time_of_transfer_within_bounds() -> None:
-    assert plan(mode="head").scratch_epochs == 8
-    assert "8 epochs, the least that is fair (its share of the time would be about 4)" in plan(mode="head").reasons[-1]
-    slow = plan(changes={"training_seconds": [1.0] * 5})
-    assert (slow.scratch_epochs, "when it has long converged" in slow.reasons[-1]) == (150, True)
-    assert plan(changes={"images": 64}, mode="head").scratch_epochs == 80  # of two steps each
-    for pace in (0.0005, 0.001, 0.002):
-        found = plan(changes={"scratch_seconds": pace})
-        transfer = 800 * (0.004 + 0.01) + sum(seconds(evidence(), rung, found.judge) for rung in found.rungs)
-        given = found.scratch_epochs * 800 * pace * 1.3
-        assert transfer * 0.88 <= given <= transfer * 1.13 or found.scratch_epochs == 150
-        assert "about as long as transfer" in found.reasons[-1] or found.scratch_epochs == 150
-    # What is measured is noisy; a plan is written down with what came of it, and read back with it.
-    assert (
-        plan(changes={"scratch_seconds": 0.001}).scratch_epochs
-        == plan(changes={"scratch_seconds": 0.00101}).scratch_epochs
+    assert plan().scratch_epochs is None  # known only when the ladder has been climbed
+    assert scratch_epochs(evidence(), 0.0, 1) == (
+        8,
+        "8 epochs, the least that is fair (its share of the time would be about 4)",
     )
+    epochs, why = scratch_epochs(evidence(), 1e4, 1)
+    assert (epochs, "when it has long converged" in why) == (150, True)
+    assert scratch_epochs(evidence(images=64), 0.0, 1)[0] == 80  # of two steps each
+    for pace in (0.0005, 0.001, 0.002):
+        epochs, why = scratch_epochs(evidence(scratch_seconds=pace), 30.0, 1)
+        transfer, given = 800 * (0.004 + 0.01) + 30.0, epochs * 800 * pace * 1.3
+        assert transfer * 0.88 <= given <= transfer * 1.13 and "about as long as transfer" in why
+        folds, _ = scratch_epochs(evidence(scratch_seconds=pace), 100.0, 5)
+        assert 111.2 * 0.88 <= 5 * folds * 640 * pace <= 111.2 * 1.13
+    # What is measured is noisy.
+    assert len({scratch_epochs(evidence(scratch_seconds=pace), 30.0, 1)[0] for pace in (0.001, 0.00101)}) == 1
+
+
+def test_a_rung_that_stops_early_or_is_dropped_costs_less_than_planned() -> None:
+    rung = plan().rungs[0]
+    assert seconds_of(evidence(), rung, 1.8 * rung.epochs) == pytest.approx(seconds(evidence(), rung, "fold"))
+    assert seconds_of(evidence(), rung, 0.8 * rung.epochs) < 0.7 * seconds(evidence(), rung, "fold")
+
+
+def test_a_plan_without_evidence_names_the_epochs() -> None:
+    with pytest.raises(ValidationError, match="give a number"):
+        Plan(backbone="net", stages=STAGES, rungs=[], scratch_epochs=None)
 
 
 @settings(max_examples=60, deadline=None)

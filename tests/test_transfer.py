@@ -182,7 +182,7 @@ def head_plan(path: Path, backbone: str, stages: list[str]) -> str:
 
 def test_the_head_alone(trained: Trained, monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
     monkeypatch.setenv("HEADSTART_CACHE", str(trained.cache))
-    monkeypatch.setattr("headstart.plan.scratch_epochs", lambda *_: (1, "one epoch"))
+    monkeypatch.setattr("headstart.proof.scratch_epochs", lambda *_: (1, "one epoch"))
     run = hs.fit(trained.pictures, None, options(trained, plan="head"))
     assert (run.metrics["chosen"], run.plan.rungs) == ("head", [])
     models = run.metrics["test"]["models"]

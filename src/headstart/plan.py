@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from headstart.errors import PlanError
 
@@ -77,7 +77,7 @@ class Plan(_Record):
 
     "folds" trains it once per cross-validation fold (few pictures), "fold" holds one fold out (more pictures), "val" uses the
     validation set that the person gave. With `refit`, kept rungs are trained again on all training pictures. `scratch_epochs` is how
-    long each small network from scratch trains, which is given the wall time of transfer.
+    long each small network from scratch trains; None: as long as transfer turned out to take, by the speeds in `evidence`.
     """
 
     format: Literal[1] = 1
@@ -86,11 +86,17 @@ class Plan(_Record):
     rungs: list[Rung]
     judge: Literal["folds", "fold", "val"] = "fold"
     refit: bool = True
-    scratch_epochs: int = Field(default=30, ge=1)
+    scratch_epochs: int | None = Field(default=30, ge=1)
     seed: int = 0
     reasons: list[str] = []
     evidence: Evidence | None = None
     budget: Budget | None = None
+
+    @model_validator(mode="after")
+    def _speeds_are_known(self) -> Plan:
+        if self.scratch_epochs is None and self.evidence is None:
+            raise ValueError("scratch_epochs is null, which takes the speeds in evidence; give a number")
+        return self
 
 
 # Pictures below which a rung is judged on every fold: a single fold of them decides nothing.
@@ -135,10 +141,8 @@ def decide(
             rungs.append(_rung(evidence, cut, f"stages from {evidence.stages[cut]} on train: {why}"))
         rungs, more = _within(evidence, rungs, budget, judge)
         reasons += more
-    epochs, why = scratch_epochs(evidence, rungs, judge)
-    reasons.append(f"the small network from scratch trains for {why}")
     return Plan(
-        scratch_epochs=epochs,
+        scratch_epochs=None,
         backbone=backbone,
         stages=evidence.stages,
         rungs=rungs,
@@ -171,9 +175,14 @@ def _rung(evidence: Evidence, cut: int, reason: str) -> Rung:
 def seconds(evidence: Evidence, rung: Rung, judge: str) -> float:
     """Estimated wall time of a rung: its views through the frozen part, its judging and its refit."""
     passes = 1.0 + {"folds": 4.0, "fold": 0.8, "val": 0.0}[judge]
+    return seconds_of(evidence, rung, passes * rung.epochs)
+
+
+def seconds_of(evidence: Evidence, rung: Rung, epochs: float) -> float:
+    """Estimated wall time of a rung that goes over all training pictures `epochs` times."""
     view = evidence.decode_seconds + sum(evidence.forward_seconds[: rung.cut])
     step = sum(evidence.training_seconds[rung.cut :]) + (evidence.decode_seconds if rung.cut == 0 else 0.0)
-    return evidence.images * (rung.views * view * (rung.cut > 0) + passes * rung.epochs * step)
+    return evidence.images * (rung.views * view * (rung.cut > 0) + epochs * step)
 
 
 REPEATS = 3  # of five-fold cross-validation where no test set could be cut
@@ -183,26 +192,26 @@ SCRATCH_BATCH = 32  # as good in as much time as 64, and better where there are 
 _SCRATCH_EPOCHS, _SCRATCH_STEPS, _SCRATCH_MOST = 8, 160, 150  # at least, at least, at most: epochs, steps, epochs
 
 
-def scratch_epochs(evidence: Evidence, rungs: list[Rung], judge: str) -> tuple[int, str]:
-    """Epochs that give the network from scratch the wall time of transfer, within reason, and the reason.
+def scratch_epochs(evidence: Evidence, tuning: float, trainings: int) -> tuple[int, str]:
+    """Epochs that give each of the `trainings` from scratch its share of the wall time of transfer, within reason; in words, too.
 
-    With less than 8 epochs or 160 steps it is no fair opponent; after 150 epochs it has long converged. Rounded to a power of
-    1.25, so that the noise of the measured speeds seldom changes it; written into the plan, so that the same plan gives the same
-    run. Where no test set was cut, each fold of the repeated cross-validation has its share of the time, and no search.
+    Transfer is one pass through the network and `tuning` seconds of rungs. With less than 8 epochs or 160 steps the small network
+    is no fair opponent; after 150 epochs it has long converged. Rounded to a power of 1.25, so that the noise of the measured
+    speeds seldom changes it. Only where a test set was cut does it search for a learning rate.
     """
-    trainings, search = (1, SCRATCH_SEARCH) if evidence.tested else (5 if rungs else 5 * REPEATS, 0.0)
-    per_training = evidence.images if evidence.tested else round(0.8 * evidence.images)
-    least = max(_SCRATCH_EPOCHS, math.ceil(_SCRATCH_STEPS / math.ceil(per_training / SCRATCH_BATCH)))
-    transfer = evidence.images * (evidence.decode_seconds + sum(evidence.forward_seconds)) + sum(
-        seconds(evidence, rung, judge) for rung in rungs
-    )
-    epochs = transfer / (trainings * per_training * evidence.scratch_seconds * (1.0 + search))
+    transfer = evidence.images * (evidence.decode_seconds + sum(evidence.forward_seconds)) + tuning
+    images, search = (evidence.images, SCRATCH_SEARCH) if trainings == 1 else (round(0.8 * evidence.images), 0.0)
+    least = max(_SCRATCH_EPOCHS, math.ceil(_SCRATCH_STEPS / math.ceil(images / SCRATCH_BATCH)))
+    epochs = transfer / (trainings * images * evidence.scratch_seconds * (1.0 + search))
     even = round(1.25 ** round(math.log(max(1.0, epochs), 1.25)))
     if even < least:
         return least, f"{least} epochs, the least that is fair (its share of the time would be about {even})"
     if even > max(least, _SCRATCH_MOST):
-        return _SCRATCH_MOST, f"{_SCRATCH_MOST} epochs, when it has long converged (its share of the time would be about {even})"
-    return even, f"{even} epochs, about as long as transfer takes"
+        return (
+            _SCRATCH_MOST,
+            f"{_SCRATCH_MOST} epochs, when it has long converged (its share of the time would be about {even})",
+        )
+    return even, f"{even} epochs, about as long as transfer took"
 
 
 def _within(evidence: Evidence, rungs: list[Rung], budget: Budget, judge: str) -> tuple[list[Rung], list[str]]:

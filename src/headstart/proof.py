@@ -33,7 +33,7 @@ from headstart.features.store import Store
 from headstart.finetune import Finetuned
 from headstart.heads import Score
 from headstart.model import Model
-from headstart.plan import REPEATS, Plan
+from headstart.plan import REPEATS, Plan, scratch_epochs, seconds_of
 from headstart.race import Race, fit_winner, race
 from headstart.tasks.classification import fit_temperature, softmax
 from headstart.verdict import Verdict, decide_verdict
@@ -62,11 +62,12 @@ Answer = Callable[[Pass], tuple[NDArray[np.float32], float]]  # logits of the pi
 
 @dataclass(frozen=True, eq=False)
 class Baselines:
-    """Rivals without pretrained weights, the passes that they were tested in, and the runs from scratch."""
+    """Rivals without pretrained weights, the passes that they were tested in, and the runs from scratch: how long each, and why."""
 
     passes: tuple[Pass, ...]
     rivals: Mapping[str, Rival]
     scratch: tuple[Scratch, ...]
+    scratch_epochs: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +79,7 @@ class Proof:
     indices: NDArray[np.int64]
     rivals: Mapping[str, Rival]
     scratch: tuple[Scratch, ...]
+    scratch_epochs: str
 
 
 def passes(dataset: Dataset, tuned: Finetuned, seed: int) -> tuple[Pass, ...]:
@@ -115,6 +117,7 @@ def baselines(
     each = passes(dataset, tuned, seed)
     classes, labels = len(dataset.classes), dataset.labels
     thumbs = thumbnails(dataset, store, side=32 if _usual_side(dataset) <= _SMALL else 64, progress=progress)
+    epochs, why = _scratch_epochs(plan, tuned, len(each))
     runs: list[Scratch] = []
 
     def majority(one: Pass) -> tuple[NDArray[np.float32], float]:
@@ -127,7 +130,7 @@ def baselines(
     def scratch(one: Pass) -> tuple[NDArray[np.float32], float]:
         val, fold = dataset.indices("val"), dataset.fold[one.fit]
         fit, held = (one.fit, val) if len(val) else (one.fit[fold != fold.min()], one.fit[fold == fold.min()])
-        rates, epochs = (RATES if len(each) == 1 else USUAL_RATES), plan.scratch_epochs
+        rates = RATES if len(each) == 1 else USUAL_RATES
         wanted = (fit, held, one.fit, one.asked)
         runs.append(Scratching(thumbs, dataset, store, epochs, *wanted, rates, seed, deadline, progress).run())
         # Its short trials are no measure of how sure the long run is; label smoothing keeps that in bounds.
@@ -138,7 +141,21 @@ def baselines(
         "pixels": answers(each, pixels),
         "scratch_cnn": answers(each, scratch),
     }
-    return Baselines(each, rivals, tuple(runs))
+    return Baselines(each, rivals, tuple(runs), why)
+
+
+def _scratch_epochs(plan: Plan, tuned: Finetuned, trainings: int) -> tuple[int, str]:
+    """As many as the plan says, or as transfer turned out to take: by the plan's speeds, so that a plan's run repeats."""
+    if plan.scratch_epochs is not None or plan.evidence is None:
+        return plan.scratch_epochs or 1, f"{plan.scratch_epochs} epochs, as the plan says"
+    share = 1.0 if plan.judge == "val" else 0.8  # of the training pictures, that a judged training goes over
+    tuning = sum(
+        seconds_of(
+            plan.evidence, each.rung, share * sum(map(len, each.curves)) + each.epochs * (each.kept and plan.refit)
+        )
+        for each in tuned.rungs
+    )
+    return scratch_epochs(plan.evidence, tuning, trainings)
 
 
 def _usual_side(dataset: Dataset) -> float:
@@ -206,4 +223,4 @@ def prove(
         repeats=repeats,
         protocol="sealed test" if sealed else "repeated cross-validation",
     )
-    return Proof(report, decide_verdict(report), asked[order], rivals, against.scratch)
+    return Proof(report, decide_verdict(report), asked[order], rivals, against.scratch, against.scratch_epochs)

@@ -154,7 +154,7 @@ def _mistakes(dataset: Dataset, proof: Proof) -> list[Mistake]:
 def _notes(tuned: Finetuned, proof: Proof, resumed: bool) -> list[str]:
     runs = proof.scratch
     notes = [
-        f"The small network was trained for {runs[0].epochs} epochs at learning rate {runs[0].rate:g}"
+        f"The small network was trained for {proof.scratch_epochs}, at learning rate {runs[0].rate:g}"
         + (", the best of three on held-out pictures" if len(runs) == 1 else f", once for each of {len(runs)} folds")
         + f", in {sum(run.seconds for run in runs):.0f} s."
     ]
