@@ -96,6 +96,19 @@ def standardised(means: list[dict[str, Any]]) -> list[str]:
     ]
 
 
+def chosen(means: list[dict[str, Any]]) -> list[str]:
+    """What is told of heads, and what unseen pictures give, by number of training pictures."""
+    rows = [
+        "| training pictures | cases | best of many, out of fold | best, unseen | chosen, out of fold | chosen, as told | chosen, "
+        "unseen | last stage, unseen |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    keys = ("best_out_of_fold", "best_test", "chosen_out_of_fold", "chosen_told", "chosen_test", "last_test")
+    return rows + [
+        f"| {row['size']} | {row['cases']} | " + " | ".join(percent(row[key]) for key in keys) + " |" for row in means
+    ]
+
+
 def machine(environment: dict[str, Any]) -> str:
     """The environment that figures must be read with, in a line."""
     return (
@@ -158,6 +171,17 @@ def main() -> None:
             "training pictures of six data sets, last stage and all stages, three draws. A floor of 1 is what Headstart uses.",
             "",
             "\n".join(standardised(scales["means"])),
+            "",
+        ]
+    choice = load("choice")
+    if choice is not None:
+        page += [
+            "## What is told of the head that won",
+            "",
+            "Means over draws of six data sets (`benchmarks/results/choice.json`). The best of many scores flatters; what a run tells "
+            "is cleared of the choice.",
+            "",
+            "\n".join(chosen(choice["means"])),
             "",
         ]
     speed = load("head_only")
