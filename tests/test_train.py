@@ -199,7 +199,7 @@ def test_the_best_epoch_is_kept_and_of_equals_the_later(bench: Bench) -> None:
 def test_without_held_out_pictures_the_last_epoch_counts(bench: Bench) -> None:
     source, nobody = bench.stored(2, 3), np.empty(0, np.int64)
     net = bench.net(2)
-    found = train(net, source, bench.dataset.labels, bench.fit, nobody, rung(2), seed=SEED, epochs=2)
+    found = train(net, source, bench.dataset.labels, bench.fit, nobody, rung(2, epochs=2), seed=SEED)
     assert (found.best_epoch, len(found.curve)) == (1, 2)
     assert all(math.isnan(row.val_loss) and math.isnan(row.val_accuracy) for row in found.curve)
     assert same(found.weights, net.weights())

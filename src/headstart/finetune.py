@@ -13,6 +13,7 @@ import hashlib
 import math
 import time
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -172,7 +173,7 @@ class Ladder:
         for split, (net, start, outcome) in zip(splits, trained, strict=True):
             net.load(_between(start, outcome.weights, ALPHAS[place]))
             after.append(_Split(split.fit, split.held, net.backbone, net.linear(split.head.kind, split.head.strength)))
-        epochs = round(float(np.mean([outcome.best_epoch for outcome in outcomes]))) + 1
+        best_epochs = [outcome.best_epoch + 1 for outcome in outcomes]
         words = f"{100 * gain:+.1f} ± {100 * error:.1f} points on {len(truth)} held-out pictures"
         result = RungResult(
             rung,
@@ -180,7 +181,7 @@ class Ladder:
             gain,
             error,
             ALPHAS[place],
-            max(1, epochs),
+            rung.epochs if self.plan.refit else max(1, round(float(np.mean(best_epochs)))),
             kept,
             all(outcome.complete for outcome in outcomes),
             tuple(outcome.curve for outcome in outcomes),
@@ -220,7 +221,6 @@ class Ladder:
         split: _Split,
         source: Source,
         advance: runtime.Advance,
-        epochs: int | None = None,
     ) -> tuple[Net, dict[str, Tensor], Trained]:
         """One training, or its stored outcome."""
         raw = torch.from_numpy(self.features.stages(split.head.taps, split.fit))
@@ -229,6 +229,8 @@ class Ladder:
         net = Net(backbone, split.head, rung.cut, raw.mean(0), spread(raw)).to(self.engine.device)
         start = net.weights()
         seed = self.plan.seed * 1000 + number
+        # A refit repeats the whole schedule, so that is what must be judged, not the luckiest of its epochs.
+        keep: Literal["best", "last"] = "last" if self.plan.refit else "best"
         spec = {
             "start": _digest(start),
             "prefix": backbone.digest(rung.cut),
@@ -236,7 +238,7 @@ class Ladder:
             "fit": self._content(split.fit),
             "held": self._content(split.held),
             "seed": seed,
-            "epochs": epochs,
+            "keep": keep,
             "transform": self.features.table.folder.name,
             "torch": torch.__version__,
         }
@@ -261,7 +263,7 @@ class Ladder:
             split.held,
             rung,
             seed=seed,
-            epochs=epochs,
+            keep=keep,
             checkpoint=checkpoint,
             deadline=self.deadline,
             advance=advance,
@@ -293,7 +295,7 @@ class Ladder:
         with self.progress("Refitting on all", sum(result.epochs for result in kept), "epochs") as advance:
             for number, result in enumerate(kept):
                 source = self._source(result.rung, state.backbone, pool, nobody)
-                net, start, outcome = self._train(result.rung, number, state, source, advance, result.epochs)
+                net, start, outcome = self._train(result.rung, number, state, source, advance)
                 if not outcome.complete:
                     reasons.append("the time was used up before the refit ended: the model of the first split is kept")
                     return splits[0].backbone, splits[0].head, False

@@ -10,7 +10,7 @@ import math
 import time
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Protocol, final
+from typing import Any, Literal, Protocol, final
 
 import numpy as np
 import torch
@@ -149,7 +149,7 @@ class Epoch:
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """The end of one training: the best weights, the epoch they are from, the curve, and whether it ran to its end."""
+    """The end of one training: the weights that are kept, the best epoch, the curve, and whether it ran to its end."""
 
     weights: dict[str, Tensor]
     best_epoch: int
@@ -253,18 +253,19 @@ def train(
     rung: Rung,
     *,
     seed: int,
-    epochs: int | None = None,
+    keep: Literal["best", "last"] = "best",
     checkpoint: Checkpoint | None = None,
     precision: Precision = "float32",
     deadline: float = math.inf,
     advance: runtime.Advance = runtime.nothing,
 ) -> Trained:
-    """Train the net on the pictures `fit`, watch the pictures `held`, and leave the best weights in it.
+    """Train the net on the pictures `fit`, watch the pictures `held`, and leave the best or the last weights in it.
 
-    Best is the epoch with the highest held-out accuracy, of equals the later; without held-out pictures, the last of `epochs`.
-    It stops early where half of the schedule has passed without a better epoch. Every random draw comes from (`seed`, epoch), so a
-    run resumed from its checkpoint ends as the uninterrupted one. Past `deadline` (on `time.monotonic`'s clock) it ends with the
-    best weights so far.
+    Best is the epoch with the highest held-out accuracy, of equals the later; without held-out pictures, the last one. What is to
+    be trained again on more pictures keeps the last: a lucky epoch in the middle of the schedule does not come again. It stops
+    early where half of the schedule has passed without a better epoch. Every random draw comes from (`seed`, epoch), so a run
+    resumed from its checkpoint ends as the uninterrupted one. Past `deadline` (on `time.monotonic`'s clock) it ends with the best
+    weights so far.
     """
     device = net.head.weight.device
     optimizer = optimizer_for(net, rung)
@@ -276,7 +277,7 @@ def train(
         curve, best, best_epoch = resumed
         advance(len(curve))
     target = torch.from_numpy(labels).to(device)
-    for epoch in range(len(curve), rung.epochs if epochs is None else epochs):
+    for epoch in range(len(curve), rung.epochs):
         draw = np.random.default_rng([seed, epoch])
         torch.manual_seed(int(draw.integers(2**31)))  # for dropout in the stages that train
         order, views = draw.permutation(fit), draw.integers(rung.views, size=len(fit))
@@ -308,8 +309,9 @@ def train(
         advance(1, **({"accuracy": f"{curve[-1].val_accuracy:.3f}"} if len(held) else {}))
         if len(held) and epoch - best_epoch > rung.epochs // 2:
             break
-    net.load(best)
-    return Trained(best, best_epoch, tuple(curve), True)
+    if keep == "best":
+        net.load(best)
+    return Trained(net.weights(), best_epoch, tuple(curve), True)
 
 
 def _judged(
