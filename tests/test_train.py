@@ -196,6 +196,23 @@ def test_the_best_epoch_is_kept_and_of_equals_the_later(bench: Bench) -> None:
     assert found.complete
 
 
+def test_what_will_be_trained_again_keeps_the_last_epoch(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    accuracies = iter([0.5, 0.9, 0.6, 0.5])
+
+    def judged(net: Net, source: Source, labels: Indices, held: Indices, epoch: int, loss: float, _: str) -> room.Epoch:
+        return room.Epoch(epoch, loss, 1.0, next(accuracies, 0.5))
+
+    monkeypatch.setattr(room, "_judged", judged)
+    net, source = bench.net(2), bench.stored(2, 3)
+    found = bench.train(net, source, rung(2, epochs=4), keep="last")
+    assert (found.best_epoch, len(found.curve)) == (1, 4)
+    assert same(found.weights, net.weights())
+    alone = bench.net(2)
+    nobody = np.empty(0, np.int64)
+    train(alone, source, bench.dataset.labels, bench.fit, nobody, rung(2, epochs=4), seed=SEED)
+    assert same(alone.weights(), net.weights())  # the same schedule without anything held out, as a refit runs it
+
+
 def test_without_held_out_pictures_the_last_epoch_counts(bench: Bench) -> None:
     source, nobody = bench.stored(2, 3), np.empty(0, np.int64)
     net = bench.net(2)

@@ -278,6 +278,8 @@ def train(
         advance(len(curve))
     target = torch.from_numpy(labels).to(device)
     for epoch in range(len(curve), rung.epochs):
+        if len(held) and epoch - 1 - best_epoch > rung.epochs // 2:
+            break  # asked before an epoch, so that a run resumed after its last one trains no other
         draw = np.random.default_rng([seed, epoch])
         torch.manual_seed(int(draw.integers(2**31)))  # for dropout in the stages that train
         order, views = draw.permutation(fit), draw.integers(rung.views, size=len(fit))
@@ -307,8 +309,6 @@ def train(
         if checkpoint:
             checkpoint.save(net, optimizer, curve, best, best_epoch)
         advance(1, **({"accuracy": f"{curve[-1].val_accuracy:.3f}"} if len(held) else {}))
-        if len(held) and epoch - best_epoch > rung.epochs // 2:
-            break
     if keep == "best":
         net.load(best)
     return Trained(net.weights(), best_epoch, tuple(curve), True)
