@@ -209,8 +209,8 @@ def test_evaluate_says_what_does_not_count_and_what_proves_nothing(
     (known / "turn0" / "text.png").write_text("no picture")
     said = headstart("evaluate", trained.run, known, "--json")
     assert (said.code, json.loads(said.out)["images"]) == (0, 130)
-    assert "1 picture of 131 cannot be read: turn0/text.png (not an image in a format that Pillow" in said.err
-    assert "the model was made from 103 of these 131 pictures" in said.err
+    assert "1 picture of 131 cannot be read: turn0/text.png: not an image in a format that Pillow" in said.err
+    assert "The model was made from 103 of these 131 pictures" in said.err
     strict = headstart("evaluate", trained.run, known, "--unreadable", "error")
     assert strict.code == 2 and "Repair or remove them, or --unreadable skip." in strict.err
 

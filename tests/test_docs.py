@@ -22,12 +22,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import headstart as hs
-from headstart import show
+from headstart import proof, show
 from headstart.cli import app
 from headstart.data import audit, load
 from headstart.features import engine
 from headstart.finetune import ALPHAS
-from headstart.plan import FEW_IMAGES, LADDER, REPEATS, Budget, Evidence, Rung, load_plan, scratch_epochs
+from headstart.plan import FEW_IMAGES, LADDER, Budget, Evidence, Rung, load_plan, scratch_epochs
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -238,7 +238,7 @@ def test_thresholds_in_the_text_are_those_of_the_code() -> None:
     assert f"about {100 * LADDER[0]:.0f} % and about {100 * LADDER[1]:.0f} %" in decides
     assert f"every fold below {FEW_IMAGES} training pictures" in decides
     assert ALPHAS == (1.0, 0.75, 0.5, 0.25) and "a quarter, half, three quarters or all" in decides
-    assert REPEATS == 3 and "in three repeats of five-fold" in decides
+    assert proof.REPEATS == 3 and "in three repeats of five-fold" in decides
     assert f"falls by a factor {Rung.model_fields['lr_decay'].default} per stage" in decides
     assert f"Below {load.SMALL_POOL} pictures no test set is cut" in _flowing("README.md")
 

@@ -211,15 +211,16 @@ def evaluate(
     from headstart.serve import measure
     from headstart.show import show_scores
 
-    report = measure(
+    report, warnings = measure(
         run,
         data,
         path_column=path_column,
         label_column=label_column,
         unreadable=_one_of("--unreadable", unreadable, "skip", "error"),
         progress=runtime.bar,
-        tell=_say,
     )
+    for warning in warnings:
+        _say(f"warning: {warning}")
     if json:
         print(report.model_dump_json(indent=1))
     else:

@@ -172,10 +172,14 @@ def _rung(evidence: Evidence, cut: int, reason: str) -> Rung:
     return Rung(cut=cut, epochs=epochs, views=4 if cut else 1, reason=reason)
 
 
+# Share of the training pictures that a training goes over where it is judged.
+JUDGED = {"folds": 0.8, "fold": 0.8, "val": 1.0}
+
+
 def seconds(evidence: Evidence, rung: Rung, judge: str) -> float:
     """Estimated wall time of a rung: its views through the frozen part, its judging and its refit."""
-    passes = 1.0 + {"folds": 4.0, "fold": 0.8, "val": 0.0}[judge]
-    return seconds_of(evidence, rung, passes * rung.epochs)
+    trainings, refits = (5 if judge == "folds" else 1), judge != "val"
+    return seconds_of(evidence, rung, rung.epochs * (trainings * JUDGED[judge] + refits))
 
 
 def seconds_of(evidence: Evidence, rung: Rung, epochs: float) -> float:
@@ -185,7 +189,6 @@ def seconds_of(evidence: Evidence, rung: Rung, epochs: float) -> float:
     return evidence.images * (rung.views * view * (rung.cut > 0) + epochs * step)
 
 
-REPEATS = 3  # of five-fold cross-validation where no test set could be cut
 # The search for its learning rate takes this many times the epochs of the small network's one training.
 SCRATCH_SEARCH = 0.3
 SCRATCH_BATCH = 32  # as good in as much time as 64, and better where there are few steps

@@ -33,11 +33,12 @@ from headstart.features.store import Store
 from headstart.finetune import Finetuned
 from headstart.heads import Score
 from headstart.model import Model
-from headstart.plan import REPEATS, Plan, scratch_epochs, seconds_of
+from headstart.plan import JUDGED, Plan, scratch_epochs, seconds_of
 from headstart.race import Race, fit_winner, race
 from headstart.tasks.classification import fit_temperature, softmax
 from headstart.verdict import Verdict, decide_verdict
 
+REPEATS = 3  # of five-fold cross-validation where no test set could be cut
 _SMALL = 40  # pixels; pictures of this size or less gain nothing from thumbnails of 64
 
 
@@ -146,9 +147,10 @@ def baselines(
 
 def _scratch_epochs(plan: Plan, tuned: Finetuned, trainings: int) -> tuple[int, str]:
     """As many as the plan says, or as transfer turned out to take: by the plan's speeds, so that a plan's run repeats."""
-    if plan.scratch_epochs is not None or plan.evidence is None:
-        return plan.scratch_epochs or 1, f"{plan.scratch_epochs} epochs, as the plan says"
-    share = 1.0 if plan.judge == "val" else 0.8  # of the training pictures, that a judged training goes over
+    if plan.scratch_epochs is not None:
+        return plan.scratch_epochs, f"{plan.scratch_epochs} epochs, as the plan says"
+    assert plan.evidence is not None  # a plan that has neither is refused
+    share = JUDGED[plan.judge]
     tuning = sum(
         seconds_of(
             plan.evidence, each.rung, share * sum(map(len, each.curves)) + each.epochs * (each.kept and plan.refit)

@@ -235,10 +235,8 @@ def reproduce(source: str, options: Settings, folder: Path | None) -> str:
 
 def trained_on(folder: Path) -> frozenset[str]:
     """The first digits of the content digests of the pictures that the model of a run has seen; empty where unknown."""
-    try:
-        return frozenset((folder / SEEN).read_text(encoding="utf-8").split())
-    except (OSError, UnicodeDecodeError):
-        return frozenset()
+    kept = folder / SEEN
+    return frozenset(kept.read_text(encoding="utf-8", errors="replace").split()) if kept.exists() else frozenset()
 
 
 def _predictions(dataset: Dataset, proof: Proof) -> list[dict[str, Any]]:

@@ -7,22 +7,24 @@ import glob
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, TextIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from headstart import bundle, runtime
 from headstart.data.audit import plural
-from headstart.data.facts import measure as examine
+from headstart.data.dataset import Images
+from headstart.data.images import load_view
 from headstart.data.listing import Columns
 from headstart.data.readers import read
 from headstart.data.sources import extensions
 from headstart.errors import DataError, OutputError, UnreadableImage
 from headstart.evaluate import TestReport, evaluate
-from headstart.features.extract import batches, transform_of
+from headstart.features.extract import BATCH, transform_of
 from headstart.model import Model, Prediction
 from headstart.run import SEEN_DIGITS, trained_on
 from headstart.tasks.classification import softmax
@@ -122,11 +124,10 @@ def measure(
     label_column: str = "label",
     unreadable: Literal["skip", "error"] = "skip",
     progress: runtime.Progress = runtime.silent,
-    tell: Callable[[str], object] = str,
-) -> TestReport:
-    """Metrics of the model in `run` on every labelled picture of `source`, whatever its split.
+) -> tuple[TestReport, list[str]]:
+    """Metrics of the model in `run` on every labelled picture of `source`, whatever its split, and warnings in words.
 
-    `tell` hears of pictures that were left out, and of those that the model was made from: they do not test it.
+    The warnings name pictures that were left out, and count those that the model was made from: they do not test it.
 
     Raises:
         BundleError: where the run cannot be loaded.
@@ -141,41 +142,64 @@ def measure(
             f"{listing.source} has labels that the model does not know: {', '.join(unknown[:5])}. "
             f"It knows: {', '.join(model.classes[:10])}{', …' if len(model.classes) > 10 else ''}."
         )
-    facts = examine(listing.images, progress=progress)
-    bad = [f"{listing.images.names[i]} ({why})" for i, why in enumerate(facts.reasons) if why]
+    seen, count = trained_on(run), len(listing.labels)
+    blocks, bad, used, known = [], [], [], 0
+    with progress("Evaluating", count) as advance:
+        for looks, logits in _answered(model, listing.images):
+            for index, digest, reason in looks:
+                known += digest[:SEEN_DIGITS] in seen
+                if reason:
+                    bad.append(reason)
+                else:
+                    used.append(model.classes.index(listing.labels[index]))
+            blocks.append(logits)
+            advance(len(looks))
+    warnings = []
     if bad:
+        more = f", and {len(bad) - 3:,} more" if len(bad) > 3 else ""
         words = (
-            f"{listing.source}: {plural(len(bad), 'picture')} of {len(facts.reasons):,} cannot be read: {_first(bad)}."
+            f"{listing.source}: {plural(len(bad), 'picture')} of {count:,} cannot be read: {'; '.join(bad[:3])}{more}."
         )
-        if unreadable == "error" or len(bad) == len(facts.reasons):
+        if unreadable == "error" or not used:
             raise UnreadableImage(f"{words} Repair or remove them{', or --unreadable skip' * (unreadable == 'error')}.")
-        tell(f"warning: {words} They do not count.")
-    seen = trained_on(run)
-    known = sum(digest[:SEEN_DIGITS] in seen for digest in facts.digests)
+        warnings.append(f"{words} They do not count.")
     if known:
-        tell(
-            f"warning: the model was made from {known:,} of these {len(facts.digests):,} pictures, and may know them by heart. "
+        warnings.append(
+            f"The model was made from {known:,} of these {count:,} pictures, and may know them by heart. "
             "Give pictures that it has not seen."
         )
-    labels = np.array([model.classes.index(listing.labels[i]) for i in facts.readable], dtype=np.int64)
-    blocks = []
-    with progress("Evaluating", len(labels)) as advance:
-        transform = transform_of(model.backbone)
-        for chunk, part in batches(listing.images, facts.readable.tolist(), transform, model.logits):
-            blocks.append(part)
-            advance(len(chunk))
     logits = np.concatenate(blocks)
-    return evaluate(
-        labels,
+    report = evaluate(
+        np.array(used, dtype=np.int64),
         {"final": model.probabilities(logits)},
         uncalibrated={"final": softmax(logits)},
         classes=model.classes,
         protocol="given pictures",
     )
+    return report, warnings
 
 
-def _first(items: Sequence[str], most: int = 3) -> str:
-    return ", ".join(items[:most]) + (f" and {len(items) - most:,} more" if len(items) > most else "")
+_Look = tuple[int, str, str]  # index, content digest, why it cannot be read
+
+
+def _answered(model: Model, images: Images) -> Iterator[tuple[list[_Look], NDArray[np.float32]]]:
+    """What was looked at, batch by batch, and the logits of those that could be read; each picture is decoded once."""
+    transform = transform_of(model.backbone)
+
+    def answer(chunk: range) -> tuple[list[_Look], NDArray[np.float32]]:
+        looks, pictures = [], []
+        for index in chunk:
+            digest = reason = ""
+            try:
+                digest = images.content(index)
+                pictures.append(load_view(images, index, transform))
+            except UnreadableImage as error:
+                reason = str(error)
+            looks.append((index, digest, reason))
+        return looks, model.logits(np.stack(pictures)) if pictures else np.empty((0, len(model.classes)), np.float32)
+
+    chunks = [range(start, min(start + BATCH, len(images))) for start in range(0, len(images), BATCH)]
+    return runtime.parallel(answer, chunks)
 
 
 def report_of(run: Path) -> Path:

@@ -39,7 +39,7 @@ class Story:
         try:
             yield
         except BaseException as error:
-            self._write(f"stopped: {type(error).__name__}: {error}")
+            self.note(f"stopped: {type(error).__name__}: {error}")
             raise
 
     @contextlib.contextmanager
@@ -48,17 +48,21 @@ class Story:
         began = time.monotonic()
         yield
         self.seconds[name] = time.monotonic() - began
-        self._write(f"{name} took {self.seconds[name]:.1f} s")
+        self.note(f"{name} took {self.seconds[name]:.1f} s")
+
+    def note(self, line: str) -> None:
+        """Keep a line that the person is told elsewhere, or need not be."""
+        stamped = f"{self.total:9.1f}  {line}"
+        self.lines.append(stamped)
+        if self._log is not None:
+            with contextlib.suppress(OSError), self._log.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(stamped + "\n")
 
     def say(self, line: str) -> None:
         """Tell a line to the person, and keep it."""
-        self._write(line)
+        self.note(line)
         if self._tell is not None:
             self._tell(line)
-
-    def note(self, line: str) -> None:
-        """Keep a line that the person is told elsewhere."""
-        self._write(line)
 
     def dataset(self, dataset: Dataset) -> None:
         """What the data are."""
@@ -95,10 +99,3 @@ class Story:
             self.say(f"rung from {result.rung.cut + 1}: {result.reason}")
         for reason in tuned.reasons:
             self.say(reason)
-
-    def _write(self, line: str) -> None:
-        stamped = f"{self.total:9.1f}  {line}"
-        self.lines.append(stamped)
-        if self._log is not None:
-            with contextlib.suppress(OSError), self._log.open("a", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(stamped + "\n")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Any, Literal, Protocol, final
 
 import numpy as np
@@ -165,7 +164,7 @@ class Checkpoint:
     """
 
     def __init__(self, artifact: Artifact, every: float = 1.0) -> None:
-        self._artifact, self._every, self._saved = artifact, every, perf_counter()
+        self._artifact, self._every, self._saved = artifact, every, time.perf_counter()
 
     def load(self, net: Net, optimizer: torch.optim.AdamW) -> tuple[list[Epoch], dict[str, Tensor], int] | None:
         """Restore net and optimizer; the curve so far, the best weights and their epoch, or None where there is nothing."""
@@ -188,7 +187,7 @@ class Checkpoint:
         self, net: Net, optimizer: torch.optim.AdamW, curve: list[Epoch], best: dict[str, Tensor], best_epoch: int
     ) -> None:
         """Keep the state after the epoch that just ended, where it is time to."""
-        if perf_counter() - self._saved < self._every:
+        if time.perf_counter() - self._saved < self._every:
             return
         tensors = {f"now.{name}": value for name, value in net.weights().items()}
         tensors |= {f"best.{name}": value for name, value in best.items()}
@@ -196,7 +195,7 @@ class Checkpoint:
             tensors |= {f"adam.{place}.{field}": value for field, value in moments.items()}
         record = {"curve": [vars(row) for row in curve], "best_epoch": best_epoch}
         self._artifact.save(record, {name: value.cpu().numpy() for name, value in tensors.items()})
-        self._saved = perf_counter()
+        self._saved = time.perf_counter()
 
     def drop(self) -> None:
         """The training has ended; its result is kept elsewhere."""
