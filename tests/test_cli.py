@@ -313,10 +313,13 @@ def test_ctrl_c_in_the_middle_and_the_same_command_again(
     arguments = [*trained.arguments]
     arguments[arguments.index("--out") + 1] = str(tmp_path / "run")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # A shell's background jobs ignore the signal, and so would their children.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, "-m", "headstart", "fit", *arguments], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
         env=environment, text=True,
     )  # fmt: skip
+    signal.signal(signal.SIGINT, before)
     deadline = time.monotonic() + 60
     while not list(cache.glob("v1/artifacts/race-*.safetensors")) and time.monotonic() < deadline:
         time.sleep(0.02)

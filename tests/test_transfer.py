@@ -165,6 +165,9 @@ def test_interrupted_and_typed_again_ends_with_the_same_result(
         hs.fit(trained.pictures, tmp_path / "run", options(trained), progress=progress)
     assert "stopped: KeyboardInterrupt" in (tmp_path / "run" / "log.txt").read_text()
     assert not (tmp_path / "run" / "metrics.json").exists()
+    if bar == "Baseline":  # the model itself can be used before it is proven
+        assert (tmp_path / "run" / "model.safetensors").read_bytes() == (trained.run / "model.safetensors").read_bytes()
+        assert hs.load(tmp_path / "run").classes == hs.load(trained.run).classes
     told: list[str] = []
     hs.fit(trained.pictures, tmp_path / "run", options(trained), tell=told.append)
     assert "an unfinished run" in told[0] and metrics(tmp_path / "run")["resumed"]

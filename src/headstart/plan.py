@@ -125,9 +125,10 @@ def decide(
         reasons.append(
             f"only the head is trained: {evidence.images} images are too few to cut a test set that could prove what more adds"
         )
-    elif evidence.head_accuracy >= 1.0 - 1.0 / evidence.images:
+    elif (mistakes := _mistakes(evidence, judge)) < _FEWEST_MISTAKES:
         reasons.append(
-            "only the head is trained: it makes one mistake out of fold at most, so there is nothing to gain"
+            f"only the head is trained: about {mistakes:.1f} mistakes are expected on the pictures that would judge more, "
+            "so no gain could show"
         )
     else:
         cuts = [cut_for(evidence.flops, share) for share in LADDER]
@@ -153,6 +154,15 @@ def decide(
         evidence=evidence,
         budget=budget,
     )
+
+
+# A rung is kept for two mistakes less at least: where fewer are expected, even a perfect one would be dropped.
+_FEWEST_MISTAKES = 1.5
+
+
+def _mistakes(evidence: Evidence, judge: str) -> float:
+    """How many the head is expected to make on the pictures that judge a rung; a given validation set is taken as no smaller."""
+    return (1.0 - evidence.head_accuracy) * evidence.images * {"folds": 1.0, "fold": 0.2, "val": 1.0}[judge]
 
 
 def cut_for(flops: list[int], share: float) -> int:

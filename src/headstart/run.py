@@ -157,6 +157,15 @@ class Folder:
         if self.path is not None:
             bundle.write_atomically(self.path / name, text.encode("utf-8", errors="backslashreplace"))
 
+    def keep_model(self, story: Story, model: Model, dataset: Dataset) -> None:
+        """Write the model as soon as there is one: its proof takes as long again, and may be interrupted."""
+        if self.path is None:
+            return
+        bundle.save(model, self.path, versions=runtime.versions())
+        used = np.concatenate([dataset.indices("train"), dataset.indices("val")])  # validation pictures chose, too
+        self.write(SEEN, "".join(f"{dataset.digests[i][:SEEN_DIGITS]}\n" for i in used))
+        story.note("the model is saved and can be used; its proof follows")
+
     def keep(
         self,
         story: Story,
@@ -168,17 +177,13 @@ class Folder:
         model: Model,
         proof: Proof,
     ) -> Run:
-        """Write the finished run: plan, audit, predictions, bundle, report, and `metrics.json`, which ends it."""
+        """Write what is told of the model: plan, audit, predictions, report, and `metrics.json`, which ends the run."""
         began = time.monotonic()
         predictions = _predictions(dataset, proof)
         if dataset.audit is not None:
             self.write("audit.json", dataset.audit.model_dump_json(indent=1))
         self.write("plan.json", plan.model_dump_json(indent=1))
         self.write("predictions.csv", _csv(predictions))
-        used = np.concatenate([dataset.indices("train"), dataset.indices("val")])  # validation pictures chose, too
-        self.write(SEEN, "".join(f"{dataset.digests[i][:SEEN_DIGITS]}\n" for i in used))
-        if self.path is not None:
-            bundle.save(model, self.path, versions=runtime.versions())
         command = reproduce(self.config["source"], options, self.path)
         timings = {**story.seconds, "total": story.total}
         html = render(gather(dataset, heads, plan, tuned, model, proof, timings, command, self.resumed))

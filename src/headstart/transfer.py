@@ -120,7 +120,8 @@ def fit(
             halfway = time.monotonic() + 0.5 * (deadline - time.monotonic())
             tuned = finetune(engine, heads, features, dataset, plan, store, deadline=halfway, progress=progress)
             story.finetuned(tuned)
-        model = finished(engine, heads, tuned, dataset)
+            model = finished(engine, heads, tuned, dataset)
+            folder.keep_model(story, model, dataset)
         with story.phase("baselines"):
             against = proof.baselines(
                 dataset, store, plan, tuned, deadline=deadline, seed=options.seed, progress=progress
