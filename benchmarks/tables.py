@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 HERE = Path(__file__).parent
@@ -109,6 +109,29 @@ def chosen(means: list[dict[str, Any]]) -> list[str]:
     ]
 
 
+def beside(case: dict[str, Any]) -> list[str]:
+    """One row per contestant: medians, and how many times as long as Headstart's head-only and default fit it took."""
+    rows = [
+        "| contestant | runs | s to a usable model | s in all | test accuracy | × head only | × default, in all |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    done = {name: runs for name, runs in case["contestants"].items() if runs}
+
+    def middle(name: str, key: str) -> float:
+        return median(run[key] for run in done[name])
+
+    for name, runs in done.items():
+        times = [
+            f"{middle(name, 'seconds') / middle(ours, key):.1f}" if ours in done else ""
+            for ours, key in (("Headstart, head only", "seconds"), ("Headstart, default", "whole"))
+        ]
+        rows.append(
+            f"| {name} | {len(runs)} | {middle(name, 'seconds'):.1f} | {middle(name, 'whole'):.1f} | "
+            f"{percent(middle(name, 'accuracy'))} | {' | '.join(times)} |"
+        )
+    return rows
+
+
 def machine(environment: dict[str, Any]) -> str:
     """The environment that figures must be read with, in a line."""
     return (
@@ -194,6 +217,20 @@ def main() -> None:
             f"{speed['peak_memory_bytes'] / 1e9:.2f} GB (load average {speed['load']:.1f}).",
             "",
         ]
+    suite = load("speed")
+    if suite is not None:
+        page += [
+            "## Beside other tools",
+            "",
+            "`benchmarks/run.py --suite speed`: each contestant a process of its own, same pictures, same split, same ImageNet "
+            "weights (the Keras guide uses MobileNetV2, and so does the Headstart run named after it). Seconds count from the "
+            "start of the process; the last two columns divide the time to a usable model by that of Headstart's head-only fit, "
+            "and by the whole time of Headstart's default fit with ladder, baselines and report. Medians where there are several "
+            "runs.",
+            "",
+        ]
+        for name, case in suite["cases"].items():
+            page += [f"### {name}, {case['test']} test pictures", "", "\n".join(beside(case)), ""]
     demo = load("demo")
     if demo is not None:
         page += [

@@ -1,0 +1,55 @@
+"""fastai as its tutorial does it: a vision learner on the timm network, `fine_tune(5)`, on a folder tree.
+
+    python fastai_fine_tune.py TREE WEIGHTS OUT.json
+
+TREE holds train/ and test/ with a folder per class; WEIGHTS are those of the timm network. A fifth of train/ is its validation
+set, as `ImageDataLoaders.from_folder` has it in the tutorial; the weights are loaded into the body that fastai makes of it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+BACKBONE = "tf_efficientnet_lite0"
+
+
+def main(tree: Path, weights: Path, out: Path) -> None:
+    """Train, test, write."""
+    began = time.monotonic()
+    import fastai
+    import torch
+    from fastai.vision.all import ImageDataLoaders, Normalize, Resize, accuracy, aug_transforms, vision_learner
+    from safetensors.torch import load_file
+
+    torch.manual_seed(0)
+    imported = time.monotonic() - began
+    mean_and_std = [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]  # what this network was trained with
+    loaders = ImageDataLoaders.from_folder(
+        tree / "train",
+        valid_pct=0.2,
+        seed=42,
+        item_tfms=Resize(224),
+        batch_tfms=[*aug_transforms(), Normalize.from_stats(*mean_and_std)],
+    )
+    learner = vision_learner(loaders, BACKBONE, pretrained=False, normalize=False, metrics=accuracy)
+    learner.model[0].model.load_state_dict(load_file(weights), strict=True)
+    learner.freeze()
+    learner.fine_tune(5)
+    trained = time.monotonic() - began
+    files = sorted((tree / "test").rglob("*.*"))
+    believed, _ = learner.get_preds(dl=loaders.test_dl(files))
+    answers = [loaders.vocab[i] for i in believed.argmax(1).tolist()]
+    right = [answer == file.parent.name for answer, file in zip(answers, files, strict=True)]
+    record = {
+        "accuracy": sum(right) / len(right),
+        "phases": {"imports": imported, "training": trained - imported, "testing": time.monotonic() - began - trained},
+        "versions": {"fastai": fastai.__version__, "torch": torch.__version__},
+    }
+    out.write_text(json.dumps(record), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(*(Path(argument) for argument in sys.argv[1:]))
