@@ -104,8 +104,12 @@ def without_baselines(source: Path, seed: int) -> dict[str, Any]:
 
 def commit() -> str:
     """The commit that is measured; cases of different commits may stand side by side."""
-    asked = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    return subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip()
+
+    def git(*words: str) -> str:
+        asked = ["git", "-C", str(Path(__file__).parents[1]), *words]
+        return subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip()
+
+    return git("describe", "--always") + "-dirty" * bool(git("status", "--porcelain", "--", "src"))
 
 
 def main() -> None:

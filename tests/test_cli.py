@@ -145,9 +145,13 @@ def test_predict_takes_folders_globs_and_a_list(
     assert [row["path"] for row in found.rows] == ["in/0 ö.png", "in/2 ö.png", "in/deep/1 ö.png", "in/deep/3 ö.png"]
     assert headstart("predict", trained.run, "in/*.png").rows == found.rows[:2]
     assert len(headstart("predict", trained.run, "in/**/*.png").rows) == 4
-    monkeypatch.setattr(sys, "stdin", io.StringIO("in/deep/1 ö.png\n\nin/0 ö.png\n"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("in/deep/1 ö.png\n\nin/0 ö.png\n".encode())))
     listed = headstart("predict", trained.run, "-")
     assert listed.rows == [found.rows[2], found.rows[0]]
+    odd = b"caf\xe9.png\nin/0.png\x00in/1.png\n"  # a name in another encoding; a list made with -print0
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(odd), encoding="utf-8"))
+    unread = headstart("predict", trained.run, "-")
+    assert unread.code == 1 and [row["error"] != "" for row in unread.rows] == [True, True]
     assert headstart("predict", trained.run, "in", "--out", "answers.csv").out == ""
     assert (tmp_path / "answers.csv").read_text() == found.out
 
@@ -194,6 +198,12 @@ def test_evaluate_measures_another_labelled_set(headstart: Headstart, trained: T
     right = np.mean([a == path.parent.name for a, path in zip(model.predict(paths).labels, paths, strict=True)])
     assert report["models"]["final"]["accuracy"]["value"] == pytest.approx(right)
     assert "balanced accuracy" in headstart("evaluate", trained.run, fresh).out
+    for side in ("val", "test"):  # whatever the split: nothing is learnt from them
+        shutil.copytree(fresh, tmp_path / "sides" / side)
+    assert (
+        json.loads(headstart("evaluate", trained.run, tmp_path / "sides", "--json").out)["images"]
+        == 2 * report["images"]
+    )
     (fresh / "turn0").rename(fresh / "other")
     unknown = headstart("evaluate", trained.run, fresh)
     assert (
@@ -306,8 +316,9 @@ def test_an_interrupt_is_one_line_and_130(
     assert said.err.strip() == "Interrupted. Nothing is lost: the same command goes on from the last finished epoch."
 
 
-def test_ctrl_c_in_the_middle_and_the_same_command_again(
-    headstart: Headstart, trained: Trained, tmp_path: Path, cache: Path, quick: None
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_ctrl_c_or_a_kill_in_the_middle_and_the_same_command_again(
+    headstart: Headstart, trained: Trained, tmp_path: Path, cache: Path, quick: None, how: signal.Signals
 ) -> None:
     """A real signal to a real process while it trains; typed again it completes with the model of an undisturbed run."""
     arguments = [*trained.arguments]
@@ -323,13 +334,14 @@ def test_ctrl_c_in_the_middle_and_the_same_command_again(
     deadline = time.monotonic() + 60
     while not list(cache.glob("v1/artifacts/race-*.safetensors")) and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(how)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert err.endswith("Interrupted. Nothing is lost: the same command goes on from the last finished epoch.\n")
     assert "Traceback" not in err
     assert not (tmp_path / "run" / "metrics.json").exists()
-    assert "stopped: KeyboardInterrupt" in (tmp_path / "run" / "log.txt").read_text()
+    if how is signal.SIGINT:
+        assert process.returncode == 130, err
+        assert err.endswith("Interrupted. Nothing is lost: the same command goes on from the last finished epoch.\n")
+        assert "stopped: KeyboardInterrupt" in (tmp_path / "run" / "log.txt").read_text()
     again = headstart("fit", *arguments)
     assert again.code == 0
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == (trained.run / "model.safetensors").read_bytes()
@@ -342,6 +354,21 @@ def test_the_demo_has_real_digits() -> None:
     assert pictures.max() == 255
     means = np.stack([pictures[labels == digit].mean(0) for digit in range(10)])
     assert means[0, 14, 14] < 50 < means[8, 14, 14]  # a nought is empty in the middle, an eight is not
+
+
+def test_the_demo_is_the_whole_path(
+    headstart: Headstart, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, quick: None
+) -> None:
+    pictures, labels = digits()
+    few = np.concatenate([np.flatnonzero(labels == digit)[:16] for digit in range(10)])
+    monkeypatch.setattr("headstart.demo.digits", lambda: (pictures[few], labels[few]))
+    monkeypatch.setattr("headstart.plan.LADDER", ())
+    monkeypatch.setattr("headstart.proof.scratch_epochs", lambda *_: (1, "one epoch"))
+    said = headstart("demo", "--out", tmp_path / "demo")
+    assert said.code == 0 and "small network from scratch" in said.out
+    assert f"headstart demo --out {tmp_path / 'demo'} --seed 0" in (tmp_path / "demo" / "report.html").read_text()
+    other = headstart("demo", "--out", tmp_path / "demo", "--seed", "1")  # somebody's run is not replaced unasked
+    assert other.code == 2 and "--overwrite" in other.err
 
 
 def test_a_demo_without_its_extra_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:

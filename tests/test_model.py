@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +29,15 @@ def test_files_pictures_and_arrays_are_answered_alike(model: Model, tmp_path: Pa
     for path, picture in zip(paths, pictures, strict=True):
         Image.fromarray(picture).save(path)
     expected = model.predict(paths)
-    for source in ([str(path) for path in paths], [Image.open(path) for path in paths], list(pictures)):
+    for source in ([str(path) for path in paths], list(pictures)):
         assert np.array_equal(model.predict(source).probabilities, expected.probabilities)
+    large = tmp_path / "large.jpg"  # decoded at reduced scale, whoever opened it
+    Image.fromarray(pictures[0]).resize((640, 480)).save(large)
+    with ExitStack() as stack:
+        opened = [stack.enter_context(Image.open(path)) for path in [*paths, large]]
+        found = model.predict(opened).probabilities
+        assert opened[-1].size == (640, 480) and opened[-1].getpixel((639, 479))  # as the caller left it
+    assert np.array_equal(found, model.predict([*paths, large]).probabilities)
     assert [row.path for row in expected] == [str(path) for path in paths]
     assert [row.path for row in model.predict(list(pictures))] == [f"[{n}]" for n in range(5)]
 

@@ -246,6 +246,18 @@ def test_a_plan_that_cannot_be_read_says_why(tmp_path: Path) -> None:
         load_plan(tmp_path, backbone="net", stages=STAGES)
 
 
+def test_a_plan_that_judges_on_pictures_that_there_are_not_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    for judge, lacking in (("val", {"given_val": False}), ("fold", {"tested": False}), ("val", {"tested": False})):
+        rungs = [Rung(cut=2, epochs=1)]
+        path.write_text(Plan(backbone="net", stages=STAGES, rungs=rungs, judge=judge).model_dump_json())  # type: ignore[arg-type]
+        assert load_plan(path, backbone="net", stages=STAGES).judge == judge
+        with pytest.raises(PlanError, match=f'judges rungs on "{judge}"'):
+            load_plan(path, backbone="net", stages=STAGES, **lacking)
+    full = plan(changes={"tested": 0, "images": 80}, mode="full", given_val=True)
+    assert (full.judge, full.refit) == ("folds", True)
+
+
 def test_records_are_frozen_and_know_no_other_fields() -> None:
     rung = Rung(cut=1, epochs=1)
     with pytest.raises(ValidationError, match="frozen"):

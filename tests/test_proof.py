@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from headstart.data.load import load_dataset
 from headstart.finetune import Finetuned, RungResult
 from headstart.plan import Budget, Evidence, Plan, Rung, decide
-from headstart.proof import _scratch_epochs
+from headstart.proof import REPEATS, _scratch_epochs, passes
 from headstart.train import Epoch
+from tests.toys import stripes
 
 STAGES = ["stem", "one", "two", "three", "four"]
 
@@ -30,6 +32,11 @@ def climbed(rung: Rung, epochs: int, kept: bool) -> Finetuned:
     return Finetuned(None, None, (result,), nobody, np.empty((0, 5), np.float32), True, ())  # type: ignore[arg-type]
 
 
+def climbed_not() -> Finetuned:
+    nobody = np.empty(0, np.int64)
+    return Finetuned(None, None, (), nobody, np.empty((0, 5), np.float32), True, ())  # type: ignore[arg-type]
+
+
 def test_the_network_from_scratch_is_given_what_transfer_turned_out_to_take(plan: Plan) -> None:
     rung = plan.rungs[0]
     kept, dropped, stopped = (
@@ -41,3 +48,17 @@ def test_the_network_from_scratch_is_given_what_transfer_turned_out_to_take(plan
         3,
         "3 epochs, as the plan says",
     )
+
+
+def test_a_class_in_one_piece_is_never_asked_for() -> None:
+    """Whoever answers for its only picture, or its only group, has never seen the class."""
+    pictures, labels = stripes(61)
+    labels[-1] = 3
+    dataset = load_dataset((pictures, labels))
+    lone = int(np.flatnonzero(dataset.labels == 3)[0])
+    each = passes(dataset, climbed_not(), 0)
+    asked = np.concatenate([one.asked for one in each])
+    assert lone not in asked and len(np.unique(asked)) == 60 and len(asked) == 60 * REPEATS
+    assert any(lone in one.fit for one in each)
+    for one in each:
+        assert set(dataset.labels[one.asked]) <= set(dataset.labels[one.fit])

@@ -170,3 +170,16 @@ def test_a_report_without_baselines_is_told() -> None:
     report = evaluate(np.zeros(5, int), {"final": belief(np.ones(5, bool))}, resamples=10)
     with pytest.raises(DataError, match="a verdict needs 'final' and one of"):
         decide_verdict(report)
+
+
+def test_an_opponent_that_ran_out_of_time_is_not_beaten() -> None:
+    right = {
+        name: np.arange(400) < 400 * share
+        for name, share in {"final": 0.95, "scratch_cnn": 0.5, "majority": 0.2}.items()
+    }
+    report = evaluate(np.zeros(400, int), {name: belief(values) for name, values in right.items()})
+    assert decide_verdict(report).outcome == "helped"
+    verdict = decide_verdict(report, unfinished="scratch_cnn")
+    assert verdict.outcome == "not distinguishable"
+    assert verdict.sentence.startswith("Whether transfer helped cannot be told: 95.0 %")
+    assert verdict.warnings[0].startswith("Time ran out before a small network trained from scratch had its share")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -59,7 +60,9 @@ def main() -> None:
         # Typer turns Ctrl-C into an exit of its own before it comes here.
         if isinstance(stop, SystemExit) and stop.code != 130:
             raise
-        _say("Interrupted. Nothing is lost: the same command goes on from the last finished epoch.")
+        resumes = any(word in sys.argv[1:2] for word in ("fit", "demo"))
+        more = " Nothing is lost: the same command goes on from the last finished epoch." if resumes else ""
+        _say(f"Interrupted.{more}")
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has gone (`| head`): no more to say
@@ -286,6 +289,7 @@ def cache_clear() -> None:
 def demo(
     out: Annotated[Path, typer.Option(help="Run folder to write.")] = Path("runs/demo"),
     seed: Seed = 0,
+    overwrite: Annotated[bool, typer.Option(help="Replace another run in that folder.")] = False,
 ) -> None:
     """The whole path on 5,000 real handwritten digits, with what came with the installation; under five minutes."""
     from headstart.demo import digits
@@ -296,9 +300,10 @@ def demo(
         digits(),
         out,
         Options(seed=seed, budget=280.0),
-        overwrite=True,
+        overwrite=overwrite,
         progress=runtime.bar,
         tell=_say,
+        command=shlex.join(["headstart", "demo", "--out", str(out), "--seed", str(seed)]),
     )
     _show(run)
 

@@ -12,7 +12,7 @@ import copy
 import hashlib
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -88,6 +88,21 @@ class _Split:
 
 
 @dataclass(frozen=True, eq=False)
+class _Trained:
+    """One training: the net, the weights it started from, how it went, and the held-out logits (A, M, K) at every share of ALPHAS."""
+
+    net: Net
+    start: dict[str, Tensor]
+    outcome: Trained
+    shares: NDArray[np.float32]
+
+    def at(self, share: float) -> Net:
+        """The net with `share` of what training changed."""
+        self.net.load(_between(self.start, self.outcome.weights, share))
+        return self.net
+
+
+@dataclass(frozen=True, eq=False)
 class Ladder:
     """Everything that the rungs of one run share."""
 
@@ -151,18 +166,13 @@ class Ladder:
     ) -> tuple[RungResult, list[_Split], NDArray[np.float32]]:
         """Train one rung on every split; its result, the splits after it, and their held-out logits."""
         began = time.monotonic()
-        trained: list[tuple[Net, dict[str, Tensor], Trained]] = []
-        per_share: list[list[NDArray[np.float32]]] = [[] for _ in ALPHAS]
         with self.progress(f"Rung {number + 1}: training", rung.epochs * len(splits), "epochs") as advance:
-            for split in splits:
-                source = self._source(rung, split.backbone, split.fit, split.held)
-                net, start, outcome = self._train(rung, number, split, source, advance)
-                trained.append((net, start, outcome))
-                for place, share in enumerate(ALPHAS):
-                    net.load(_between(start, outcome.weights, share))
-                    per_share[place].append(held_out_logits(net, source, split.held))
-        outcomes = [outcome for _, _, outcome in trained]
-        stacked = [np.concatenate(blocks) for blocks in per_share]
+            trained = [
+                self._train(rung, number, split, self._source(rung, split.backbone, split.fit, split.held), advance)
+                for split in splits
+            ]
+        outcomes = [each.outcome for each in trained]
+        stacked = np.concatenate([each.shares for each in trained], axis=1)
         place = max(range(len(ALPHAS)), key=lambda i: (_accuracy(stacked[i], truth), -_log_loss(stacked[i], truth)))
         right = (stacked[place].argmax(1) == truth).astype(float)
         difference = right - (best.argmax(1) == truth)
@@ -170,8 +180,8 @@ class Ladder:
         # One picture more, and none lost, always exceeds its own standard error: it takes two.
         kept = gain > max(error, 1.5 / max(1, len(truth)))
         after = []
-        for split, (net, start, outcome) in zip(splits, trained, strict=True):
-            net.load(_between(start, outcome.weights, ALPHAS[place]))
+        for split, each in zip(splits, trained, strict=True):
+            net = each.at(ALPHAS[place])
             after.append(_Split(split.fit, split.held, net.backbone, net.linear(split.head.kind, split.head.strength)))
         best_epochs = [outcome.best_epoch + 1 for outcome in outcomes]
         words = f"{100 * gain:+.1f} ± {100 * error:.1f} points on {len(truth)} held-out pictures"
@@ -221,8 +231,8 @@ class Ladder:
         split: _Split,
         source: Source,
         advance: runtime.Advance,
-    ) -> tuple[Net, dict[str, Tensor], Trained]:
-        """One training, or its stored outcome."""
+    ) -> _Trained:
+        """One training, or its stored outcome: that takes no pass through the network at all."""
         raw = torch.from_numpy(self.features.stages(split.head.taps, split.fit))
         backbone = copy.deepcopy(split.backbone)
         backbone.to(memory_format=torch.channels_last)
@@ -239,21 +249,20 @@ class Ladder:
             "held": self._content(split.held),
             "seed": seed,
             "keep": keep,
+            "shares": ALPHAS,
             "transform": self.features.table.folder.name,
             "torch": torch.__version__,
+            "version": 2,
         }
         memo = self.store.artifact("rung", spec)
         stored = memo.load()
         if stored is not None:
             record, arrays = stored
+            shares = arrays.pop("shares")
             weights = {name: torch.from_numpy(array).to(self.engine.device) for name, array in arrays.items()}
-            net.load(weights)
             advance(rung.epochs)
-            return (
-                net,
-                start,
-                Trained(weights, int(record["best_epoch"]), tuple(Epoch(**row) for row in record["curve"]), True),
-            )
+            curve = tuple(Epoch(**row) for row in record["curve"])
+            return _Trained(net, start, Trained(weights, int(record["best_epoch"]), curve, True), shares)
         checkpoint = Checkpoint(self.store.artifact("checkpoint", spec))
         outcome = train(
             net,
@@ -268,13 +277,14 @@ class Ladder:
             deadline=self.deadline,
             advance=advance,
         )
+        done = _Trained(net, start, outcome, np.empty(0, np.float32))
+        shares = np.stack([held_out_logits(done.at(share), source, split.held) for share in ALPHAS])
         if outcome.complete:
-            memo.save(
-                {"best_epoch": outcome.best_epoch, "curve": [vars(row) for row in outcome.curve]},
-                {name: value.cpu().numpy() for name, value in outcome.weights.items()},
-            )
+            arrays = {name: value.cpu().numpy() for name, value in outcome.weights.items()}
+            record = {"best_epoch": outcome.best_epoch, "curve": [vars(row) for row in outcome.curve]}
+            memo.save(record, {**arrays, "shares": shares})
             checkpoint.drop()
-        return net, start, outcome
+        return replace(done, shares=shares)
 
     def _content(self, indices: NDArray[np.int64]) -> str:
         """Digest of the contents and labels of pictures, in their order."""
@@ -295,11 +305,11 @@ class Ladder:
         with self.progress("Refitting on all", sum(result.epochs for result in kept), "epochs") as advance:
             for number, result in enumerate(kept):
                 source = self._source(result.rung, state.backbone, pool, nobody)
-                net, start, outcome = self._train(result.rung, number, state, source, advance)
-                if not outcome.complete:
+                each = self._train(result.rung, number, state, source, advance)
+                if not each.outcome.complete:
                     reasons.append("the time was used up before the refit ended: the model of the first split is kept")
                     return splits[0].backbone, splits[0].head, False
-                net.load(_between(start, outcome.weights, result.alpha))
+                net = each.at(result.alpha)
                 state = _Split(pool, nobody, net.backbone, net.linear(state.head.kind, state.head.strength))
         return state.backbone, state.head, True
 

@@ -10,7 +10,7 @@ from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile
 
 from headstart import runtime
 from headstart.backbones.backbone import Backbone
@@ -148,6 +148,10 @@ def _opened(picture: Picture) -> Image.Image:
     Raises:
         UnreadableImage: with the reason.
     """
+    if isinstance(picture, ImageFile.ImageFile) and picture.tile and Path(str(picture.filename or "")).is_file():
+        picture = str(
+            picture.filename
+        )  # not decoded yet: read again, as training would, and the caller's stays untouched
     if isinstance(picture, Image.Image):
         return picture.copy()
     if isinstance(picture, str | Path):

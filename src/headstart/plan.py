@@ -113,7 +113,9 @@ def decide(
         f"the head on frozen features reaches {100 * evidence.head_accuracy:.1f} ± "
         f"{100 * evidence.head_accuracy_se:.1f} % out of fold ({evidence.head})"
     ]
-    judge: Literal["folds", "fold", "val"] = "val" if given_val else "folds" if evidence.images < FEW_IMAGES else "fold"
+    judge: Literal["folds", "fold", "val"] = "folds" if evidence.images < FEW_IMAGES or not evidence.tested else "fold"
+    if given_val and evidence.tested:
+        judge = "val"
     rungs: list[Rung] = []
     if mode == "head":
         reasons.append("only the head is trained: asked for with --plan head")
@@ -148,7 +150,7 @@ def decide(
         stages=evidence.stages,
         rungs=rungs,
         judge=judge,
-        refit=not given_val,
+        refit=judge != "val",
         seed=seed,
         reasons=reasons,
         evidence=evidence,
@@ -255,11 +257,11 @@ def _within(evidence: Evidence, rungs: list[Rung], budget: Budget, judge: str) -
     return kept, reasons
 
 
-def load_plan(path: Path, *, backbone: str, stages: list[str]) -> Plan:
-    """Read a plan file and check that it fits the backbone.
+def load_plan(path: Path, *, backbone: str, stages: list[str], tested: bool = True, given_val: bool = True) -> Plan:
+    """Read a plan file and check that it fits the backbone, and data with a test set (`tested`) and a validation set.
 
     Raises:
-        PlanError: where it cannot be read, is malformed, or speaks of other stages.
+        PlanError: where it cannot be read, is malformed, speaks of other stages, or judges on pictures that there are not.
     """
     try:
         plan = Plan.model_validate(json.loads(path.read_text(encoding="utf-8")))
@@ -279,4 +281,13 @@ def load_plan(path: Path, *, backbone: str, stages: list[str]) -> Plan:
     deep = [rung.cut for rung in plan.rungs if rung.cut >= len(stages)]
     if deep:
         raise PlanError(f"The plan '{path}' has a rung with cut {deep[0]}; a cut lies between 0 and {len(stages) - 1}.")
+    if plan.rungs and plan.judge == "val" and not given_val:
+        raise PlanError(
+            f'The plan \'{path}\' judges rungs on "val", and the data have no validation set. Write "judge": "fold".'
+        )
+    if plan.rungs and plan.judge != "folds" and not tested:
+        raise PlanError(
+            f"The plan '{path}' judges rungs on \"{plan.judge}\", and the data are too few for a test set: every picture has to "
+            'answer for the model. Write "judge": "folds".'
+        )
     return plan

@@ -84,7 +84,10 @@ class Proof:
 
 
 def passes(dataset: Dataset, tuned: Finetuned, seed: int) -> tuple[Pass, ...]:
-    """The sealed test as one pass; without one, cross-validation repeated (once where a ladder was judged on its folds)."""
+    """The sealed test as one pass; without one, cross-validation repeated (once where a ladder was judged on its folds).
+
+    A class whose pictures all lie in one group is trained on and never asked for: whoever answers has not seen it.
+    """
     pool, test = dataset.indices("train"), dataset.indices("test")
     if len(test):
         return (Pass(pool, test),)
@@ -94,7 +97,9 @@ def passes(dataset: Dataset, tuned: Finetuned, seed: int) -> tuple[Pass, ...]:
         if tuned.rungs
         else [assign_folds(labels, groups, contents, 5, seed + repeat) for repeat in range(REPEATS)]
     )
-    return tuple(Pass(pool[fold != n], pool[fold == n]) for fold in repeated for n in np.unique(fold))
+    can_be_asked = np.array([len(np.unique(groups[labels == label])) > 1 for label in labels])
+    found = [Pass(pool[fold != n], pool[(fold == n) & can_be_asked]) for fold in repeated for n in np.unique(fold)]
+    return tuple(one for one in found if len(one.asked))
 
 
 def answers(each: tuple[Pass, ...], answer: Answer) -> Rival:
@@ -211,7 +216,7 @@ def prove(
     last = answers(against.passes, lambda one: head(one, last=True))
     rivals = {"final": ladder, **rivals, "last_stage_head": last, **against.rivals}
     asked = np.concatenate([one.asked for one in against.passes])
-    repeats = 1 if sealed else len(asked) // len(dataset.indices("train"))
+    repeats = 1 if sealed else len(asked) // len(np.unique(asked))
     # Every repeat in the same order of pictures: evaluation resamples pictures, not answers.
     blocks = np.arange(len(asked)).reshape(repeats, -1)
     order = np.concatenate([block[np.argsort(asked[block], kind="stable")] for block in blocks])
@@ -225,4 +230,12 @@ def prove(
         repeats=repeats,
         protocol="sealed test" if sealed else "repeated cross-validation",
     )
-    return Proof(report, decide_verdict(report), asked[order], rivals, against.scratch, against.scratch_epochs)
+    unfinished = None if all(run.complete for run in against.scratch) else "scratch_cnn"
+    return Proof(
+        report,
+        decide_verdict(report, unfinished=unfinished),
+        asked[order],
+        rivals,
+        against.scratch,
+        against.scratch_epochs,
+    )

@@ -74,7 +74,15 @@ class Folder:
     resumed: bool = False
 
     @classmethod
-    def claim(cls, out: str | Path | None, source: object, options: Settings, *, overwrite: bool = False) -> Folder:
+    def claim(
+        cls,
+        out: str | Path | None,
+        source: object,
+        options: Settings,
+        *,
+        overwrite: bool = False,
+        command: str | None = None,
+    ) -> Folder:
         """Make the folder, or take the one that an interrupted run with the same options left.
 
         Raises:
@@ -86,9 +94,12 @@ class Folder:
             "options": asdict(options),  # type: ignore[call-overload]
             "versions": runtime.versions(),
         }
+        place = _described(source) if isinstance(source, str | Path) else source
         if out is None:
+            config["command"] = command or reproduce(place, options, None)
             return cls(None, config)
         path = Path(out)
+        config["command"] = command or reproduce(place, options, path)
         lock, made = FileLock(path / ".lock", timeout=0), not path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -161,6 +172,8 @@ class Folder:
         """Write the model as soon as there is one: its proof takes as long again, and may be interrupted."""
         if self.path is None:
             return
+        for name in WRITTEN:  # what an earlier run here found out is not about this model
+            (self.path / name).unlink(missing_ok=True)
         bundle.save(model, self.path, versions=runtime.versions())
         used = np.concatenate([dataset.indices("train"), dataset.indices("val")])  # validation pictures chose, too
         self.write(SEEN, "".join(f"{dataset.digests[i][:SEEN_DIGITS]}\n" for i in used))
@@ -184,9 +197,9 @@ class Folder:
             self.write("audit.json", dataset.audit.model_dump_json(indent=1))
         self.write("plan.json", plan.model_dump_json(indent=1))
         self.write("predictions.csv", _csv(predictions))
-        command = reproduce(self.config["source"], options, self.path)
         timings = {**story.seconds, "total": story.total}
-        html = render(gather(dataset, heads, plan, tuned, model, proof, timings, command, self.resumed))
+        shown = gather(dataset, heads, plan, tuned, model, proof, timings, self.config["command"], self.resumed)
+        html = render(shown)
         story.seconds["report"] = time.monotonic() - began
         metrics = {
             "format": FORMAT,
@@ -226,15 +239,20 @@ def _described(source: object) -> str:
     return f"{type(source).__module__}.{type(source).__name__} in memory"
 
 
-def reproduce(source: str, options: Settings, folder: Path | None) -> str:
-    """The command that gives this run again: only what differs from the defaults is named."""
-    words = ["headstart", "fit", source]
-    if folder is not None:
-        words += ["--out", str(folder)]
-    for each in fields(options):  # type: ignore[arg-type]
-        value = getattr(options, each.name)
-        if value != each.default or each.name == "seed":
-            words += ["--" + each.name.replace("_", "-"), "none" if value is None else str(value)]
+def reproduce(source: object, options: Settings, folder: Path | None) -> str:
+    """What gives this run again, with only what differs from the defaults: a command, or a line of Python for data in memory."""
+    given = {
+        each.name: getattr(options, each.name)
+        for each in fields(options)  # type: ignore[arg-type]
+        if getattr(options, each.name) != each.default or each.name == "seed"
+    }
+    if not isinstance(source, str | Path):
+        said = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        place = f"{str(folder)!r}, " if folder is not None else ""
+        return f"headstart.fit({type(source).__name__}, {place}options=headstart.Options({said}))"
+    words = ["headstart", "fit", str(source), *(["--out", str(folder)] if folder is not None else [])]
+    for name, value in given.items():
+        words += ["--" + name.replace("_", "-"), "none" if value is None else str(value)]
     return shlex.join(words)
 
 

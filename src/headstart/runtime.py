@@ -152,7 +152,9 @@ def bar(description: str, total: int, unit: str = "images") -> Iterator[Advance]
     class Rate(ProgressColumn):
         def render(self, task: Task) -> Text:
             speed = task.finished_speed or task.speed
-            return Text("" if speed is None else f"{speed:,.0f} {unit}/s", style="progress.data.speed")
+            return Text(
+                "" if speed is None else f"{speed:,.{0 if speed >= 10 else 2}f} {unit}/s", style="progress.data.speed"
+            )
 
     columns = (
         TextColumn("{task.description:<22}"),

@@ -40,7 +40,9 @@ def listed(paths: Iterable[str]) -> Iterator[str]:
     """
     for path in paths:
         if path == "-":
-            yield from (line.rstrip("\r\n") for line in sys.stdin if line.strip())
+            # Names are bytes; what no encoding explains stays as it is, as everywhere in `os`.
+            lines = (os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer)
+            yield from (line for line in lines if line.strip())
         elif os.path.isdir(path):  # noqa: PTH112  (a Path would normalise what the person typed)
             yield from _in_folder(path)
         elif any(mark in path for mark in "*?[") and not os.path.exists(path):  # noqa: PTH110

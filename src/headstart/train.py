@@ -211,9 +211,9 @@ def one_cycle(step: int, steps: int, warm: float = 0.3) -> float:
 
 
 def optimizer_for(net: Net, rung: Rung) -> torch.optim.AdamW:
-    """AdamW over exactly what trains, one group per stage, slower the deeper it lies; no decay on biases and norms."""
+    """AdamW over exactly what takes a gradient, one group per stage, slower the deeper it lies; no decay on biases and norms."""
     groups: list[dict[str, Any]] = []
-    stages = [list(stage.parameters()) for stage in list(net.backbone.stages)[net.cut :]]
+    stages = [[p for p in stage.parameters() if p.requires_grad] for stage in list(net.backbone.stages)[net.cut :]]
     for depth, parameters in enumerate(reversed(stages)):
         rate = rung.lr_body * rung.lr_decay**depth
         for chosen, decay in (
@@ -261,12 +261,13 @@ def train(
     """Train the net on the pictures `fit`, watch the pictures `held`, and leave the best or the last weights in it.
 
     Best is the epoch with the highest held-out accuracy, of equals the later; without held-out pictures, the last one. What is to
-    be trained again on more pictures keeps the last: a lucky epoch in the middle of the schedule does not come again. It stops
-    early where half of the schedule has passed without a better epoch. Every random draw comes from (`seed`, epoch), so a run
-    resumed from its checkpoint ends as the uninterrupted one. Past `deadline` (on `time.monotonic`'s clock) it ends with the best
-    weights so far.
+    be trained again on more pictures keeps the last: a lucky epoch in the middle of the schedule does not come again. Where the best
+    is kept, it stops early once half of the schedule has passed without a better epoch. Every random draw comes from (`seed`,
+    epoch), so a run resumed from its checkpoint ends as the uninterrupted one. Past `deadline` (on `time.monotonic`'s clock) it
+    ends with the best weights so far.
     """
     device = net.head.weight.device
+    net.backbone.train_from(net.cut)
     optimizer = optimizer_for(net, rung)
     per_epoch = max(1, math.ceil(len(fit) / rung.batch))
     curve: list[Epoch] = []
@@ -277,7 +278,7 @@ def train(
         advance(len(curve))
     target = torch.from_numpy(labels).to(device)
     for epoch in range(len(curve), rung.epochs):
-        if len(held) and epoch - 1 - best_epoch > rung.epochs // 2:
+        if keep == "best" and len(held) and epoch - 1 - best_epoch > rung.epochs // 2:
             break  # asked before an epoch, so that a run resumed after its last one trains no other
         draw = np.random.default_rng([seed, epoch])
         torch.manual_seed(int(draw.integers(2**31)))  # for dropout in the stages that train

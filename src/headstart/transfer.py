@@ -73,19 +73,20 @@ def fit(
     overwrite: bool = False,
     progress: runtime.Progress = runtime.silent,
     tell: Any = None,
+    command: str | None = None,
 ) -> Run:
     """The main job: the best classifier that a pretrained network can honestly be made into, with proof.
 
     `source` is a folder, a table, IDX or NPZ files, arrays or a Hugging Face data set; `out` the run folder, None to keep the run
     in memory; `module` a network of your own instead of a named backbone, and `input` the preprocessing that it expects; `tell`
-    is called with each line of the log.
+    is called with each line of the log; `command` is what the report says was typed, where it was no `headstart fit`.
 
     Raises:
         HeadstartError: with what was got, what was expected, and what to do next.
     """
     options = options or Options()
     story = Story(tell)
-    folder = Folder.claim(out, source, options, overwrite=overwrite)
+    folder = Folder.claim(out, source, options, overwrite=overwrite, command=command)
     with folder, story.to(folder.path):
         if folder.resumed:
             story.say("an unfinished run with the same options lies here: going on with it")
@@ -178,7 +179,13 @@ def planned(
     modes: dict[str, Mode] = {"auto": "auto", "head": "head", "full": "full"}
     mode = modes.get(options.plan)
     if mode is None:
-        return load_plan(Path(options.plan), backbone=backbone.origin.name, stages=list(backbone.names))
+        return load_plan(
+            Path(options.plan),
+            backbone=backbone.origin.name,
+            stages=list(backbone.names),
+            tested=len(dataset.indices("test")) > 0,
+            given_val=len(dataset.indices("val")) > 0,
+        )
     memo = store.artifact("plan", {"data": dataset.digest, "weights": backbone.digest(), "options": asdict(options)})
     stored = memo.load()
     if stored is not None:

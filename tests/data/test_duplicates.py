@@ -114,6 +114,12 @@ def test_only_overlong_chains_lose_links_and_the_weakest_first() -> None:
     assert set(loosened.tolist()) == set(range(20, 80)) | {100, 101, 110, 111, 120, 121}
 
 
+def test_one_picture_many_times_over_stays_together_up_to_a_fifth_of_all() -> None:
+    index, alike = chain(30, 0.999)
+    kept, loosened = shorten(150, Pairs(index, alike))
+    assert (len(kept.index), len(loosened)) == (29, 0)
+
+
 def test_a_group_that_nothing_loosens_is_given_up() -> None:
     index, alike = chain(100, 1.0)
     kept, loosened = shorten(150, Pairs(index, alike))

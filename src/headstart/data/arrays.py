@@ -100,7 +100,16 @@ def read_npz(path: Path) -> Listing:
 
 def has_idx(folder: Path) -> bool:
     """Whether a folder holds the IDX files of a training set."""
-    return any(match["part"] == "train" for match in map(_IDX.match, (path.name for path in folder.iterdir())) if match)
+    try:
+        names = [path.name for path in folder.iterdir()]
+    except OSError as error:
+        raise DataError(f"{folder}: cannot list this folder ({error.strerror}). Check its permissions.") from error
+    return any(match["part"] == "train" for match in map(_IDX.match, names) if match)
+
+
+def is_idx(path: Path) -> bool:
+    """Whether a file is called like one of the IDX files that a folder of them holds."""
+    return _IDX.match(path.name) is not None
 
 
 def read_idx(folder: Path) -> Listing:

@@ -112,14 +112,15 @@ def shorten(count: int, pairs: Pairs) -> tuple[Pairs, NDArray[np.int64]]:
 
     Where a fixed camera or a simple drawing makes everything resemble everything, chains would join a large
     part of the pictures into one group, and no honest split could be cut. Groups above 1/20 of all pictures
-    (or 20) lose their links below ever stricter marks; one that is still too large in the end loses all.
+    (or 20) lose their links below ever stricter marks. What holds together even then is one picture many times
+    over and stays; only above 1/5 of all pictures it loses all its links.
 
     Returns:
         The pairs that stay, and the indices (M,) of the pictures that lost links.
     """
-    limit = max(20, count // 20)
     kept, loosened = pairs, np.zeros(count, dtype=bool)
     for mark in (*STRICTER, np.inf):
+        limit = max(20, count // (20 if np.isfinite(mark) else 5))
         groups = components(count, kept.index)
         overlong = (np.bincount(groups, minlength=1) > limit)[groups]
         weak = overlong[kept.index[:, 0]] & (kept.alike < mark)

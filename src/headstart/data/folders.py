@@ -92,7 +92,7 @@ def _listing(root: Path, splits: dict[str, _Tree], ignored: Counter[str], notes:
         split=tuple(row[3] for row in rows),
         group=("",) * len(rows),
         source=str(root),
-        layout="split folders" if "train" in splits else "class folders",
+        layout="split folders" if "" not in splits else "class folders",
         ignored={what: count for what, count in ignored.items() if count},
         notes=tuple(notes),
     )
@@ -114,12 +114,7 @@ def _splits(tree: _Tree) -> dict[str, _Tree]:
         found[split] = folder
     if "train" in found:
         return found if len(found) > 1 or len(full) == 1 else {}
-    if found and len(found) == len(full):
-        raise DataError(
-            f"{tree.path}: got {', '.join(sorted(f.name for f in full))} without a train folder. "
-            f"Rename the one to learn from to 'train'.\n{LAYOUTS}"
-        )
-    return {}
+    return found if len(found) == len(full) else {}
 
 
 def _is_class_level(tree: _Tree) -> bool:

@@ -84,9 +84,14 @@ def _part(split: str, part: datasets.Dataset, columns: Columns) -> tuple[dataset
             )
         label = classes[0]
     raw, kind = part[label], kinds[label]
-    labels = [
-        printable(str(kind.int2str(value)) if isinstance(kind, datasets.ClassLabel) else str(value)) for value in raw
-    ]
+    if isinstance(kind, datasets.ClassLabel):
+        unlabelled = sum(value is None or not 0 <= value < kind.num_classes for value in raw)
+        if unlabelled:
+            raise DataError(
+                f"The column '{label}' gives {unlabelled} of {len(raw)} pictures no class (such as -1). "
+                "Leave them out with .filter(...), or give another split."
+            )
+    labels = [printable(str(kind.int2str(v)) if isinstance(kind, datasets.ClassLabel) else str(v)) for v in raw]
     groups = [str(value) for value in part[columns.group]] if columns.group in kinds else [""] * len(labels)
     table = part.select_columns([pictures[0]]).rename_column(pictures[0], "_picture")
     return table.cast_column("_picture", datasets.Image(decode=False)), labels, groups, len(labels)

@@ -120,6 +120,11 @@ def audit(
 
 
 def _examine(listing: Listing, rules: _Rules, memory: Memory | None, progress: Progress) -> tuple[Dataset, Audit]:
+    if any(listing.split) and "train" not in listing.split:
+        raise DataError(
+            f"{listing.source}: got pictures for {', '.join(sorted(set(listing.split)))} and none to train on. "
+            "Call those to learn from 'train': the folder, or the cell of the table."
+        )
     facts = measure(listing.images, memory, progress)
     findings = source_findings(listing, facts, "error" if rules.unreadable == "error" else "warning")
     cleaned = clean(listing, facts)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from headstart.data.arrays import has_idx, read_idx, read_memory, read_npz
+from headstart.data.arrays import has_idx, is_idx, read_idx, read_memory, read_npz
 from headstart.data.folders import LAYOUTS, read_folder
 from headstart.data.huggingface import is_huggingface, read_huggingface
 from headstart.data.listing import Columns, Listing
@@ -44,7 +44,13 @@ def read(source: object, columns: Columns | None = None) -> Listing:
                 raise DataError(f"{listing.source}: no pictures in it.\n{LAYOUTS}")
             return listing
     if isinstance(source, Path):
-        advice = " Unpack it first." if source.suffix.lower() in (".zip", ".gz", ".tar", ".tgz", ".7z", ".rar") else ""
+        advice = (
+            " Give the folder that it lies in."
+            if is_idx(source)
+            else " Unpack it first."
+            if source.suffix.lower() in (".zip", ".gz", ".tar", ".tgz", ".7z", ".rar")
+            else ""
+        )
         got = f"{source}: a file ending in '{source.suffix}', which is not a layout of labelled pictures.{advice}"
     else:
         got = (

@@ -90,7 +90,7 @@ class FileImages:
             if not stat.S_ISREG(path.stat().st_mode):  # opening a named pipe would wait for ever
                 raise UnreadableImage(f"{self.names[index]}: not a regular file")
             return path.read_bytes()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a path with a NUL in it is no path
             raise UnreadableImage(f"{self.names[index]}: {reason(error)}") from error
 
 

@@ -52,10 +52,6 @@ def _split(table: Path, rows: Rows, column: str) -> tuple[str, ...]:
                 f"{table}, row {number}: split is {name!r}. Expected train, val or test in every row, "
                 "or no split at all."
             )
-    if "train" not in found:
-        raise DataError(
-            f"{table}: no row has the split 'train'. Expected train rows beside {', '.join(sorted(set(given)))}."
-        )
     return tuple(split or "" for split in found)
 
 

@@ -60,14 +60,19 @@ def _cpu_flags() -> frozenset[str]:
 
 @dataclass(frozen=True)
 class _Way:
-    """One way to run a backbone: a precision, the network that runs, whether that is a folded copy, the state of the weights
-    that it was made from, and how well it agrees with plain float32."""
+    """One way to run a backbone: a precision, the network that runs (None: not made yet), whether that is a folded copy, the
+    state of the weights that it was made from, and how well it agrees with plain float32."""
 
     precision: Precision
-    net: Backbone
+    net: Backbone | None
     folded: bool
     state: tuple[int, ...]
     agreement: float | None = None
+
+
+def _net(way: _Way) -> Backbone:
+    assert way.net is not None
+    return way.net
 
 
 @final
@@ -108,10 +113,30 @@ class Engine:
         return self._way.agreement if self._way else None
 
     @property
+    def folded(self) -> bool:
+        """Whether a folded copy was settled on."""
+        return self._way is not None and self._way.folded
+
+    def circumstances(self) -> dict[str, Any]:
+        """All that the choice depends on beside weights and pictures: what was asked for, machine and torch."""
+        return {
+            "wanted": self._wanted,
+            "fold": self._fold,
+            "device": str(self.device),
+            "bfloat16": has_fast_bfloat16(self.device),
+            "machine": runtime.environment()["processor"],
+            "torch": torch.__version__,
+        }
+
+    @property
     def how(self) -> str | None:
         """How the backbone is run, in words that key stored results; None where that is not settled."""
         way = self._way
         return None if way is None or way.state != self._state() else f"{way.precision}{' folded' * way.folded}"
+
+    def adopt(self, precision: Precision, folded: bool, agreement: float | None) -> None:
+        """Run the backbone, with the weights that it has now, in a way that was settled on before: nothing is compared again."""
+        self._way = _Way(precision, None if folded else self.backbone, folded, self._state(), agreement)
 
     def settle(self, pictures: NDArray[np.uint8]) -> None:
         """Decide how the backbone is run, on the first of these pictures (N, H, W, 3), unless that is decided."""
@@ -119,10 +144,12 @@ class Engine:
 
     def _settled(self, pictures: NDArray[np.uint8]) -> _Way:
         way = self._way
-        if way is None or way.state != self._state():
+        if way is None or way.net is None or way.state != self._state():
             with self._lock:
                 if self._way is None or self._way.state != self._state():
                     self._way = self._compared(pictures[:8])
+                elif self._way.net is None:
+                    self._way = replace(self._way, net=fold(self.backbone, getattr(torch, self._way.precision)))
                 way = self._way
         return way
 
@@ -155,7 +182,7 @@ class Engine:
         """Pooled outputs of every stage, side by side: (N, sum of widths) float32."""
         way = self._settled(pictures)
         with self._ready(way.precision):
-            stages = way.net.pooled(normalize(pictures, self.backbone.input, self.device))
+            stages = _net(way).pooled(normalize(pictures, self.backbone.input, self.device))
             return torch.cat(stages, dim=1).float().cpu().numpy()
 
     def activations(self, pictures: NDArray[np.uint8], cut: int) -> tuple[Tensor, NDArray[np.float32]]:
@@ -163,7 +190,7 @@ class Engine:
         way = self._settled(pictures)
         with self._ready(way.precision):
             images = normalize(pictures, self.backbone.input, self.device)
-            activation, pooled = way.net.run_and_pool(images, 0, cut)
+            activation, pooled = _net(way).run_and_pool(images, 0, cut)
             beside = torch.cat(pooled, dim=1).float().cpu().numpy()
             return self.backbone.flatten(activation).cpu(), beside
 
@@ -186,7 +213,7 @@ class Engine:
                 for place in range(len(best)):
                     self._synchronize()
                     began = time.perf_counter()
-                    activation = way.net.run(activation, place, place + 1)
+                    activation = _net(way).run(activation, place, place + 1)
                     self._synchronize()
                     best[place] = min(best[place], (time.perf_counter() - began) / len(pictures))
         return best
@@ -197,7 +224,7 @@ class Engine:
 
     def _features(self, way: _Way, pictures: NDArray[np.uint8]) -> Tensor:
         with self._ready(way.precision):
-            features: Tensor = way.net(normalize(pictures, self.backbone.input, self.device))
+            features: Tensor = _net(way)(normalize(pictures, self.backbone.input, self.device))
             return features.float()
 
     @contextmanager

@@ -121,7 +121,7 @@ def extract(
         StoreError: where the store cannot be written.
     """
     engine = Engine(backbone) if engine is None else engine
-    spec = _spec(backbone, None, view, seed) | {"precision": settle(engine, dataset)}
+    spec = _spec(backbone, None, view, seed) | {"precision": settle(engine, dataset, store)}
     table = store.table("pooled", spec, "float32", sum(backbone.widths))
     # In the order of the contents: who shares a batch moves the last bits, and names and order of files must not.
     missing = sorted(table.missing(dataset.digests), key=lambda i: dataset.digests[i])
@@ -136,12 +136,25 @@ def extract(
     return Features(table, table.locate(dataset.digests), tuple(backbone.widths))
 
 
-def settle(engine: Engine, dataset: Dataset) -> str:
-    """How the engine runs, decided on pictures that do not depend on the order of the files."""
+def settle(engine: Engine, dataset: Dataset, store: Store) -> str:
+    """How the engine runs, decided on pictures that do not depend on the order of the files; what was decided is remembered."""
     if engine.how is None:
-        first = sorted(range(len(dataset)), key=lambda i: dataset.digests[i])[:8]
         transform = transform_of(engine.backbone)
-        engine.settle(np.stack([load_view(dataset.images, i, transform) for i in first]))
+        first = sorted(range(len(dataset)), key=lambda i: dataset.digests[i])[:8]
+        memo = store.artifact(
+            "engine",
+            {
+                **_spec(engine.backbone, None, 0, 0),
+                **engine.circumstances(),
+                "pictures": [dataset.digests[i] for i in first],
+            },
+        )
+        known = memo.load()
+        if known is None:
+            engine.settle(np.stack([load_view(dataset.images, i, transform) for i in first]))
+            memo.save({"precision": engine.settled, "folded": engine.folded, "agreement": engine.agreement}, {})
+        else:
+            engine.adopt(**known[0])
     assert engine.how is not None
     return engine.how
 
@@ -210,7 +223,7 @@ def cache_activations(
         StoreError: where the activations do not fit or cannot be written.
     """
     engine = Engine(backbone) if engine is None else engine
-    how = settle(engine, dataset)
+    how = settle(engine, dataset, store)
     dtype = "uint16" if engine.settled == "bfloat16" else "float32"
     values = sum(int(np.prod(shape)) for shape in backbone.shapes[cut - 1])
     tables = []

@@ -8,6 +8,7 @@ import numpy as np
 
 from headstart import runtime
 from headstart.data.dataset import Dataset
+from headstart.data.images import decode
 from headstart.errors import UnreadableImage
 from headstart.finetune import Finetuned, RungResult
 from headstart.heads import Score
@@ -16,7 +17,7 @@ from headstart.plan import Plan, Rung
 from headstart.proof import Proof
 from headstart.race import Race
 from headstart.report.record import CurvePoint, HeadRow, Mistake, ReportData, RungRow, StageRow
-from headstart.report.report import thumbnail
+from headstart.report.report import THUMBNAIL_SIDE, thumbnail
 from headstart.tasks.classification import softmax
 
 _CLASSES, _PICTURES, _MISTAKES = 12, 5, 24
@@ -119,10 +120,18 @@ def _thumbnails(dataset: Dataset) -> list[tuple[str, list[bytes]]]:
     for label, name in enumerate(dataset.classes[:_CLASSES]):
         pictures = []
         for index in pool[dataset.labels[pool] == label][:_PICTURES]:
-            with dataset.images.open(int(index)) as picture:
-                pictures.append(thumbnail(picture))
-        shown.append((name, pictures))
+            pictures.append(_thumbnail(dataset, int(index)))
+        shown.append((name, [jpeg for jpeg in pictures if jpeg]))
     return shown
+
+
+def _thumbnail(dataset: Dataset, index: int) -> bytes:
+    """The picture as the backbone sees its colours and orientation; nothing where the file went away since it was used."""
+    try:
+        with dataset.images.open(index) as picture:
+            return thumbnail(decode(picture, THUMBNAIL_SIDE))
+    except UnreadableImage:
+        return b""
 
 
 def _mistakes(dataset: Dataset, proof: Proof) -> list[Mistake]:
@@ -134,18 +143,13 @@ def _mistakes(dataset: Dataset, proof: Proof) -> list[Mistake]:
     shown = []
     for place in worst:
         index = int(proof.indices[place])
-        try:
-            with dataset.images.open(index) as picture:
-                jpeg = thumbnail(picture)
-        except UnreadableImage:
-            jpeg = b""  # the file went away after it was tested; its row still counts
         shown.append(
             Mistake(
                 dataset.names[index],
                 dataset.classes[labels[place]],
                 dataset.classes[answered[place]],
                 float(shares[place, answered[place]]),
-                jpeg,
+                _thumbnail(dataset, index),
             )
         )
     return shown
@@ -158,10 +162,6 @@ def _notes(tuned: Finetuned, proof: Proof, resumed: bool) -> list[str]:
         + (", the best of three on held-out pictures" if len(runs) == 1 else f", once for each of {len(runs)} folds")
         + f", in {sum(run.seconds for run in runs):.0f} s."
     ]
-    if not all(run.complete for run in runs):
-        notes.append(
-            "Time ran out before the small network had its share: read its result as a lower bound. Give more --budget."
-        )
     if tuned.kept and tuned.refit:
         notes.append("The rungs that paid were trained again on all training pictures.")
     if resumed:
