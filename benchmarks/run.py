@@ -45,7 +45,7 @@ class Contestant:
 CONTESTANTS = {
     "Headstart, head only": Contestant(("--plan", "head"), runs=3),
     "Headstart, head only, again": Contestant(("--plan", "head"), runs=3, warm="Headstart, head only"),
-    "Headstart, head only, MobileNetV2": Contestant(("--plan", "head", "--backbone", MOBILE), MOBILE, runs=3),
+    "Headstart, head only, MobileNetV2": Contestant(("--plan", "head"), MOBILE, runs=3),
     "scikit-learn on timm features": Contestant(("sklearn_features.py",), runs=3),
     "plain PyTorch, 10 frozen epochs": Contestant(("plain_lpft.py", "10", "0")),
     "Keras guide, 20 frozen epochs, MobileNetV2": Contestant(("keras_guide.py", "20", "0"), MOBILE),
@@ -120,6 +120,7 @@ def measured(who: Contestant, name: str, tree: Path, work: Path, python: str) ->
     with tempfile.TemporaryDirectory(dir=work) as scratch:
         out = Path(scratch) / "run"
         command = [sys.executable, "-m", "headstart", "fit", str(tree), "--out", str(out), *who.arguments]
+        command += ["--backbone", who.weights, "--weights", str(weights_of(who.weights, work))]
         whole, usable = timed(command, cache, out / "model.json")
         found = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     return {

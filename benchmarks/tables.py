@@ -191,7 +191,8 @@ def main() -> None:
             "## What features are divided by",
             "",
             "√(variance + floor · mean variance), means over the cases in `benchmarks/results/standardisation.json`: 60 and 240 "
-            "training pictures of six data sets, where there are as many, last stage and all stages, three draws. A floor of 1 is what Headstart uses.",
+            "training pictures of six data sets, where there are as many, last stage and all stages, three draws. A floor of 1 is "
+            "what Headstart uses.",
             "",
             "\n".join(standardised(scales["means"])),
             "",
