@@ -3,9 +3,9 @@
     python keras_guide.py TREE WEIGHTS OUT.json [EPOCHS_FROZEN] [EPOCHS_TUNED]
 
 The guide's blueprint, at 161 × 161 pixels instead of 150 × 150, because Keras pads odd sizes as torchvision does, whose weights
-these are (at even sizes the features correlate by 0.6 to 0.8 only): batches of 64, mirrored and turned, the base frozen and in inference mode under dropout
-and a dense layer for 20 epochs of Adam; then everything for 10 epochs at 1e-5. (Its worked example shows 2 and 1 epochs.)
-A tenth of train/ is its validation set, as in the guide.
+these are (at even sizes the features correlate by 0.6 to 0.8 only): batches of 64, mirrored and turned, the base frozen and in
+inference mode under dropout and a dense layer for 20 epochs of Adam; then everything for 10 epochs at 1e-5. (Its worked example
+shows 2 and 1 epochs.) A tenth of train/ is its validation set, as in the guide.
 """
 
 from __future__ import annotations
