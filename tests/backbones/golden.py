@@ -1,11 +1,16 @@
-"""Golden values of the default backbone: `python -m tests.backbones.golden` prints them."""
+"""Golden values of the default backbone: `python -m tests.backbones.golden` writes them to golden.json beside it."""
 
 from __future__ import annotations
+
+import json
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from headstart.backbones.catalog import DEFAULT_BACKBONE, load_backbone
+
+GOLDEN = Path(__file__).with_suffix(".json")
 
 
 def ramp_features() -> Tensor:
@@ -16,5 +21,5 @@ def ramp_features() -> Tensor:
 
 
 if __name__ == "__main__":
-    found = ramp_features()
-    print(f"mean {found.mean():.7f}  argmax {found.argmax()}  max {found.max():.4f}")
+    values = [round(value, 5) for value in ramp_features().tolist()]
+    GOLDEN.write_text(json.dumps(values) + "\n", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import zipfile
 from dataclasses import replace
@@ -19,7 +20,7 @@ from headstart.backbones.catalog import load_backbone
 from headstart.backbones.check import check_backbone
 from headstart.backbones.weights import load_strictly, read_weights, sha256_of
 from headstart.errors import UnknownBackbone, WeightsError
-from tests.backbones.golden import ramp_features
+from tests.backbones.golden import GOLDEN, ramp_features
 from tests.backbones.networks import images
 
 LITES = ["tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2"]
@@ -50,12 +51,9 @@ def test_features_equal_timm_bit_for_bit(name: str) -> None:
 
 
 def test_lite0_knows_a_known_picture() -> None:
-    # Golden values of the pretrained features of a colour ramp; `python -m tests.backbones.golden` prints
-    # them anew.
-    features = ramp_features()
-    assert features.mean().item() == pytest.approx(0.0969727, rel=1e-4)
-    assert features.argmax().item() == 113
-    assert features.max().item() == pytest.approx(5.1621, rel=1e-3)
+    golden = torch.tensor(json.loads(GOLDEN.read_text(encoding="utf-8")))
+    assert (golden.shape, golden.argmax().item(), round(golden.max().item(), 3)) == ((1280,), 113, 5.162)
+    assert torch.allclose(ramp_features(), golden, rtol=1e-3, atol=1e-4)
 
 
 def test_lite0_keeps_the_whole_contract() -> None:
