@@ -132,6 +132,32 @@ def beside(case: dict[str, Any]) -> list[str]:
     return rows
 
 
+def drawn(suite: dict[str, Any], path: Path) -> None:
+    """Accuracy against time, a panel per case: what a person gets, and how long it takes. The time axis is logarithmic."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    cases = suite["cases"]
+    figure, panels = pyplot.subplots(
+        1, len(cases), figsize=(6.4 * len(cases), 4.2), squeeze=False, layout="constrained"
+    )
+    for panel, (name, case) in zip(panels[0], cases.items(), strict=True):
+        for who, runs in case["contestants"].items():
+            if not runs or who.endswith("again"):
+                continue
+            ours = who.startswith("Headstart")
+            seconds = median(run["whole" if who == "Headstart, default" else "seconds"] for run in runs)
+            accuracy = 100 * median(run["accuracy"] for run in runs)
+            panel.scatter(seconds, accuracy, color="#1f4fbf" if ours else "#8a8a94", s=42, zorder=3)
+            panel.annotate(who, (seconds, accuracy), (0, 7), textcoords="offset points", ha="center", fontsize=7.5)
+        panel.set(xscale="log", xlabel="seconds, from files to a usable model", ylabel="test accuracy, %", title=name)
+        panel.margins(0.22)
+        panel.grid(alpha=0.25)
+    figure.savefig(path, metadata={"Date": None})
+
+
 def machine(environment: dict[str, Any]) -> str:
     """The environment that figures must be read with, in a line."""
     return (
@@ -230,6 +256,8 @@ def main() -> None:
             "runs.",
             "",
         ]
+        drawn(suite, ROOT / "docs" / "speed.svg")
+        page += ["![Accuracy against time of all contestants](speed.svg)", ""]
         for name, case in suite["cases"].items():
             page += [f"### {name}, {case['test']} test pictures", "", "\n".join(beside(case)), ""]
     demo = load("demo")

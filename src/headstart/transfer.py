@@ -100,7 +100,8 @@ def fit(
             weights = None if options.weights is None else Path(options.weights)
             backbone = load_backbone(options.backbone if module is None else module, weights=weights, input=input)
             engine = Engine(backbone, precision=options.precision)
-            features = extract(backbone, dataset, store, engine=engine, progress=progress)
+            unsealed = np.flatnonzero(dataset.split != "test")
+            features = extract(backbone, dataset, store, engine=engine, only=unsealed, progress=progress)
         with story.phase("head"):
             pool = dataset.indices("train")
             heads = race(
@@ -128,6 +129,7 @@ def fit(
                 dataset, store, plan, tuned, deadline=deadline, seed=options.seed, progress=progress
             )
         with story.phase("evaluate"):  # the sealed test set is opened here, once
+            features = extract(engine.backbone, dataset, store, engine=engine, progress=progress)
             result = proof.prove(
                 model, heads, tuned, features, dataset, against, store, seed=options.seed, progress=progress
             )

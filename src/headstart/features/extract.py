@@ -72,7 +72,7 @@ def _joined(parts: list[Any]) -> Any:
 class Features:
     """Pooled outputs of every stage for a data set, read from the store through a memory map.
 
-    `widths` pooled width per stage; `rows` (N,) row numbers in the table.
+    `widths` pooled width per stage; `rows` (N,) row numbers in the table, -1 for a picture that was not run yet.
     """
 
     table: Table
@@ -110,11 +110,12 @@ def extract(
     store: Store,
     *,
     engine: Engine | None = None,
+    only: NDArray[np.int64] | None = None,
     view: int = 0,
     seed: int = 0,
     progress: runtime.Progress = runtime.silent,
 ) -> Features:
-    """Pooled features of every stage for every picture; only pictures that the store does not hold are run.
+    """Pooled features of every stage for every picture, or for `only` those; what the store holds is not run again.
 
     Raises:
         UnreadableImage: where a picture cannot be decoded.
@@ -124,7 +125,9 @@ def extract(
     spec = _spec(backbone, None, view, seed) | {"precision": settle(engine, dataset, store)}
     table = store.table("pooled", spec, "float32", sum(backbone.widths))
     # In the order of the contents: who shares a batch moves the last bits, and names and order of files must not.
-    missing = sorted(table.missing(dataset.digests), key=lambda i: dataset.digests[i])
+    wanted = np.arange(len(dataset)) if only is None else only
+    found = table.missing([dataset.digests[i] for i in wanted])
+    missing = sorted((int(wanted[place]) for place in found), key=lambda i: dataset.digests[i])
     if missing:
         store.make_room(len(missing) * table.row_bytes)
         with progress("Extracting features", len(missing)) as advance:
