@@ -149,9 +149,8 @@ def _opened(picture: Picture) -> Image.Image:
         UnreadableImage: with the reason.
     """
     if isinstance(picture, ImageFile.ImageFile) and picture.tile and Path(str(picture.filename or "")).is_file():
-        picture = str(
-            picture.filename
-        )  # not decoded yet: read again, as training would, and the caller's stays untouched
+        # Not decoded yet: read again, at the scale that training would, and the caller's own stays as it is.
+        picture = str(picture.filename)
     if isinstance(picture, Image.Image):
         return picture.copy()
     if isinstance(picture, str | Path):
