@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from common import FEW_CLASSES, SETS
 from headstart import runtime
 from headstart.backbones.catalog import load_backbone
 from headstart.data.load import load_dataset
@@ -26,10 +27,6 @@ from headstart.heads import Score, fit_head
 from headstart.race import race
 
 RESULTS = Path(__file__).parent / "results" / "choice.json"
-SETS = {
-    "flowers": "flowers", "ants_bees": "ants_bees", "blood": "blood/labels.csv", "satellite": "satellite", "signs": "signs",
-    "steel": "steel",
-}  # fmt: skip
 
 
 def measured(features: Any, labels: Any, classes: int, size: int, seed: int) -> dict[str, Any] | None:
@@ -62,8 +59,8 @@ def main() -> None:
     given = parser.parse_args()
     backbone, store = load_backbone("tf_efficientnet_lite0"), Store()
     engine, cases = Engine(backbone), []
-    for name, path in SETS.items():
-        dataset = load_dataset(given.data / path)
+    for name in FEW_CLASSES:
+        dataset = load_dataset(given.data / SETS[name])
         features = extract(backbone, dataset, store, engine=engine)
         for size in (60, 200):
             for seed in range(given.seeds):

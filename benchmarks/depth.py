@@ -9,12 +9,11 @@ Results accumulate in benchmarks/results/depth.json, case by case.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
 
-from headstart import runtime
+from common import SETS, keep, results
 from headstart.backbones.catalog import load_backbone
 from headstart.features.engine import Engine
 from headstart.features.extract import extract
@@ -24,10 +23,6 @@ from headstart.race import fit_winner, race
 from headstart.transfer import Options, audited, planned
 
 RESULTS = Path(__file__).parent / "results" / "depth.json"
-SETS = {
-    "flowers": "flowers", "ants_bees": "ants_bees", "blood": "blood/labels.csv", "satellite": "satellite", "signs": "signs",
-    "groceries": "groceries", "steel": "steel",
-}  # fmt: skip
 
 
 def measured(source: Path, seed: int, cuts: list[int]) -> list[dict[str, Any]]:
@@ -72,14 +67,13 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--cuts", nargs="+", type=int, default=[8, 7, 6, 5])
     given = parser.parse_args()
-    record = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"cases": {}}
-    record["environment"] = runtime.environment()
+    record = results(RESULTS)
     for seed in given.seeds:
         for name in given.sets:
             case = f"{name} seed {seed}"
             if case not in record["cases"]:
                 record["cases"][case] = measured(given.data / SETS[name], seed, given.cuts)
-                RESULTS.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+                keep(record, RESULTS)
 
 
 if __name__ == "__main__":

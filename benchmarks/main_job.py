@@ -20,11 +20,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from common import SETS, keep, results
+
 RESULTS = Path(__file__).parent / "results" / "main_job.json"
-SETS = {
-    "flowers": "flowers", "ants_bees": "ants_bees", "blood": "blood/labels.csv", "satellite": "satellite", "signs": "signs",
-    "groceries": "groceries", "steel": "steel",
-}  # fmt: skip
 
 
 def whole(source: Path, seed: int) -> dict[str, Any]:
@@ -120,10 +118,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--again", action="store_true")
     given = parser.parse_args()
-    from headstart import runtime
-
-    record = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"cases": {}}
-    record["environment"] = runtime.environment()
+    record = results(RESULTS)
     for seed in given.seeds:
         for name in given.sets:
             case = f"{name} seed {seed}"
@@ -132,8 +127,7 @@ def main() -> None:
             run = whole if seed == 0 else without_baselines
             facts = {"set": name, "seed": seed, "commit": commit(), "load": os.getloadavg()[0]}
             record["cases"][case] = {**facts, **run(given.data / SETS[name], seed)}
-            RESULTS.parent.mkdir(exist_ok=True)
-            RESULTS.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            keep(record, RESULTS)
             shown = {key: round(100 * value["value"], 1) for key, value in record["cases"][case]["accuracy"].items()}
             print(f"{case}: {record['cases'][case]['seconds']:.0f} s {shown}", flush=True)
 

@@ -23,6 +23,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from common import keep, results
+
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "speed.json"
 LITE, MOBILE = "tf_efficientnet_lite0", "mobilenetv2_100"
@@ -134,10 +136,7 @@ def measured(who: Contestant, name: str, tree: Path, work: Path, python: str) ->
 
 def speed(given: argparse.Namespace) -> None:
     """Run what is missing, a round of everybody at a time, and write after every process."""
-    from headstart import runtime
-
-    record = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"cases": {}}
-    record["environment"] = runtime.environment()
+    record = results(RESULTS)
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         for source in given.sets:
@@ -151,7 +150,7 @@ def speed(given: argparse.Namespace) -> None:
                     if number >= who.runs or len(done) > number or (given.only and title not in given.only):
                         continue
                     done.append(measured(who, title, tree, work, given.peers_python))
-                    RESULTS.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+                    keep(record, RESULTS)
                     last = done[-1]
                     print(
                         f"{source}: {title}: {last['seconds']:.1f} s to a usable model, {last['whole']:.1f} s in all, "

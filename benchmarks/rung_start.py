@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import math
 import time
 from pathlib import Path
 from typing import Any
 
-from headstart import runtime  # before torch, which then takes its patience with threads
+from common import SETS, keep, results
+from headstart import runtime  # noqa: F401  (before torch, which then takes its patience with threads)
 
 import torch  # isort: skip
 
@@ -32,9 +32,6 @@ from headstart.solvers import spread
 from headstart.train import FromStore, Net, held_out_logits, train
 
 RESULTS = Path(__file__).parent / "results" / "rung_start.json"
-SETS = {
-    "signs": "signs", "satellite": "satellite", "groceries": "groceries", "blood": "blood/labels.csv", "flowers": "flowers",
-}  # fmt: skip
 WAYS = (("winner", 3e-4, 1e-3), ("last stage", 3e-4, 1e-3), ("winner", 1e-3, 3e-3), ("last stage", 1e-3, 3e-3))
 
 
@@ -99,14 +96,13 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     given = parser.parse_args()
-    record = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"cases": {}}
-    record["environment"] = runtime.environment()
+    record = results(RESULTS)
     for seed in given.seeds:
         for name in given.sets:
             case = f"{name} seed {seed}"
             if case not in record["cases"]:
                 record["cases"][case] = measured(given.data / SETS[name], seed)
-                RESULTS.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+                keep(record, RESULTS)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from common import FEW_CLASSES, SETS
 from headstart import heads, runtime, solvers
 from headstart.backbones.catalog import load_backbone
 from headstart.data.load import load_dataset
@@ -26,10 +27,6 @@ from headstart.features.extract import columns, extract
 from headstart.features.store import Store
 
 RESULTS = Path(__file__).parent / "results" / "standardisation.json"
-SETS = {
-    "flowers": "flowers", "ants_bees": "ants_bees", "blood": "blood/labels.csv", "satellite": "satellite", "signs": "signs",
-    "steel": "steel",
-}  # fmt: skip
 FLOORS = (0.0, 0.1, 1.0, 10.0)
 KINDS: dict[heads.Kind, Any] = {"ridge": heads.ridge_scores, "logistic": heads.logistic_scores}
 
@@ -84,8 +81,8 @@ def main() -> None:
     given = parser.parse_args()
     backbone = load_backbone("tf_efficientnet_lite0")
     cases: list[dict[str, Any]] = []
-    for name, place in SETS.items():
-        dataset = load_dataset(given.data / place)
+    for name in FEW_CLASSES:
+        dataset = load_dataset(given.data / SETS[name])
         features = extract(backbone, dataset, Store(), engine=Engine(backbone))
         everything = tuple(range(len(features.widths)))
         rows = features.stages(everything)

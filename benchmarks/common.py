@@ -1,0 +1,28 @@
+"""What the benchmarks share: where the data sets lie, and results that accumulate case by case."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+# Place of each data set below --data.
+SETS = {
+    "flowers": "flowers", "ants_bees": "ants_bees", "blood": "blood/labels.csv", "satellite": "satellite", "signs": "signs",
+    "groceries": "groceries", "steel": "steel",
+}  # fmt: skip
+FEW_CLASSES = [name for name in SETS if name != "groceries"]  # its 81 classes leave a handful of pictures each
+
+
+def results(path: Path) -> dict[str, Any]:
+    """The record in a results file with the present environment; a new one where there is none."""
+    from headstart import runtime
+
+    record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"cases": {}}
+    return {**record, "environment": runtime.environment()}
+
+
+def keep(record: dict[str, Any], path: Path) -> None:
+    """Write a record."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
