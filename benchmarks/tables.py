@@ -137,6 +137,7 @@ def drawn(suite: dict[str, Any], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("agg")
+    matplotlib.rcParams["svg.hashsalt"] = "headstart"  # the same figures give the same file
     from matplotlib import pyplot
 
     cases = suite["cases"]
