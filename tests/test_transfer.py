@@ -332,3 +332,19 @@ def test_pictures_in_the_report_are_as_the_backbone_sees_them(tmp_path: Path) ->
     shown = [Image.open(io.BytesIO(jpeg)) for jpeg in jpegs]
     assert [picture.size for picture in shown] == list(shapes.values())
     assert [round(float(np.mean(picture))) for picture in shown[1:]] == [pytest.approx(128, abs=2), 255]
+
+
+def test_sealed_pictures_run_through_the_network_after_everything_is_decided(trained: Trained, quick: None) -> None:
+    told: list[tuple[str, int]] = []
+
+    def progress(description: str, total: int, unit: str = "images", /) -> Any:
+        told.append((description, total))
+        return runtime.silent(description, total, unit)
+
+    run = hs.fit(trained.pictures, None, options(trained), progress=progress)
+    extracted = [place for place, (description, _) in enumerate(told) if description == "Extracting features"]
+    counts = [told[place][1] for place in extracted]
+    assert counts[:2] == [103, 27] == [len(run.dataset.indices(side)) for side in ("train", "test")]
+    assert set(counts[2:]) <= {27}  # once more where a rung changed the network
+    last = max(place for place, (description, _) in enumerate(told) if description.startswith(("Rung", "Baseline")))
+    assert extracted[0] < last < extracted[1]
