@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,3 +28,19 @@ def keep(record: dict[str, Any], path: Path) -> None:
     """Write a record."""
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def case_by_case(about: str | None, path: Path, measured: Callable[[Path, int], Any]) -> None:
+    """Run `measured(source, seed)` on the data sets and seeds that the command line asks for and the results do not hold yet."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    given = parser.parse_args()
+    record = results(path)
+    for seed in given.seeds:
+        for name in given.sets:
+            case = f"{name} seed {seed}"
+            if case not in record["cases"]:
+                record["cases"][case] = measured(given.data / SETS[name], seed)
+                keep(record, path)

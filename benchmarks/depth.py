@@ -1,6 +1,6 @@
 """One rung at each of several depths: what it gains on held-out pictures, what is kept of it on the test set, and its seconds.
 
-    python benchmarks/depth.py --data ../shared/data --sets signs satellite groceries --cuts 8 7 6 5
+    python benchmarks/depth.py --data ../shared/data --sets signs satellite groceries
 
 Every cut starts from the same frozen features and heads and has the epochs and views that the plan gives its first rung.
 Results accumulate in benchmarks/results/depth.json, case by case.
@@ -8,12 +8,11 @@ Results accumulate in benchmarks/results/depth.json, case by case.
 
 from __future__ import annotations
 
-import argparse
 import time
 from pathlib import Path
 from typing import Any
 
-from common import SETS, keep, results
+from common import case_by_case
 from headstart.backbones.catalog import load_backbone
 from headstart.features.engine import Engine
 from headstart.features.extract import extract
@@ -23,9 +22,10 @@ from headstart.race import fit_winner, race
 from headstart.transfer import Options, audited, planned
 
 RESULTS = Path(__file__).parent / "results" / "depth.json"
+CUTS = (8, 7, 6, 5)
 
 
-def measured(source: Path, seed: int, cuts: list[int]) -> list[dict[str, Any]]:
+def measured(source: Path, seed: int) -> list[dict[str, Any]]:
     """A row per cut."""
     options, store = Options(seed=seed, budget=None), Store()
     dataset = audited(source, options, store)
@@ -39,7 +39,7 @@ def measured(source: Path, seed: int, cuts: list[int]) -> list[dict[str, Any]]:
     head = fit_winner(heads.best, features, dataset.labels[pool], len(dataset.classes), pool, store)
     frozen = head.logits(features.stages(head.taps, test)).argmax(1) == dataset.labels[test]
     rows = []
-    for cut in cuts:
+    for cut in CUTS:
         rung = plan.rungs[0].model_copy(update={"cut": cut})
         began = time.monotonic()
         tuned = finetune(engine, heads, features, dataset, plan.model_copy(update={"rungs": [rung]}), store)
@@ -59,22 +59,5 @@ def measured(source: Path, seed: int, cuts: list[int]) -> list[dict[str, Any]]:
     return rows
 
 
-def main() -> None:
-    """Run the cases that are not in the results yet."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--cuts", nargs="+", type=int, default=[8, 7, 6, 5])
-    given = parser.parse_args()
-    record = results(RESULTS)
-    for seed in given.seeds:
-        for name in given.sets:
-            case = f"{name} seed {seed}"
-            if case not in record["cases"]:
-                record["cases"][case] = measured(given.data / SETS[name], seed, given.cuts)
-                keep(record, RESULTS)
-
-
 if __name__ == "__main__":
-    main()
+    case_by_case(__doc__, RESULTS, measured)

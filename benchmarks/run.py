@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -41,7 +42,7 @@ class Contestant:
 
     @property
     def is_peer(self) -> bool:
-        return self.arguments[:1] != () and self.arguments[0].endswith(".py")
+        return any(word.endswith(".py") for word in self.arguments[:1])
 
 
 CONTESTANTS = {
@@ -117,8 +118,8 @@ def measured(who: Contestant, name: str, tree: Path, work: Path, python: str) ->
         # What comes after the model is the testing alone.
         return {"seconds": whole - found["phases"]["testing"], "whole": whole, **found}
     cache = work / f"cache of {who.warm or name} on {tree.name}"
-    if not who.warm and cache.exists():  # cold
-        subprocess.run(["rm", "-r", str(cache)], check=True)
+    if not who.warm:
+        shutil.rmtree(cache, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=work) as scratch:
         out = Path(scratch) / "run"
         command = [sys.executable, "-m", "headstart", "fit", str(tree), "--out", str(out), *who.arguments]

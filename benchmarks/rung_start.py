@@ -8,14 +8,13 @@ plan's first one; nothing is trained again on all pictures. Results accumulate, 
 
 from __future__ import annotations
 
-import argparse
 import copy
 import math
 import time
 from pathlib import Path
 from typing import Any
 
-from common import SETS, keep, results
+from common import case_by_case
 from headstart import runtime  # noqa: F401  (before torch, which then takes its patience with threads)
 
 import torch  # isort: skip
@@ -89,21 +88,5 @@ def measured(source: Path, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def main() -> None:
-    """Run the cases that are not in the results yet."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    given = parser.parse_args()
-    record = results(RESULTS)
-    for seed in given.seeds:
-        for name in given.sets:
-            case = f"{name} seed {seed}"
-            if case not in record["cases"]:
-                record["cases"][case] = measured(given.data / SETS[name], seed)
-                keep(record, RESULTS)
-
-
 if __name__ == "__main__":
-    main()
+    case_by_case(__doc__, RESULTS, measured)

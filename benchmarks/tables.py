@@ -137,7 +137,8 @@ def drawn(suite: dict[str, Any], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("agg")
-    matplotlib.rcParams["svg.hashsalt"] = "headstart"  # the same figures give the same file
+    # The same figures give the same file, and words stay words.
+    matplotlib.rcParams.update({"svg.hashsalt": "headstart", "svg.fonttype": "none", "font.family": "sans-serif"})
     from matplotlib import pyplot
 
     cases = suite["cases"]

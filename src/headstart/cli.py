@@ -60,7 +60,7 @@ def main() -> None:
         # Typer turns Ctrl-C into an exit of its own before it comes here.
         if isinstance(stop, SystemExit) and stop.code != 130:
             raise
-        resumes = any(word in sys.argv[1:2] for word in ("fit", "demo"))
+        resumes = sys.argv[1:2] in (["fit"], ["demo"])
         more = " Nothing is lost: the same command goes on from the last finished epoch." if resumes else ""
         _say(f"Interrupted.{more}")
         sys.exit(130)

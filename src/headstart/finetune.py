@@ -12,7 +12,7 @@ import copy
 import hashlib
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -98,8 +98,7 @@ class _Trained:
 
     def at(self, share: float) -> Net:
         """The net with `share` of what training changed."""
-        self.net.load(_between(self.start, self.outcome.weights, share))
-        return self.net
+        return _moved(self.net, self.start, self.outcome.weights, share)
 
 
 @dataclass(frozen=True, eq=False)
@@ -277,14 +276,14 @@ class Ladder:
             deadline=self.deadline,
             advance=advance,
         )
-        done = _Trained(net, start, outcome, np.empty(0, np.float32))
-        shares = np.stack([held_out_logits(done.at(share), source, split.held) for share in ALPHAS])
+        moved = (_moved(net, start, outcome.weights, share) for share in ALPHAS)
+        shares = np.stack([held_out_logits(each, source, split.held) for each in moved])
         if outcome.complete:
             arrays = {name: value.cpu().numpy() for name, value in outcome.weights.items()}
             record = {"best_epoch": outcome.best_epoch, "curve": [vars(row) for row in outcome.curve]}
             memo.save(record, {**arrays, "shares": shares})
             checkpoint.drop()
-        return replace(done, shares=shares)
+        return _Trained(net, start, outcome, shares)
 
     def _content(self, indices: NDArray[np.int64]) -> str:
         """Digest of the contents and labels of pictures, in their order."""
@@ -312,6 +311,12 @@ class Ladder:
                 net = each.at(result.alpha)
                 state = _Split(pool, nobody, net.backbone, net.linear(state.head.kind, state.head.strength))
         return state.backbone, state.head, True
+
+
+def _moved(net: Net, start: dict[str, Tensor], end: dict[str, Tensor], share: float) -> Net:
+    """The net with weights that lie `share` of the way from `start` to `end`."""
+    net.load(_between(start, end, share))
+    return net
 
 
 def _between(start: dict[str, Tensor], end: dict[str, Tensor], share: float) -> dict[str, Tensor]:

@@ -94,12 +94,11 @@ class Folder:
             "options": asdict(options),  # type: ignore[call-overload]
             "versions": runtime.versions(),
         }
+        path = None if out is None else Path(out)
         place = _described(source) if isinstance(source, str | Path) else source
-        if out is None:
-            config["command"] = command or reproduce(place, options, None)
-            return cls(None, config)
-        path = Path(out)
         config["command"] = command or reproduce(place, options, path)
+        if path is None:
+            return cls(None, config)
         lock, made = FileLock(path / ".lock", timeout=0), not path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True)

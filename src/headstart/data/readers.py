@@ -44,13 +44,11 @@ def read(source: object, columns: Columns | None = None) -> Listing:
                 raise DataError(f"{listing.source}: no pictures in it.\n{LAYOUTS}")
             return listing
     if isinstance(source, Path):
-        advice = (
-            " Give the folder that it lies in."
-            if is_idx(source)
-            else " Unpack it first."
-            if source.suffix.lower() in (".zip", ".gz", ".tar", ".tgz", ".7z", ".rar")
-            else ""
-        )
+        advice = ""
+        if is_idx(source):
+            advice = " Give the folder that it lies in."
+        elif source.suffix.lower() in (".zip", ".gz", ".tar", ".tgz", ".7z", ".rar"):
+            advice = " Unpack it first."
         got = f"{source}: a file ending in '{source.suffix}', which is not a layout of labelled pictures.{advice}"
     else:
         got = (
