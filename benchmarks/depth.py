@@ -19,7 +19,8 @@ from headstart.features.extract import extract
 from headstart.features.store import Store
 from headstart.finetune import finetune
 from headstart.race import fit_winner, race
-from headstart.transfer import Options, audited, planned
+from headstart.request import Options, audited
+from headstart.transfer import planned
 
 RESULTS = Path(__file__).parent / "results" / "depth.json"
 CUTS = (8, 7, 6, 5)
@@ -44,7 +45,7 @@ def measured(source: Path, seed: int) -> list[dict[str, Any]]:
         began = time.monotonic()
         tuned = finetune(engine, heads, features, dataset, plan.model_copy(update={"rungs": [rung]}), store)
         seconds = time.monotonic() - began
-        shown = Engine(tuned.backbone, precision=engine.settled or "float32")
+        shown = engine.alike(tuned.backbone)
         tested = extract(tuned.backbone, dataset.select(test), store, engine=shown)
         right = tuned.head.logits(tested.stages(tuned.head.taps)).argmax(1) == dataset.labels[test]
         (result,) = tuned.rungs

@@ -63,7 +63,8 @@ def without_baselines(source: Path, seed: int) -> dict[str, Any]:
     from headstart.features.store import Store
     from headstart.finetune import finetune
     from headstart.race import fit_winner, race
-    from headstart.transfer import Options, audited, planned
+    from headstart.request import Options, audited
+    from headstart.transfer import planned
 
     options, store, began = Options(seed=seed), Store(), time.monotonic()
     dataset = audited(source, options, store)
@@ -77,7 +78,7 @@ def without_baselines(source: Path, seed: int) -> dict[str, Any]:
         tuned.backbone,
         dataset.select(test),
         store,
-        engine=Engine(tuned.backbone, precision=engine.settled or "float32"),
+        engine=engine.alike(tuned.backbone),
     )
 
     def accuracy(logits: Any) -> dict[str, float]:

@@ -109,6 +109,25 @@ def chosen(means: list[dict[str, Any]]) -> list[str]:
     ]
 
 
+def rounded(cases: dict[str, Any]) -> list[str]:
+    """Least cosine with float32 by number of exact leading stages, what the engine takes, and its rate beside float32's."""
+    depths = range(max(len(case["depths"]) for case in cases.values()))
+    rows = [
+        "| backbone | data set | "
+        + " | ".join(f"{exact} exact" for exact in depths)
+        + " | taken | pictures/s | float32 |",
+        "|---|---|" + "---|" * (len(depths) + 3),
+    ]
+    for case in cases.values():
+        least = [f"{each['least']:.4f}" for each in case["depths"]]
+        rates = case["rates"]
+        rows.append(
+            f"| {case['backbone']} | {case['set']} | {' | '.join(least)} | {case['taken']} | {rates['taken']:.0f} | "
+            f"{rates['float32']:.0f} |"
+        )
+    return rows
+
+
 def beside(case: dict[str, Any]) -> list[str]:
     """One row per contestant: medians, and how many times as long as Headstart's head-only and default fit it took."""
     rows = [
@@ -213,6 +232,18 @@ def main() -> None:
             "The first rung on one fold, judged at its best share of the interpolation, beside the frozen head that won the race.",
             "",
             "\n".join(started(starts["cases"])),
+            "",
+        ]
+    rough = load("precision")
+    if rough is not None:
+        page += [
+            "## What bfloat16 costs in agreement",
+            "",
+            "The least cosine of the pooled features with plain float32 over 160 pictures, by the number of leading stages that stay "
+            "in float32; what the engine takes by looking at 8 of these pictures; pictures a second of that and of folded float32, "
+            "decoding left aside (`benchmarks/precision.py`).",
+            "",
+            "\n".join(rounded(rough["cases"])),
             "",
         ]
     scales = load("standardisation")

@@ -58,7 +58,7 @@ def test_a_reloaded_model_gives_the_same_bits(folder: Path, timm_model: Model) -
     again = load(folder)
     assert np.array_equal(again.logits(pictures()), timm_model.logits(pictures()))
     assert np.array_equal(answers(again), answers(timm_model))
-    assert (again.classes, again.temperature, again.precision) == (CLASSES, 0.7, "float32")
+    assert (again.classes, again.temperature, again.engine.settled) == (CLASSES, 0.7, "float32")
     assert again.backbone.input == timm_model.backbone.input
     assert again.backbone.origin == timm_model.backbone.origin
     assert (again.head.kind, again.head.taps, again.head.strength) == ("ridge", (1, 4), 1e-4)
@@ -226,8 +226,8 @@ def test_an_interrupted_save_leaves_the_old_bundle(
 
 
 def test_precision_travels_with_the_model(tmp_path: Path) -> None:
-    model = model_of(tiny_backbone(), precision="bfloat16")
+    model = model_of(tiny_backbone(), precision="bfloat16", exact=2)
     save(model, tmp_path)
     again = load(tmp_path, module=TinyNet())
-    assert again.precision == "bfloat16"
+    assert (again.engine.settled, again.engine.exact) == ("bfloat16", 2)
     assert np.array_equal(again.logits(pictures(32)), model.logits(pictures(32)))

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -310,7 +311,7 @@ def test_an_interrupt_is_one_line_and_130(
     def stopped(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("headstart.transfer.fit", stopped)
+    monkeypatch.setattr(import_module("headstart.fit"), "fit", stopped)
     said = headstart("fit", trained.pictures)
     assert said.code == 130
     assert said.err.strip() == "Interrupted. Nothing is lost: the same command goes on from the last finished epoch."

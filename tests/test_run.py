@@ -5,15 +5,17 @@ from __future__ import annotations
 import errno
 import json
 import shlex
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from headstart.errors import OutputError
-from headstart.run import Folder, _finite, free_folder, reproduce
+from headstart.folder import Folder, free_folder, reproduce
+from headstart.request import Options
+from headstart.run import _finite
 from headstart.story import Story
-from headstart.transfer import Options
 
 
 def claim(out: Path | None, source: object = "photos", overwrite: bool = False, **options: Any) -> Folder:
@@ -149,7 +151,7 @@ def test_the_command_that_gives_the_run_again(monkeypatch: pytest.MonkeyPatch, t
     def fit(data: object, out: object, options: Options, **_: object) -> None:
         asked.append((data, out, options))
 
-    monkeypatch.setattr("headstart.transfer.fit", fit)
+    monkeypatch.setattr(import_module("headstart.fit"), "fit", fit)
     monkeypatch.setattr(cli, "_show", lambda run: None)
     for options in (
         Options(),

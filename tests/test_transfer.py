@@ -28,7 +28,7 @@ from headstart.errors import PlanError, TooLittleData, UnknownBackbone
 from headstart.features.store import Store
 from headstart.plan import Plan, Rung
 from headstart.report.gather import _thumbnails
-from headstart.transfer import Options, examined
+from headstart.request import Options, examined
 from tests.conftest import BACKBONE, STAGES, Trained
 from tests.toys import TinyNet, folder, stripes
 

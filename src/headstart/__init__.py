@@ -27,12 +27,13 @@ if TYPE_CHECKING:
     from headstart.features.extract import extract
     from headstart.features.store import Store
     from headstart.finetune import finetune
+    from headstart.fit import fit
     from headstart.heads import fit_head
     from headstart.model import Model
     from headstart.plan import Plan, Rung, decide
     from headstart.race import race
+    from headstart.request import Options
     from headstart.run import Run
-    from headstart.transfer import Options, fit
 
 from headstart.runtime import patient_threads
 
@@ -47,7 +48,7 @@ _WHERE = {
     "audit": "data.load", "load_dataset": "data.load", "HeadstartError": "errors", "evaluate": "evaluate",
     "Engine": "features.engine", "extract": "features.extract", "Store": "features.store", "finetune": "finetune",
     "fit_head": "heads", "race": "race", "Model": "model", "Plan": "plan", "Rung": "plan", "decide": "plan",
-    "Run": "run", "Options": "transfer", "fit": "transfer",
+    "Run": "run", "Options": "request", "fit": "fit",
 }  # fmt: skip
 
 __all__ = [

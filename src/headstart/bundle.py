@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,12 +17,12 @@ from torch import nn
 
 from headstart.backbones.backbone import Backbone, InputSpec, Origin
 from headstart.backbones.catalog import load_backbone
-from headstart.errors import BackboneError, BundleError, OutputError
+from headstart.errors import BackboneError, BundleError
+from headstart.folder import CARD, WEIGHTS, write_atomically
 from headstart.heads import Head, Kind
 from headstart.model import Model
 
 FORMAT = 1
-WEIGHTS, CARD = "model.safetensors", "model.json"
 
 
 class _Record(BaseModel):
@@ -64,6 +63,7 @@ class Card(_Record):
     head: _Head
     temperature: float = Field(gt=0)
     precision: Literal["float32", "bfloat16"]
+    exact_stages: int = 0
     sha256: str
     versions: dict[str, str] = {}
 
@@ -87,7 +87,8 @@ def save(model: Model, folder: Path, *, versions: dict[str, str] | None = None) 
         input=_Input(**{name: getattr(spec, name) for name in _Input.model_fields}),
         head=_Head(kind=model.head.kind, taps=model.head.taps, strength=model.head.strength),
         temperature=model.temperature,
-        precision=model.precision,
+        precision=model.engine.settled or "float32",
+        exact_stages=model.engine.exact,
         sha256=hashlib.sha256(payload).hexdigest(),
         versions=versions or {},
     )
@@ -128,7 +129,14 @@ def load(folder: str | Path, *, module: nn.Module | None = None) -> Model:
         backbone.load_state({n.removeprefix("backbone."): t for n, t in tensors.items() if n.startswith("backbone.")})
     except BackboneError as error:
         raise BundleError(f"The weights in '{folder}' do not fit {card.backbone.name}: {error}") from error
-    return Model(backbone, head, card.classes, temperature=card.temperature, precision=card.precision)
+    return Model(
+        backbone,
+        head,
+        card.classes,
+        temperature=card.temperature,
+        precision=card.precision,
+        exact=card.exact_stages,
+    )
 
 
 def read_card(folder: Path) -> Card:
@@ -193,22 +201,3 @@ def _head(card: Card, tensors: dict[str, torch.Tensor], backbone: Backbone, fold
     return Head(
         card.head.kind, card.head.taps, card.head.strength, tensors["head.weight"].numpy(), tensors["head.bias"].numpy()
     )
-
-
-def write_atomically(path: Path, payload: bytes) -> None:
-    """Write a file so that a kill leaves the old one or the new one, never half of it.
-
-    Raises:
-        OutputError: where it cannot be written.
-    """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(payload)
-        part.replace(path)
-    except OSError as error:
-        raise OutputError(
-            f"Cannot write '{path}': {error.strerror or error}. Give another folder with --out."
-        ) from error
-    finally:
-        part.unlink(missing_ok=True) if part.parent.is_dir() else None

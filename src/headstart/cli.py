@@ -109,9 +109,9 @@ def fit(
 
         headstart fit photos/ --plan head --out runs/quick
     """
-    from headstart.run import free_folder
-    from headstart.transfer import Options
-    from headstart.transfer import fit as transfer
+    from headstart.fit import fit as transfer
+    from headstart.folder import free_folder
+    from headstart.request import Options
 
     options = Options(
         backbone=backbone,
@@ -148,8 +148,8 @@ def inspect(
     seed: Seed = 0,
 ) -> None:
     """Say what is in DATA and what is wrong with it: unreadable files, duplicates, small classes, leaks between splits."""
+    from headstart.request import Options, examined
     from headstart.show import show_audit
-    from headstart.transfer import Options, examined
 
     options = Options(
         path_column=path_column,
@@ -191,8 +191,9 @@ def predict(
 
         find . -name '*.png' | headstart predict runs/moths - --json
     """
-    from headstart import bundle
-    from headstart.serve import listed, write_predictions
+    with runtime.importing():
+        from headstart import bundle
+        from headstart.serve import listed, write_predictions
 
     model = bundle.load(run)
     failed = write_predictions(model, listed(paths), out, as_json=json, progress=runtime.bar)
@@ -211,8 +212,9 @@ def evaluate(
     unreadable: Unreadable = "skip",
 ) -> None:
     """Measure a trained model on another labelled set: every picture in DATA counts, whatever its split."""
-    from headstart.serve import measure
-    from headstart.show import show_scores
+    with runtime.importing():
+        from headstart.serve import measure
+        from headstart.show import show_scores
 
     report, warnings = measure(
         run,
@@ -293,8 +295,8 @@ def demo(
 ) -> None:
     """The whole path on 5,000 real handwritten digits, with what came with the installation; under five minutes."""
     from headstart.demo import digits
-    from headstart.transfer import Options
-    from headstart.transfer import fit as transfer
+    from headstart.fit import fit as transfer
+    from headstart.request import Options
 
     run = transfer(
         digits(),

@@ -201,11 +201,7 @@ class Ladder:
 
     def _source(self, rung: Rung, backbone: Backbone, fit: NDArray[np.int64], held: NDArray[np.int64]) -> Source:
         # The prefix of a split may have been trained by an earlier rung, so it is that split's backbone that runs.
-        engine = (
-            self.engine
-            if backbone is self.engine.backbone
-            else Engine(backbone, precision=self.engine.settled or "float32", device=self.engine.device)
-        )
+        engine = self.engine if backbone is self.engine.backbone else self.engine.alike(backbone)
         if rung.cut == 0 or not self.cached:
             return FromImages(engine, self.dataset, rung.cut, self.plan.seed)
         everyone = np.concatenate([fit, held]) if self.plan.judge != "val" else fit

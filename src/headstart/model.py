@@ -61,8 +61,8 @@ class Predictions(Sequence[Prediction]):
 class Model:
     """A trained classifier.
 
-    `temperature` divides the logits before the softmax (Guo et al. 2017); `precision` is the engine's, so that a model
-    answers in use as it did when it was measured.
+    `temperature` divides the logits before the softmax (Guo et al. 2017); `precision` and `exact` are
+    the engine's, so that a model answers in use as it did when it was measured.
     """
 
     def __init__(
@@ -73,17 +73,17 @@ class Model:
         *,
         temperature: float = 1.0,
         precision: Precision = "float32",
+        exact: int = 0,
     ) -> None:
         self.backbone = backbone
         self.head = head
         self.classes = classes
         self.temperature = temperature
-        self.precision = precision
-        self._engine = Engine(backbone, precision=precision)
+        self.engine = Engine(backbone, precision=precision, exact=exact)
 
     def logits(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Transformed pictures (N, H, W, 3) uint8 to logits (N, K) float32, not yet divided by the temperature."""
-        pooled = self._engine.pooled(pictures)
+        pooled = self.engine.pooled(pictures)
         return self.head.logits(pooled[:, columns(self.backbone.widths, self.head.taps)])
 
     def probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -27,7 +27,6 @@ from headstart.baselines import (
 from headstart.data.dataset import Dataset
 from headstart.data.splits import assign_folds
 from headstart.evaluate import TestReport, evaluate
-from headstart.features.engine import Engine
 from headstart.features.extract import Features, extract
 from headstart.features.store import Store
 from headstart.finetune import Finetuned
@@ -202,9 +201,8 @@ def prove(
         return fitted.logits(features.stages(score.taps, one.asked)), fit_temperature(score.logits, labels[order])
 
     def final(one: Pass) -> tuple[NDArray[np.float32], float]:
-        engine = Engine(model.backbone, precision=model.precision)
         asked = dataset.select(one.asked)
-        tested = extract(model.backbone, asked, store, engine=engine, progress=progress)
+        tested = extract(model.backbone, asked, store, engine=model.engine, progress=progress)
         return model.head.logits(tested.stages(model.head.taps)), model.temperature
 
     def out_of_fold(one: Pass) -> tuple[NDArray[np.float32], float]:

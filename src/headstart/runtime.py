@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import random
@@ -55,6 +56,19 @@ def patient_threads() -> None:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
         os.environ.setdefault("GOMP_SPINCOUNT", "4000")
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Pause the garbage collector while torch and timm are imported: looking for garbage among what stays for good takes a
+    quarter of that time (measured: 3.2 instead of 4.2 s)."""
+    collected = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collected:
+            gc.enable()
 
 
 def parallel(function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:

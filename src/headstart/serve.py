@@ -25,8 +25,8 @@ from headstart.data.sources import extensions
 from headstart.errors import DataError, OutputError, UnreadableImage
 from headstart.evaluate import TestReport, evaluate
 from headstart.features.extract import BATCH, transform_of
+from headstart.folder import SEEN_DIGITS, trained_on
 from headstart.model import Model, Prediction
-from headstart.run import SEEN_DIGITS, trained_on
 from headstart.tasks.classification import softmax
 
 FIELDS = ("path", "label", "probability", "second", "second_probability", "error")

@@ -6,14 +6,15 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import final
+from typing import TYPE_CHECKING, final
 
 from headstart.data.dataset import Dataset
-from headstart.finetune import Finetuned
-from headstart.plan import Plan
-from headstart.race import Race
+from headstart.folder import LOG
 
-LOG = "log.txt"
+if TYPE_CHECKING:
+    from headstart.finetune import Finetuned
+    from headstart.plan import Plan
+    from headstart.race import Race
 
 
 @final

@@ -5,165 +5,89 @@ Dataset -> Backbone -> Features -> Head -> Plan -> Model -> Result -> Run
 
 from __future__ import annotations
 
-import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
-import PIL
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from headstart import proof, runtime
 from headstart.backbones.backbone import InputSpec
-from headstart.backbones.catalog import DEFAULT_BACKBONE, load_backbone
+from headstart.backbones.catalog import load_backbone
 from headstart.baselines import scratch_seconds
-from headstart.data.audit import Audit
+from headstart.data.ahead import Ahead
 from headstart.data.dataset import Dataset
-from headstart.data.facts import RECORD_BYTES
-from headstart.data.load import audit, load_dataset
-from headstart.errors import TooLittleData
 from headstart.features.engine import Engine
-from headstart.features.extract import activation_bytes, decode_seconds, extract
-from headstart.features.store import Recall, Store
+from headstart.features.extract import Features, activation_bytes, decode_seconds, extract
+from headstart.features.store import Store
 from headstart.finetune import Finetuned, finetune
+from headstart.folder import Folder
 from headstart.model import Model
 from headstart.plan import Budget, Evidence, Mode, Plan, decide, load_plan
-from headstart.race import Race, race
-from headstart.run import Folder, Run
+from headstart.race import Race, fit_winner, race
+from headstart.request import Options
+from headstart.run import Run, keep, keep_model
 from headstart.story import Story
 from headstart.tasks.classification import fit_temperature
 
 
-@dataclass(frozen=True)
-class Options:
-    """What a person may say about a run; the same options on the same data give the same run.
-
-    `backbone` a name, see `headstart backbones`; `weights` a local file for it. `plan` "auto", "head", "full" or a plan file.
-    `budget` wall time in seconds, None for no bound. `store_limit` bytes. `unreadable` "skip" or "error"; `rare` what to do
-    with a class of one image: "train" on it untested, "drop" it, "error". Column names apply to tables.
-    """
-
-    backbone: str = DEFAULT_BACKBONE
-    weights: str | None = None
-    plan: str = "auto"
-    budget: float | None = 600.0
-    store_limit: int | None = 20_000_000_000
-    test_fraction: float = 0.2
-    seed: int = 0
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    unreadable: Literal["skip", "error"] = "skip"
-    rare: Literal["train", "drop", "error"] = "train"
-    path_column: str = "path"
-    label_column: str = "label"
-    split_column: str = "split"
-    group_column: str = "group"
-
-
-def fit(
-    source: object,
-    out: str | Path | None = None,
-    options: Options | None = None,
+def transfer(
+    dataset: Dataset,
+    options: Options,
+    story: Story,
+    folder: Folder,
+    store: Store,
     *,
+    deadline: float,
     module: nn.Module | None = None,
     input: InputSpec | None = None,
-    overwrite: bool = False,
+    ahead: Ahead | None = None,
     progress: runtime.Progress = runtime.silent,
-    tell: Any = None,
-    command: str | None = None,
 ) -> Run:
-    """The main job: the best classifier that a pretrained network can honestly be made into, with proof.
-
-    `source` is a folder, a table, IDX or NPZ files, arrays or a Hugging Face data set; `out` the run folder, None to keep the run
-    in memory; `module` a network of your own instead of a named backbone, and `input` the preprocessing that it expects; `tell`
-    is called with each line of the log; `command` is what the report says was typed, where it was no `headstart fit`.
-
-    Raises:
-        HeadstartError: with what was got, what was expected, and what to do next.
-    """
-    options = options or Options()
-    story = Story(tell)
-    folder = Folder.claim(out, source, options, overwrite=overwrite, command=command)
-    with folder, story.to(folder.path):
-        if folder.resumed:
-            story.say("an unfinished run with the same options lies here: going on with it")
-        deadline = math.inf if options.budget is None else time.monotonic() + options.budget
-        store = Store(limit=options.store_limit)
-        runtime.seed_everything(options.seed)
-        with story.phase("audit"):
-            dataset = audited(source, options, store, progress)
-            story.dataset(dataset)
-        with story.phase("extract"):
-            weights = None if options.weights is None else Path(options.weights)
-            backbone = load_backbone(options.backbone if module is None else module, weights=weights, input=input)
-            engine = Engine(backbone, precision=options.precision)
-            unsealed = np.flatnonzero(dataset.split != "test")
-            features = extract(backbone, dataset, store, engine=engine, only=unsealed, progress=progress)
-        with story.phase("head"):
-            pool = dataset.indices("train")
-            heads = race(
-                features,
-                dataset.labels[pool],
-                dataset.fold[pool],
-                len(dataset.classes),
-                pool,
-                store=store,
-                progress=progress,
-            )
-            story.heads(heads)
-        with story.phase("plan"):
-            plan = planned(dataset, engine, heads, options, store, spent=story.total)
-            story.plan(plan)
-        with story.phase("finetune"):
-            # The network from scratch is given the time that transfer took, so transfer may use half of what is left.
-            halfway = time.monotonic() + 0.5 * (deadline - time.monotonic())
-            tuned = finetune(engine, heads, features, dataset, plan, store, deadline=halfway, progress=progress)
-            story.finetuned(tuned)
-            model = finished(engine, heads, tuned, dataset)
-            folder.keep_model(story, model, dataset)
-        with story.phase("baselines"):
-            against = proof.baselines(
-                dataset, store, plan, tuned, deadline=deadline, seed=options.seed, progress=progress
-            )
-        with story.phase("evaluate"):  # the sealed test set is opened here, once
-            features = extract(engine.backbone, dataset, store, engine=engine, progress=progress)
-            result = proof.prove(
-                model, heads, tuned, features, dataset, against, store, seed=options.seed, progress=progress
-            )
-        return folder.keep(story, options, dataset, heads, plan, tuned, model, result)
-
-
-def audited(source: object, options: Options, store: Store, progress: runtime.Progress = runtime.silent) -> Dataset:
-    """The data set, audited, de-duplicated and split; what was measured about each picture is remembered by content.
-
-    Raises:
-        DataError: where it cannot be read, or holds too little.
-    """
-    dataset = load_dataset(source, **_reading(options, store), progress=progress)
-    pool = dataset.indices("train")
-    if len(np.unique(dataset.fold[pool])) < 2 or len(pool) < 8:
-        raise TooLittleData(
-            f"{dataset.source}: {len(pool)} usable training images of {len(dataset.classes)} classes. "
-            "Headstart needs at least 8, with two or more in some class, to cross-validate anything; add images."
+    """From an audited data set to a kept run; `deadline` is on `time.monotonic`, `ahead` holds pictures decoded already."""
+    runtime.seed_everything(options.seed)
+    with story.phase("extract"):
+        weights = None if options.weights is None else Path(options.weights)
+        backbone = load_backbone(options.backbone if module is None else module, weights=weights, input=input)
+        engine = Engine(backbone, precision=options.precision)
+        unsealed = np.flatnonzero(dataset.split != "test")
+        features = extract(backbone, dataset, store, engine=engine, only=unsealed, ahead=ahead, progress=progress)
+    with story.phase("head"):
+        pool = dataset.indices("train")
+        heads = race(
+            features,
+            dataset.labels[pool],
+            dataset.fold[pool],
+            len(dataset.classes),
+            pool,
+            store=store,
+            progress=progress,
         )
-    return dataset
-
-
-def examined(source: object, options: Options, *, progress: runtime.Progress = runtime.silent) -> Audit:
-    """The audit alone, also where the data cannot be used as they are."""
-    return audit(source, **_reading(options, Store()), progress=progress)
-
-
-def _reading(options: Options, store: Store) -> dict[str, Any]:
-    return {
-        "label": options.label_column, "path": options.path_column, "split": options.split_column,
-        "group": options.group_column, "unreadable": options.unreadable, "rare": options.rare,
-        "test_fraction": options.test_fraction, "seed": options.seed,
-        "memory": Recall(store, "facts", {"pillow": PIL.__version__}, RECORD_BYTES),
-    }  # fmt: skip
+        story.heads(heads)
+        model = on_frozen(engine, heads, features, dataset, store)
+        keep_model(folder, story, model, dataset)  # whatever comes now takes longer, and may be interrupted
+    with story.phase("plan"):
+        plan = planned(dataset, engine, heads, options, store, spent=story.total)
+        story.plan(plan)
+    with story.phase("finetune"):
+        # The network from scratch is given the time that transfer took, so transfer may use half of what is left.
+        halfway = time.monotonic() + 0.5 * (deadline - time.monotonic())
+        tuned = finetune(engine, heads, features, dataset, plan, store, deadline=halfway, progress=progress)
+        story.finetuned(tuned)
+        if tuned.kept:
+            model = finetuned(engine, tuned, dataset)
+            keep_model(folder, story, model, dataset)
+    with story.phase("baselines"):
+        against = proof.baselines(dataset, store, plan, tuned, deadline=deadline, seed=options.seed, progress=progress)
+    with story.phase("evaluate"):  # the sealed test set is opened here, once
+        features = extract(engine.backbone, dataset, store, engine=engine, progress=progress)
+        result = proof.prove(
+            model, heads, tuned, features, dataset, against, store, seed=options.seed, progress=progress
+        )
+    return keep(folder, story, options, dataset, heads, plan, tuned, model, result)
 
 
 def planned(
@@ -233,7 +157,7 @@ def _speed(engine: Engine, store: Store) -> dict[str, NDArray[np.float64]]:
     spec = {
         "stages": list(engine.backbone.names),
         "name": engine.backbone.origin.name,
-        "precision": engine.settled,
+        "precision": str(engine.way),
         "machine": runtime.environment()["processor"],
         "threads": torch.get_num_threads(),
         "device": str(engine.device),
@@ -249,16 +173,28 @@ def _speed(engine: Engine, store: Store) -> dict[str, NDArray[np.float64]]:
     return measured
 
 
-def finished(engine: Engine, heads: Race, tuned: Finetuned, dataset: Dataset) -> Model:
-    """The model as it will be saved: chosen weights, and the temperature that calibrates it on held-out logits."""
-    if tuned.kept:
-        logits, labels = tuned.logits, dataset.labels[tuned.held]
-    else:
-        logits, labels = heads.best.logits, dataset.labels[dataset.indices("train")]
+def on_frozen(engine: Engine, heads: Race, features: Features, dataset: Dataset, store: Store) -> Model:
+    """The model whose head won the race, on the backbone as it is; the temperature calibrates its out-of-fold answers."""
+    pool, classes = dataset.indices("train"), dataset.classes
+    labels = dataset.labels[pool]
+    head = fit_winner(heads.best, features, labels, len(classes), pool, store)
+    return Model(
+        engine.backbone,
+        head,
+        classes,
+        temperature=fit_temperature(heads.best.logits, labels),
+        precision=engine.settled or "float32",
+        exact=engine.exact,
+    )
+
+
+def finetuned(engine: Engine, tuned: Finetuned, dataset: Dataset) -> Model:
+    """The model that the ladder ended with; the temperature calibrates its held-out answers."""
     return Model(
         tuned.backbone,
         tuned.head,
         dataset.classes,
-        temperature=fit_temperature(logits, labels),
+        temperature=fit_temperature(tuned.logits, dataset.labels[tuned.held]),
         precision=engine.settled or "float32",
+        exact=engine.exact,
     )

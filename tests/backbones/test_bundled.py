@@ -15,11 +15,20 @@ from torch import Tensor
 from torchvision.models import mobilenet_v2
 
 from headstart.backbones import bundled
-from headstart.backbones.bundled import BUNDLED, fetch_bundled, locate, take_from_wheel, to_timm, verified
+from headstart.backbones.bundled import (
+    BUNDLED,
+    fetch_bundled,
+    locate,
+    take_from_wheel,
+    to_timm,
+    usual_transform,
+    verified,
+)
 from headstart.backbones.catalog import load_backbone
 from headstart.backbones.check import check_backbone
 from headstart.backbones.weights import load_strictly, read_weights, sha256_of
 from headstart.errors import UnknownBackbone, WeightsError
+from headstart.features.extract import transform_of
 from tests.backbones.golden import GOLDEN, ramp_features
 from tests.backbones.networks import images
 
@@ -139,3 +148,9 @@ def test_without_pip_it_says_what_to_type(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(bundled.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UnknownBackbone, match=r"-m ensurepip .* headstart backbones get mobilenetv2_100"):
         fetch_bundled(BUNDLED["mobilenetv2_100"])
+
+
+@pytest.mark.parametrize("name", LITES)
+def test_the_transform_is_known_without_building_the_network(name: str) -> None:
+    assert usual_transform(name) == usual_transform(f"timm:{name}") == transform_of(load_backbone(name))
+    assert usual_transform("resnet50") is None

@@ -13,7 +13,8 @@ from torchvision.transforms import Normalize
 from headstart.backbones.backbone import Backbone, InputSpec
 from headstart.backbones.from_module import load_module
 from headstart.features import engine as room
-from headstart.features.engine import COSINE, Engine, as_activation, normalize
+from headstart.features.engine import AGREES, COSINE, PLAIN, Engine, as_activation, normalize
+from headstart.features.folded import can_fold
 from tests.toys import SPEC, stripes, tiny_backbone
 
 CPU = torch.device("cpu")
@@ -66,6 +67,24 @@ def fragile() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), offset, norm, nn.Conv2d(8, 8, 1))
 
 
+def fragile_at_first() -> nn.Sequential:
+    """The same in its first stage only, with sound ones behind it."""
+    torch.manual_seed(0)
+    behind = [nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1), nn.BatchNorm2d(8), nn.ReLU()) for _ in range(4)]
+    offset, off = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+    with torch.no_grad():
+        offset.bias.fill_(300.0)
+        off.weight.copy_(torch.eye(8)[:, :, None, None])
+        off.bias.fill_(-300.0)
+    return nn.Sequential(nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), offset, off), *behind)
+
+
+def cosine(found: NDArray[np.float32], expected: NDArray[np.float32], width: int) -> float:
+    """The least cosine of the last stages' features, per picture."""
+    a, b = torch.from_numpy(found[:, -width:]), torch.from_numpy(expected[:, -width:])
+    return float(torch.nn.functional.cosine_similarity(a, b, dim=1).min())
+
+
 def with_bfloat16(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
     monkeypatch.setattr(room, "has_fast_bfloat16", lambda device: native)
 
@@ -80,12 +99,39 @@ def settled(backbone: Backbone) -> Engine:
 def test_bfloat16_is_taken_only_where_it_is_native_and_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
     with_bfloat16(monkeypatch, native=True)
     robust = settled(tiny_backbone())
-    assert (robust.settled, robust.agreement is not None and robust.agreement >= COSINE) == ("bfloat16", True)
+    assert robust.way is not None and robust.way.agreement is not None
+    assert (robust.settled, robust.exact, robust.way.agreement >= AGREES) == ("bfloat16", 0, True)
     broken = settled(load_module(fragile(), SPEC))
-    assert (broken.settled, broken.agreement) == ("float32", None)
+    assert (broken.settled, broken.way) == ("float32", PLAIN)
     with_bfloat16(monkeypatch, native=False)
     plain = settled(tiny_backbone())
-    assert (plain.settled, plain.agreement) == ("float32", None)
+    assert (plain.settled, plain.way) == ("float32", PLAIN)
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_early_stages_run_in_float32_where_rounding_them_does_the_harm(
+    monkeypatch: pytest.MonkeyPatch, folded: bool
+) -> None:
+    with_bfloat16(monkeypatch, native=True)
+    plain = Engine(load_module(fragile_at_first(), SPEC), precision="float32", folded=False)
+    engine = Engine(plain.backbone, device=CPU, folded=folded and can_fold(CPU))
+    names, expected = plain.backbone.names, plain.pooled(pictures())
+    found = engine.pooled(pictures())
+    assert engine.way is not None and engine.way.agreement is not None
+    assert (engine.settled, engine.way.agreement >= AGREES) == ("bfloat16", True)
+    assert 0 < engine.exact <= len(names) // 2
+    exact = sum(plain.backbone.widths[: engine.exact])
+    np.testing.assert_allclose(found[:, :exact], expected[:, :exact], rtol=1e-4, atol=1e-4)
+    assert not np.allclose(found[:, exact:], expected[:, exact:], rtol=1e-6, atol=0), "the rest runs in bfloat16"
+    # A stored activation has one dtype, wherever the cut is.
+    for cut in range(1, len(names)):
+        assert engine.activations(pictures(), cut)[0].dtype == torch.bfloat16
+    rough = Engine(plain.backbone, precision="bfloat16", folded=False)
+    cosines = [cosine(e.pooled(pictures()), expected, plain.backbone.widths[-1]) for e in (rough, engine)]
+    assert cosines[0] < COSINE < AGREES <= cosines[1]
+    again = engine.alike(plain.backbone)
+    again.settle(pictures())
+    assert (again.settled, again.exact) == (engine.settled, engine.exact)
 
 
 def test_a_precision_that_was_asked_for_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +139,7 @@ def test_a_precision_that_was_asked_for_is_kept(monkeypatch: pytest.MonkeyPatch)
     exact = Engine(tiny_backbone(), precision="float32")
     rough = Engine(load_module(fragile(), SPEC), precision="bfloat16", folded=False)
     for engine, precision in ((exact, "float32"), (rough, "bfloat16")):
-        assert engine.how is None
+        assert engine.way is None
         engine.settle(pictures())
         assert engine.settled == precision
 
@@ -101,8 +147,6 @@ def test_a_precision_that_was_asked_for_is_kept(monkeypatch: pytest.MonkeyPatch)
 def test_bfloat16_activations_survive_the_way_through_the_store() -> None:
     backbone = tiny_backbone()
     flat, _ = Engine(backbone, precision="bfloat16").activations(pictures(), 2)
-    if flat.dtype == torch.float32:  # the last operation before the cut may promote
-        flat = flat.bfloat16()
     back = as_activation(backbone, flat.view(torch.uint16).numpy(), 2, CPU)
     assert isinstance(back, Tensor)
     assert back.dtype == torch.float32

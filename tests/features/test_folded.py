@@ -49,8 +49,7 @@ def test_the_folded_copy_of_a_real_architecture_agrees_in_every_stage(name: str,
     network = settle_statistics(timm.create_model(name, num_classes=0))
     backbone = load_module(network, SPEC)
     backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    copy = fold(backbone, torch.float32)
-    assert copy is not None
+    (copy,) = fold(backbone, torch.float32)
     assert count(copy) == pairs
     assert not count(backbone)
     x = torch.randn(3, 3, 32, 32)
@@ -64,9 +63,9 @@ def test_the_bundled_backbone_runs_folded_and_agrees() -> None:
     pictures = np.random.default_rng(0).integers(0, 256, (BATCH, *backbone.input.size, 3), dtype=np.uint8)
     plain, folded = Engine(backbone, precision="float32", folded=False), Engine(backbone, precision="float32")
     expected, found = plain.pooled(pictures), folded.pooled(pictures)
-    assert (plain.how, folded.how) == ("float32", "float32 folded")
-    assert folded.agreement is not None
-    assert folded.agreement >= SAME
+    assert (str(plain.way), str(folded.way)) == ("float32", "float32 folded")
+    assert folded.way is not None and folded.way.agreement is not None
+    assert folded.way.agreement >= SAME
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.max()))
 
 
@@ -92,7 +91,7 @@ def test_a_copy_that_would_compute_something_else_is_not_used() -> None:
     engine, plain = Engine(backbone, precision="float32"), Engine(backbone, precision="float32", folded=False)
     pictures = stripes(6)[0]
     assert np.array_equal(engine.pooled(pictures), plain.pooled(pictures))
-    assert engine.how == "float32"
+    assert str(engine.way) == "float32"
 
 
 @pytest.mark.parametrize("act", [nn.ReLU(), nn.ReLU6(), nn.SiLU(), nn.Hardswish(), nn.GELU(), nn.LeakyReLU(0.2)])
@@ -118,9 +117,9 @@ def test_weights_that_change_are_folded_anew() -> None:
     backbone = tiny_backbone()
     engine, pictures = Engine(backbone, precision="float32"), stripes(6)[0]
     before = engine.pooled(pictures)
-    assert engine.how == "float32 folded"
+    assert str(engine.way) == "float32 folded"
     with torch.no_grad():
         next(iter(backbone.parameters())).mul_(2)
-    assert engine.how is None
+    assert engine.way is None
     assert not np.allclose(engine.pooled(pictures), before)
     assert np.allclose(engine.pooled(pictures), Engine(backbone, precision="float32", folded=False).pooled(pictures))

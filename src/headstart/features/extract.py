@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from headstart import runtime
 from headstart.backbones.backbone import Backbone
+from headstart.data.ahead import Ahead
 from headstart.data.dataset import Dataset, Images
 from headstart.data.images import Transform, load_view, load_views
-from headstart.features.engine import Engine
+from headstart.features.engine import SAMPLE, Engine, Way
 from headstart.features.store import Store, Table
 
 BATCH = (
@@ -39,6 +40,7 @@ def batches(
     views: Sequence[int] = (0,),
     seed: int = 0,
     size: int = BATCH,
+    ahead: Ahead | None = None,
 ) -> Iterator[tuple[list[int], T]]:
     """Decode and work, batch by batch, in order: (indices, results) of several batches, both done by the same worker.
 
@@ -50,11 +52,13 @@ def batches(
     share = max(step, min(8 * step, len(indices) // (4 * runtime.cpu_count())) // step * step)
     chunks = [list(indices[start : start + share]) for start in range(0, len(indices), share)]
 
+    def decoded(index: int) -> NDArray[np.uint8]:
+        found = None if ahead is None else ahead.take(index, transform)
+        return load_views(images, index, transform, views, seed) if found is None else found[None]
+
     def run(chunk: list[int]) -> tuple[list[int], T]:
         parts = [chunk[start : start + step] for start in range(0, len(chunk), step)]
-        return chunk, _joined(
-            [work(np.concatenate([load_views(images, i, transform, views, seed) for i in part])) for part in parts]
-        )
+        return chunk, _joined([work(np.concatenate([decoded(i) for i in part])) for part in parts])
 
     return runtime.parallel(run, chunks)
 
@@ -113,9 +117,12 @@ def extract(
     only: NDArray[np.int64] | None = None,
     view: int = 0,
     seed: int = 0,
+    ahead: Ahead | None = None,
     progress: runtime.Progress = runtime.silent,
 ) -> Features:
     """Pooled features of every stage for every picture, or for `only` those; what the store holds is not run again.
+
+    Clean views that were decoded `ahead` are taken from there, and dropped at the end.
 
     Raises:
         UnreadableImage: where a picture cannot be decoded.
@@ -131,19 +138,29 @@ def extract(
     if missing:
         store.make_room(len(missing) * table.row_bytes)
         with progress("Extracting features", len(missing)) as advance:
+            if ahead is not None:
+                ahead.enough()
             for chunk, rows in batches(
-                dataset.images, missing, transform_of(backbone), engine.pooled, views=(view,), seed=seed
+                dataset.images,
+                missing,
+                transform_of(backbone),
+                engine.pooled,
+                views=(view,),
+                seed=seed,
+                ahead=ahead if view == 0 else None,
             ):
                 table.append([dataset.digests[i] for i in chunk], rows)
                 advance(len(chunk))
+    if ahead is not None:
+        ahead.drop()
     return Features(table, table.locate(dataset.digests), tuple(backbone.widths))
 
 
 def settle(engine: Engine, dataset: Dataset, store: Store) -> str:
     """How the engine runs, decided on pictures that do not depend on the order of the files; what was decided is remembered."""
-    if engine.how is None:
+    if engine.way is None:
         transform = transform_of(engine.backbone)
-        first = sorted(range(len(dataset)), key=lambda i: dataset.digests[i])[:8]
+        first = sorted(range(len(dataset)), key=lambda i: dataset.digests[i])[:SAMPLE]
         memo = store.artifact(
             "engine",
             {
@@ -155,11 +172,11 @@ def settle(engine: Engine, dataset: Dataset, store: Store) -> str:
         known = memo.load()
         if known is None:
             engine.settle(np.stack([load_view(dataset.images, i, transform) for i in first]))
-            memo.save({"precision": engine.settled, "folded": engine.folded, "agreement": engine.agreement}, {})
+            assert engine.way is not None
+            memo.save(asdict(engine.way), {})
         else:
-            engine.adopt(**known[0])
-    assert engine.how is not None
-    return engine.how
+            engine.adopt(Way(**known[0]))
+    return str(engine.way)
 
 
 @dataclass(frozen=True)
@@ -249,7 +266,7 @@ def cache_activations(
                 views=which,
                 seed=seed,
             ):
-                raw = (flat.view(torch.uint16) if flat.dtype == torch.bfloat16 else flat.float()).numpy()
+                raw = (flat.view(torch.uint16) if flat.dtype == torch.bfloat16 else flat).numpy()
                 digests = [dataset.digests[i] for i in chunk]
                 for place, view in enumerate(which):
                     tables[view][0].append(digests, raw[place :: len(which)])

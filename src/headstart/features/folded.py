@@ -34,21 +34,22 @@ def can_fold(device: torch.device) -> bool:
     )
 
 
-def fold(backbone: Backbone, dtype: torch.dtype) -> Backbone | None:
-    """A copy for inference in `dtype`, None where no normalisation follows a convolution within a stage.
+def fold(backbone: Backbone, *dtypes: torch.dtype) -> tuple[Backbone, ...]:
+    """A copy for inference in each of `dtypes`; none at all where no normalisation follows a convolution within a stage.
 
     Which pairs belong together is seen in one forward pass: the norm's input is the very tensor that the convolution gave.
     Whether somebody else read that tensor, too, is not seen: compare what the copy computes with the original.
     """
     pairs = _pairs(backbone)
-    if not pairs:
-        return None
-    # The copy runs its stages, and has no use for the original network, which would be copied with it.
-    made = copy.deepcopy(backbone, {id(backbone._network): ()})
-    for conv, norm, size in pairs:
-        _replace(made, conv, Folded(made.get_submodule(conv), made.get_submodule(norm), size, dtype))
-        _replace(made, norm, nn.Identity())
-    return made.eval()
+    copies = []
+    for dtype in dtypes if pairs else ():
+        # The copy runs its stages, and has no use for the original network, which would be copied with it.
+        made = copy.deepcopy(backbone, {id(backbone._network): ()})
+        for conv, norm, size in pairs:
+            _replace(made, conv, Folded(made.get_submodule(conv), made.get_submodule(norm), size, dtype))
+            _replace(made, norm, nn.Identity())
+        copies.append(made.eval())
+    return tuple(copies)
 
 
 @final

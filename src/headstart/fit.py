@@ -1,0 +1,72 @@
+"""The main job. Its first steps need no network, and are taken before torch is imported: what is wrong with the data or the
+folder is said at once, and pictures are decoded meanwhile."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headstart import runtime
+from headstart.backbones.bundled import usual_transform
+from headstart.data.ahead import Ahead
+from headstart.features.store import Store
+from headstart.folder import Folder
+from headstart.request import Options, audited
+from headstart.story import Story
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from headstart.backbones.backbone import InputSpec
+    from headstart.run import Run
+
+
+def fit(
+    source: object,
+    out: str | Path | None = None,
+    options: Options | None = None,
+    *,
+    module: nn.Module | None = None,
+    input: InputSpec | None = None,
+    overwrite: bool = False,
+    progress: runtime.Progress = runtime.silent,
+    tell: Any = None,
+    command: str | None = None,
+) -> Run:
+    """The main job: the best classifier that a pretrained network can honestly be made into, with proof.
+
+    `source` is a folder, a table, IDX or NPZ files, arrays or a Hugging Face data set; `out` the run folder, None to keep the run
+    in memory; `module` a network of your own instead of a named backbone, and `input` the preprocessing that it expects; `tell`
+    is called with each line of the log; `command` is what the report says was typed, where it was no `headstart fit`.
+
+    Raises:
+        HeadstartError: with what was got, what was expected, and what to do next.
+    """
+    options = options or Options()
+    story = Story(tell)
+    folder = Folder.claim(out, source, options, overwrite=overwrite, command=command)
+    with folder, story.to(folder.path):
+        if folder.resumed:
+            story.say("an unfinished run with the same options lies here: going on with it")
+        deadline = math.inf if options.budget is None else time.monotonic() + options.budget
+        store = Store(limit=options.store_limit)
+        with story.phase("audit"):
+            dataset = audited(source, options, store, progress)
+            story.dataset(dataset)
+        with Ahead.of(dataset, None if module is not None else usual_transform(options.backbone)) as ahead:
+            with story.phase("import"), runtime.importing():
+                from headstart.transfer import transfer
+            return transfer(
+                dataset,
+                options,
+                story,
+                folder,
+                store,
+                deadline=deadline,
+                module=module,
+                input=input,
+                ahead=ahead,
+                progress=progress,
+            )

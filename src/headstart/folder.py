@@ -1,0 +1,189 @@
+"""The folder of a run while it is being written: claimed by one run at a time, and never half written. No torch."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Protocol, final
+
+from filelock import FileLock, Timeout
+
+from headstart import runtime
+from headstart.errors import DataError, OutputError
+
+FORMAT = 1
+CARD, WEIGHTS, LOG = "model.json", "model.safetensors", "log.txt"
+SEEN = "trained_on.txt"
+SEEN_DIGITS = 16  # of a content digest: enough to know a picture by
+WRITTEN = (SEEN, "audit.json", "plan.json", "predictions.csv", "report.html", "metrics.json")
+
+
+class Settings(Protocol):
+    """The options of a run: a frozen dataclass of plain values."""
+
+    @property
+    def seed(self) -> int: ...
+
+
+@final
+@dataclass(frozen=True)
+class Folder:
+    """The run folder while this process writes it; `path` is None for a run that is kept in memory."""
+
+    path: Path | None
+    config: dict[str, Any]
+    _lock: FileLock | None = field(default=None, repr=False)
+    _made: bool = field(default=False, repr=False)
+    resumed: bool = False
+
+    @classmethod
+    def claim(
+        cls,
+        out: str | Path | None,
+        source: object,
+        options: Settings,
+        *,
+        overwrite: bool = False,
+        command: str | None = None,
+    ) -> Folder:
+        """Make the folder, or take the one that an interrupted run with the same options left.
+
+        Raises:
+            OutputError: where it cannot be written, another run is writing it, or it holds a run with other options.
+        """
+        config = {
+            "format": FORMAT,
+            "source": _described(source),
+            "options": asdict(options),  # type: ignore[call-overload]
+            "versions": runtime.versions(),
+        }
+        path = None if out is None else Path(out)
+        place = _described(source) if isinstance(source, str | Path) else source
+        config["command"] = command or reproduce(place, options, path)
+        if path is None:
+            return cls(None, config)
+        lock, made = FileLock(path / ".lock", timeout=0), not path.exists()
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout as error:
+            raise OutputError(
+                f"Another run is writing '{path}' now. Wait for it, or give another folder with --out."
+            ) from error
+        except OSError as error:
+            raise OutputError(
+                f"Cannot write the run folder '{path}': {error.strerror or error}. Give another one with --out."
+            ) from error
+        claimed = cls(path, config, lock, made)
+        try:
+            claimed = replace(claimed, resumed=claimed._settle(overwrite))
+        except BaseException:
+            claimed.__exit__()  # a folder that is not ours keeps no trace of the question
+            raise
+        return claimed
+
+    def _settle(self, overwrite: bool) -> bool:
+        """Whether an unfinished run of the same options lies here."""
+        assert self.path is not None
+        kept, before, same = self.path / "config.json", None, False
+        others = [p.name for p in self.path.iterdir() if p.name not in (".lock", LOG)]
+        if kept.exists():
+            with contextlib.suppress(OSError, ValueError):
+                before = json.loads(kept.read_text(encoding="utf-8"))
+                same = all(before.get(key) == self.config[key] for key in ("source", "options"))
+            if before is not None and not same and not overwrite:
+                raise OutputError(
+                    f"'{self.path}' holds a run on other data or with other options. Give another folder with --out, "
+                    "or --overwrite to replace it."
+                )
+        elif others and not overwrite:
+            raise OutputError(
+                f"'{self.path}' is not empty and holds no run ({others[0]}, …). Give another folder with --out, "
+                "or --overwrite to write into it."
+            )
+        if not same:  # what is interrupted from here on must not leave an old model beside new options
+            for name in (CARD, WEIGHTS, *WRITTEN):
+                (self.path / name).unlink(missing_ok=True)
+        self.write("config.json", json.dumps(self.config, indent=1))
+        return same and not (self.path / "metrics.json").exists()
+
+    def __enter__(self) -> Folder:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._lock is not None and self.path is not None:
+            self._lock.release()
+            with contextlib.suppress(OSError):
+                (self.path / ".lock").unlink(missing_ok=True)
+                if (
+                    exc
+                    and isinstance(exc[1], DataError)
+                    and {p.name for p in self.path.iterdir()} <= {"config.json", LOG}
+                ):
+                    for name in ("config.json", LOG):  # data that cannot be used leave no run behind
+                        (self.path / name).unlink(missing_ok=True)
+                    if self._made:
+                        self.path.rmdir()
+
+    def write(self, name: str, text: str) -> None:
+        """Write one file of the folder, atomically."""
+        if self.path is not None:
+            write_atomically(self.path / name, text.encode("utf-8", errors="backslashreplace"))
+
+
+def _described(source: object) -> str:
+    if isinstance(source, str | Path):
+        return str(Path(source).expanduser().absolute())
+    return f"{type(source).__module__}.{type(source).__name__} in memory"
+
+
+def reproduce(source: object, options: Settings, folder: Path | None) -> str:
+    """What gives this run again, with only what differs from the defaults: a command, or a line of Python for data in memory."""
+    given = {
+        each.name: getattr(options, each.name)
+        for each in fields(options)  # type: ignore[arg-type]
+        if getattr(options, each.name) != each.default or each.name == "seed"
+    }
+    if not isinstance(source, str | Path):
+        said = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        place = f"{str(folder)!r}, " if folder is not None else ""
+        return f"headstart.fit({type(source).__name__}, {place}options=headstart.Options({said}))"
+    words = ["headstart", "fit", str(source), *(["--out", str(folder)] if folder is not None else [])]
+    for name, value in given.items():
+        words += ["--" + name.replace("_", "-"), "none" if value is None else str(value)]
+    return shlex.join(words)
+
+
+def trained_on(folder: Path) -> frozenset[str]:
+    """The first digits of the content digests of the pictures that the model of a run has seen; empty where unknown."""
+    kept = folder / SEEN
+    return frozenset(kept.read_text(encoding="utf-8", errors="replace").split()) if kept.exists() else frozenset()
+
+
+def free_folder(source: object) -> Path:
+    """`runs/<name of the data>` as the default place of a run."""
+    name = Path(str(source)).resolve().name if isinstance(source, str | Path) else "run"
+    return Path("runs") / (name or "run")
+
+
+def write_atomically(path: Path, payload: bytes) -> None:
+    """Write a file so that a kill leaves the old one or the new one, never half of it.
+
+    Raises:
+        OutputError: where it cannot be written.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(payload)
+        part.replace(path)
+    except OSError as error:
+        raise OutputError(
+            f"Cannot write '{path}': {error.strerror or error}. Give another folder with --out."
+        ) from error
+    finally:
+        part.unlink(missing_ok=True) if part.parent.is_dir() else None
