@@ -81,9 +81,8 @@ def test_ridge_by_hat_matrix_and_by_gram_equal_refits(width: int) -> None:
     targets = torch.nn.functional.one_hot(torch.from_numpy(y)).float()
     outs = [torch.from_numpy(folds == fold) for fold in range(3)]
     penalties = [strength * len(y) for strength in RIDGE_STRENGTHS[2:]]
-    by_gram = ridge_by_gram(axes, targets, outs, penalties)
-    for penalty, gram in zip(penalties, by_gram, strict=True):
-        hat = ridge_by_hat(axes, targets, outs, penalty)
+    by_gram, by_hat = (by(axes, targets, outs, penalties) for by in (ridge_by_gram, ridge_by_hat))
+    for penalty, gram, hat in zip(penalties, by_gram, by_hat, strict=True):
         refit = np.empty((len(y), 3))
         z = standardised(x)
         for out in (folds == fold for fold in range(3)):

@@ -109,7 +109,7 @@ def logistic_scores(
 
     `labels` and `folds` are (N,) int64.
     """
-    targets = one_hot(labels, classes, axes.z.device)
+    axes, targets = axes.leading(), one_hot(labels, classes, axes.z.device)
     numbers = [int(fold) for fold in np.unique(folds)]
     inside = torch.from_numpy(np.stack([folds != fold for fold in numbers])).float().to(axes.z.device)
     scores: list[Score] = []
@@ -138,10 +138,9 @@ def ridge_scores(
     """
     targets = one_hot(labels, classes, axes.z.device)
     outs = [torch.from_numpy(folds == fold).to(axes.z.device) for fold in np.unique(folds)]
-    if max(int(out.sum()) for out in outs) <= axes.z.shape[1]:
-        found = [ridge_by_hat(axes, targets, outs, strength * len(labels)) for strength in RIDGE_STRENGTHS]
-    else:
-        found = ridge_by_gram(axes, targets, outs, [strength * len(labels) for strength in RIDGE_STRENGTHS])
+    penalties = [strength * len(labels) for strength in RIDGE_STRENGTHS]
+    by = ridge_by_hat if max(int(out.sum()) for out in outs) <= axes.z.shape[1] else ridge_by_gram
+    found = by(axes, targets, outs, penalties)
     scores = [
         _score("ridge", taps, strength, logits, labels, _temperature(logits, labels))
         for strength, logits in zip(RIDGE_STRENGTHS, found, strict=True)
@@ -200,7 +199,7 @@ def solved(
     """`fit_head` on features that are in their principal axes."""
     targets = one_hot(labels, classes, axes.z.device)
     if kind == "logistic":
-        everyone = torch.ones(1, len(labels), device=axes.z.device)
+        axes, everyone = axes.leading(), torch.ones(1, len(labels), device=axes.z.device)
         stronger = [other for other in LOGISTIC_STRENGTHS if other > strength]  # by the way that the race took
         *_, (w, b) = logistic_path(axes, targets, everyone, [*stronger, strength])
         return Head(kind, taps, strength, *axes.raw(w[0], b[0]))

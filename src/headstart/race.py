@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from headstart.heads import (
     LOGISTIC_STRENGTHS,
     RIDGE_STRENGTHS,
     Head,
+    Kind,
     Score,
     centroid_scores,
     logistic_scores,
@@ -24,9 +25,10 @@ from headstart.heads import (
     solved,
     subject,
 )
-from headstart.solvers import STEPS, STEPS_ON, Axes, principal_axes
+from headstart.solvers import STEPS, STEPS_ON, WEAK, Axes, principal_axes
 
 Scorer = Callable[[Axes, NDArray[np.int64], NDArray[np.int64], int, tuple[int, ...]], list[Score]]
+_SCORERS: dict[Kind, Scorer] = {"ridge": ridge_scores, "logistic": logistic_scores, "centroid": centroid_scores}
 _DRAWS = 400  # bootstrap samples; the choice among heads is made anew in each
 
 
@@ -66,7 +68,7 @@ def race(
     if store is not None:
         spec = {
             **subject(features.table, features.rows[pool], labels, classes, folds),
-            "solver": [LOGISTIC_STRENGTHS, RIDGE_STRENGTHS, STEPS, STEPS_ON, torch.__version__, 3],
+            "solver": [LOGISTIC_STRENGTHS, RIDGE_STRENGTHS, STEPS, STEPS_ON, WEAK, torch.__version__, 3],
         }
         memo = store.artifact("race", spec)
         raced = _recalled(memo)
@@ -134,28 +136,37 @@ def _compete(
     combined = sorted(
         {tuple(range(start, stages)) for start in (0, stages // 2, stages - 3) if 0 <= start < stages - 1}
     )
-    with progress("Racing heads", stages + len(combined) + 4, "heads") as advance:
-        right, loss = [], []  # of every strength that was tried, also of those that were not chosen
+    singles, last = [(stage,) for stage in range(stages)], (stages - 1,)
+    scores: dict[
+        tuple[Kind, tuple[int, ...]], list[Score]
+    ] = {}  # of every strength that was tried, the chosen one first
+    with progress("Racing heads", len(singles) + len(combined) + 4, "heads") as advance:
 
-        def scored(how: Scorer, taps: tuple[int, ...]) -> Score:
-            if taps not in known:  # the factorisation is most of the work, and scorers share it
-                known[taps] = principal_axes(features.stages(taps, pool))
-            scores = how(known[taps], labels, folds, classes, taps)
-            for score in scores:
-                right.append(score.logits.argmax(1) == labels)
-                loss.append(-log_softmax(score.logits, axis=1)[np.arange(len(labels)), labels])
-            advance(1)
-            return scores[0]
+        def ran(tasks: Sequence[tuple[Kind, tuple[int, ...]]]) -> None:
+            def scored(task: tuple[Kind, tuple[int, ...]]) -> tuple[Axes, list[Score]]:
+                kind, taps = task
+                axes = known.get(taps) or principal_axes(features.stages(taps, pool))
+                return axes, _SCORERS[kind](axes, labels, folds, classes, taps)
 
-        last = scored(logistic_scores, (stages - 1,))
-        profile = [scored(ridge_scores, (stage,)) for stage in range(stages)]
-        ridges = [scored(ridge_scores, taps) for taps in combined]
-        finalists = {max(profile, key=_rank).taps} | ({max(ridges, key=_rank).taps} if ridges else set())
-        others = [scored(logistic_scores, taps) for taps in sorted(finalists - {last.taps})]
-        few = scored(centroid_scores, (stages - 1,))
-        return _Raced(
-            (last, *others, few, *profile, *ridges), *choice_out_of_bag(np.stack(right, 1), np.stack(loss, 1))
-        )
+            # Side by side: eigenvectors and narrow products hardly gain from a second core.
+            for task, (axes, found) in zip(tasks, runtime.parallel(scored, tasks), strict=True):
+                known[task[1]] = axes  # the factorisation is most of the work, and scorers share it
+                scores[task] = found
+                advance(1)
+
+        def best(among: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
+            return max(among, key=lambda taps: _rank(scores["ridge", taps][0]))
+
+        ran([("ridge", taps) for taps in (*combined, *reversed(singles))])  # the longest first
+        finalists = {best(singles), *([best(combined)] if combined else [])} - {last}
+        order: list[tuple[Kind, tuple[int, ...]]] = [("logistic", taps) for taps in (last, *sorted(finalists))]
+        order.append(("centroid", last))
+        ran(order)
+    order += [("ridge", taps) for taps in (*singles, *combined)]
+    tried = [score for key in order for score in scores[key]]
+    right = np.stack([score.logits.argmax(1) == labels for score in tried], 1)
+    loss = np.stack([-log_softmax(score.logits, axis=1)[np.arange(len(labels)), labels] for score in tried], 1)
+    return _Raced(tuple(scores[key][0] for key in order), *choice_out_of_bag(right, loss))
 
 
 def choice_out_of_bag(right: NDArray[np.bool_], loss: NDArray[np.float32], draws: int = _DRAWS) -> tuple[float, float]:
@@ -214,7 +225,7 @@ def _memo(
 ) -> Artifact:
     how = {
         "head": [score.kind, score.taps, score.strength, score.temperature],
-        "solver": [STEPS, STEPS_ON, torch.__version__],
+        "solver": [STEPS, STEPS_ON, WEAK, torch.__version__],
     }
     return store.artifact("head", {**subject(features.table, features.rows[pool], labels, classes), **how})
 
