@@ -22,8 +22,8 @@ from headstart import runtime
 from headstart.backbones.catalog import load_backbone
 from headstart.data.images import load_view
 from headstart.data.load import load_dataset
-from headstart.features.engine import SAMPLE, Engine
-from headstart.features.extract import BATCH, transform_of
+from headstart.features.engine import BATCH, SAMPLE, Engine
+from headstart.features.extract import transform_of
 
 RESULTS = Path(__file__).parent / "results" / "precision.json"
 PICTURES, ROUNDS = 160, 3

@@ -4,7 +4,8 @@
 
 The suite lays out the pictures as train/ and test/ with a folder per class (links, nothing is copied), saves the weights as the
 peers read them, and runs every contestant as a process of its own. Two times are taken, both from the start of the process,
-imports included: until a usable model is there, and until the process ends, which has tested the model by then. Peers live in
+imports included: until the model is there (the final one: Headstart saves one with a frozen head long before), and until the
+process ends, which has tested the model by then. Peers live in
 an environment of their own: `pip install torch torchvision timm fastai scikit-learn tensorflow-cpu safetensors`. What has been
 measured is kept and not measured again; every contestant runs once before any runs twice.
 """
@@ -28,6 +29,7 @@ from common import keep, results
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "speed.json"
+PROOF = ("baselines", "evaluate", "report")
 LITE, MOBILE = "tf_efficientnet_lite0", "mobilenetv2_100"
 
 
@@ -127,7 +129,9 @@ def measured(who: Contestant, name: str, tree: Path, work: Path, python: str) ->
         whole, usable = timed(command, cache, out / "model.json")
         found = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     return {
-        "seconds": usable,
+        # A ladder was climbed: the first model was not the last.
+        "seconds": whole - sum(found["seconds"][phase] for phase in PROOF) if found["rungs"] else usable,
+        "first": usable,
         "whole": whole,
         "accuracy": found["test"]["models"]["final"]["accuracy"]["value"],
         "phases": found["seconds"],

@@ -128,6 +128,52 @@ def rounded(cases: dict[str, Any]) -> list[str]:
     return rows
 
 
+def against_limits(cases: dict[str, Any]) -> list[str]:
+    """Rates of decoding, engine and extraction, and prediction and partial fine-tuning against what they could be."""
+    rows = [
+        "| case | decoding alone, pictures/s | engine alone | limit | both on the same cores | extraction | limit ÷ extraction | "
+        "first prediction, s | predictions/s | limit ÷ predictions |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, case in cases.items():
+        rates = case["rates"]
+        rows.append(
+            f"| {name} | {rates['decode']:.0f} | {rates['engine']:.0f} | {case['limit']:.0f} | {case['together']:.0f} | "
+            f"{rates['extract']:.0f} | {case['limit'] / rates['extract']:.2f} | {case['first_prediction_seconds']:.1f} | "
+            f"{case['prediction_rate']:.0f} | {case['limit'] / case['prediction_rate']:.2f} |"
+        )
+    rows += [
+        "",
+        "| case | frozen share of the forward pass | epoch of the whole network, ms a picture | from the store | times as fast | "
+        "1/(1 − share) |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, case in cases.items():
+        took = case["epoch_seconds_per_picture"]
+        rows.append(
+            f"| {name} | {percent(case['frozen_share'])} % | {1000 * took['whole']:.1f} | {1000 * took['cached']:.1f} | "
+            f"{case['partial_speedup']:.1f} | {case['ideal_speedup']:.1f} |"
+        )
+    return rows
+
+
+def scaled(cases: dict[str, Any]) -> list[str]:
+    """One row per size: milliseconds a picture by phase, and memory."""
+    rows = [
+        "| pictures | audit, ms a picture | extraction, ms a picture | heads, s | s to a usable model | s in all | peak GB | "
+        "store GB | test accuracy |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for case in cases.values():
+        phases, count = case["phases"], case["pictures"]
+        rows.append(
+            f"| {count:,} | {1000 * phases['audit'] / count:.2f} | {1000 * phases['extract'] / (0.8 * count):.2f} | "
+            f"{phases['head']:.1f} | {case['usable_seconds']:.0f} | {case['whole_seconds']:.0f} | "
+            f"{case['peak_memory_bytes'] / 1e9:.2f} | {case['store_bytes'] / 1e9:.2f} | {percent(case['accuracy'])} |"
+        )
+    return rows
+
+
 def beside(case: dict[str, Any]) -> list[str]:
     """One row per contestant: medians, and how many times as long as Headstart's head-only and default fit it took."""
     rows = [
@@ -295,6 +341,30 @@ def main() -> None:
         page += ["![Accuracy against time of all contestants](speed.svg)", ""]
         for name, case in suite["cases"].items():
             page += [f"### {name}, {case['test']} test pictures", "", "\n".join(beside(case)), ""]
+    limits = load("profile")
+    if limits is not None:
+        page += [
+            "## Where the time goes, against what it could be",
+            "",
+            "`benchmarks/profile.py`: the limit is the slower of decoding on all cores and the engine on pictures from memory. Where "
+            "both share the cores, neither can have all of them: the next column says what is left then. While torch is imported, "
+            "`fit` decodes with the cores that are idle, which this does not count.",
+            "",
+            "\n".join(against_limits(limits["cases"])),
+            "",
+        ]
+    sizes = load("scaling")
+    if sizes is not None:
+        page += [
+            "## From 1,000 to 100,000 pictures",
+            "",
+            "`benchmarks/scaling.py`: `headstart fit --plan head` from an empty store, on crops of 256 px. Four fifths of the "
+            "pictures are extracted for the model; building the network (about two seconds) counts as extraction here. Seconds in all "
+            "hold the small network from scratch, for as long as the budget of ten minutes lasts.",
+            "",
+            "\n".join(scaled(sizes["cases"])),
+            "",
+        ]
     demo = load("demo")
     if demo is not None:
         page += [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from headstart.baselines import (
     thumbnails,
 )
 from headstart.data.dataset import Dataset
+from headstart.data.splits import thinned
 from headstart.features.store import Store
 from headstart.tasks.classification import softmax
 from tests.toys import striped, stripes
@@ -93,12 +95,27 @@ def test_views_from_scratch_are_shifted_and_mirrored_and_repeat(thumbs: Thumbnai
 def test_pixels_tell_bright_from_dark_and_not_the_turn_of_stripes(dataset: Dataset, thumbs: Thumbnails) -> None:
     pool = dataset.indices("train")
     bright = (thumbs.read(pool).mean((1, 2, 3)) > np.median(thumbs.read(pool).mean((1, 2, 3)))).astype(np.int64)
-    head, inside = fit_pixels(thumbs, bright, dataset.fold[pool], 2, pool, Store())
-    assert (inside.argmax(1) == bright).mean() > 0.85
-    assert head.logits(pixel_features(thumbs.read(pool))).shape == (len(pool), 2)
-    turned, out_of_fold = fit_pixels(thumbs, dataset.labels[pool], dataset.fold[pool], 3, pool, Store())
+    unseen = dataset.indices("test")
+    pixels = pixel_features(thumbs.read(unseen))
+    head, _ = fit_pixels(thumbs, bright, dataset.fold[pool], 2, pool, Store())
+    dark = thumbs.read(unseen).mean((1, 2, 3)) <= np.median(thumbs.read(pool).mean((1, 2, 3)))
+    assert (head.logits(pixels).argmax(1) != dark).mean() > 0.7
+    turned, heat = fit_pixels(thumbs, dataset.labels[pool], dataset.fold[pool], 3, pool, Store())
     assert turned.weight.shape == (768, 3)
-    assert (out_of_fold.argmax(1) == dataset.labels[pool]).mean() < 0.65
+    assert heat > 1, "what is learnt of stripes by heart is not worth its confidence"
+    assert (turned.logits(pixels).argmax(1) == dataset.labels[unseen]).mean() < 0.65
+
+
+def test_pixels_of_very_many_pictures_are_a_sample(
+    dataset: Dataset, thumbs: Thumbnails, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = dataset.indices("train")
+    few = pool[thinned(dataset.labels[pool], 70)]
+    assert len(few) < len(pool)
+    alone, heat = fit_pixels(thumbs, dataset.labels[few], dataset.fold[few], 3, few, Store())
+    monkeypatch.setattr(sys.modules["headstart.baselines"], "PIXELS", 70)
+    sampled = fit_pixels(thumbs, dataset.labels[pool], dataset.fold[pool], 3, pool, Store())
+    assert np.array_equal(sampled[0].weight, alone.weight) and sampled[1] == heat
 
 
 def test_the_small_network_has_the_size_that_it_claims() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -17,9 +19,10 @@ from headstart.heads import (
     fit_head,
     logistic_scores,
     ridge_scores,
+    solved,
 )
 from headstart.race import Scorer
-from headstart.solvers import principal_axes, ridge_by_gram, ridge_by_hat, solve_logistic
+from headstart.solvers import Streamed, principal_axes, ridge_by_gram, ridge_by_hat, solve_logistic
 from headstart.tasks.classification import softmax
 from tests.toys import Floats, Labels, clouds
 
@@ -195,3 +198,40 @@ def test_a_head_that_knows_nothing_is_not_sure_of_itself(kind: Kind, score: Scor
 
     assert loss(found.temperature) < np.log(2) + 0.1
     assert loss(None) > loss(found.temperature) + 0.02
+
+
+@pytest.mark.parametrize("kind", ["logistic", "ridge", "centroid"])
+@pytest.mark.parametrize("width", [12, 200])
+def test_a_head_on_streamed_rows_equals_one_on_rows_in_memory(
+    monkeypatch: pytest.MonkeyPatch, kind: Kind, width: int
+) -> None:
+    monkeypatch.setattr(sys.modules["headstart.solvers"], "BLOCK", 32)
+    x, y = clouds(width=width)
+    longest: list[int] = []
+
+    def read(start: int, stop: int) -> Floats:
+        longest.append(stop - start)
+        return x[start:stop]
+
+    streamed = solved(Streamed.of(read, len(x)), y, 3, kind, (0,), 1e-4, 2.0)
+    whole = fit_head(x, y, 3, kind, (0,), 1e-4, 2.0)
+    scale = np.abs(whole.logits(x)).max()
+    np.testing.assert_allclose(streamed.logits(x), whole.logits(x), atol=5e-3 * scale)
+    assert max(longest) <= 32
+
+
+def test_answers_are_read_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["headstart.heads"], "BLOCK", 7)
+    x, y = clouds()
+    head, asked = fit_head(x, y, 3, "ridge", (0,), 1e-4), np.array([5, 3, 3, *range(40)])
+    longest: list[int] = []
+
+    class Stored:
+        def stages(self, taps: tuple[int, ...], indices: Labels) -> Floats:
+            assert taps == (0,)
+            longest.append(len(indices))
+            return x[indices]
+
+    np.testing.assert_allclose(head.answers(Stored(), asked), head.logits(x[asked]), rtol=1e-5, atol=1e-5)  # type: ignore[arg-type]
+    assert max(longest) == 7
+    assert head.answers(Stored(), asked[:0]).shape == (0, 3)  # type: ignore[arg-type]

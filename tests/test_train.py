@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from headstart import train as room
 from headstart.backbones.backbone import Backbone
+from headstart.backbones.from_module import load_module
 from headstart.data.dataset import Dataset
 from headstart.errors import StoreError
 from headstart.features.engine import Engine
@@ -30,12 +31,14 @@ from headstart.train import (
     Net,
     Source,
     Trained,
+    fastest,
     held_out_logits,
     one_cycle,
     optimizer_for,
     train,
+    training,
 )
-from tests.toys import striped, tiny_backbone
+from tests.toys import SPEC, striped, tiny_backbone
 
 TAPS = (1, 3, 4)  # a stage below the cut, and two above it
 SEED = 7
@@ -306,3 +309,45 @@ def test_a_view_that_was_never_cached_is_an_error(bench: Bench) -> None:
     source = bench.stored(2, 2)
     with pytest.raises(StoreError, match="does not hold"):
         source.batch(bench.held, np.ones(len(bench.held), np.int64), torch.device("cpu"))
+
+
+class Mixed(nn.Sequential):
+    """1×1 convolutions between others."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(3, 8, 3, 4, 1), nn.Conv2d(8, 16, 1), nn.Conv2d(16, 16, 3, 1, 1, groups=16), nn.Conv2d(16, 8, 1)
+        )
+
+
+def test_mixed_precision_rounds_1x1_convolutions_that_train_and_nothing_else() -> None:
+    torch.manual_seed(0)
+    backbone = load_module(Mixed(), SPEC)
+    last, width = len(backbone.stages) - 1, backbone.widths[-1]
+    head = Head("logistic", (last,), 0.0, np.ones((width, 3), np.float32), np.zeros(3, np.float32))
+    net = Net(backbone, head, 1, torch.zeros(width), torch.ones(width))
+    backbone.train_from(1)
+    convs = [module for module in backbone.modules() if isinstance(module, nn.Conv2d)]
+    inputs = [torch.randn(2, conv.in_channels, 8, 8, requires_grad=True) for conv in convs]
+
+    def rounded() -> list[bool]:
+        """Whether what each convolution gives, always in float32, has no more digits than bfloat16."""
+        outputs = [conv(x) for conv, x in zip(convs, inputs, strict=True)]
+        assert {output.dtype for output in outputs} == {torch.float32}
+        return [torch.equal(output, output.bfloat16().float()) for output in outputs]
+
+    assert rounded() == [False] * 4
+    with training(net, "mixed") as rest:
+        assert (rest, rounded()) == ("float32", [False, True, False, True])
+        convs[1](inputs[1]).sum().backward()
+        assert convs[1].weight.grad is not None and convs[1].weight.grad.dtype == torch.float32
+    assert rounded() == [False] * 4
+    for how in ("float32", "bfloat16"):
+        with training(net, how) as rest:
+            assert (rest, rounded()) == (how, [False] * 4)
+
+
+def test_the_fastest_precision_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    for native, device, expected in ((True, "cpu", "mixed"), (True, "cuda", "bfloat16"), (False, "cpu", "float32")):
+        monkeypatch.setattr(room, "has_fast_bfloat16", lambda device, native=native: native)
+        assert fastest(torch.device(device)) == expected

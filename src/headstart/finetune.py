@@ -30,7 +30,19 @@ from headstart.heads import Head, Score
 from headstart.plan import Plan, Rung
 from headstart.race import Race, fit_winner
 from headstart.solvers import spread
-from headstart.train import Checkpoint, Epoch, FromImages, FromStore, Net, Source, Trained, held_out_logits, train
+from headstart.train import (
+    Checkpoint,
+    Epoch,
+    FromImages,
+    FromStore,
+    Net,
+    Source,
+    Trained,
+    fastest,
+    held_out_logits,
+    train,
+    training,
+)
 
 ALPHAS = (1.0, 0.75, 0.5, 0.25)  # shares of the trained weights in the interpolation with the start
 
@@ -124,7 +136,7 @@ class Ladder:
         pool = self.dataset.indices("train")
         if not self.plan.rungs:
             head = self._head(pool, self.heads.best)
-            return Finetuned(self.engine.backbone, head, (), pool, self.heads.best.logits, True, ())
+            return Finetuned(self.engine.backbone, head, (), self.heads.pool, self.heads.best.logits, True, ())
         judging, last = self._judging(pool), self.heads.last
         splits = [_Split(fit, held, self.engine.backbone, self._head(fit, last)) for fit, held in judging]
         held = np.concatenate([split.held for split in splits])
@@ -158,7 +170,7 @@ class Ladder:
     def _frozen(self, fit: NDArray[np.int64], held: NDArray[np.int64]) -> NDArray[np.float32]:
         """Held-out logits of the head that won the race: what the first rung has to beat."""
         head = self._head(fit, self.heads.best)
-        return head.logits(self.features.stages(head.taps, held))
+        return head.answers(self.features, held)
 
     def _try(
         self, rung: Rung, number: int, splits: list[_Split], best: NDArray[np.float32], truth: NDArray[np.int64]
@@ -233,7 +245,7 @@ class Ladder:
         backbone.to(memory_format=torch.channels_last)
         net = Net(backbone, split.head, rung.cut, raw.mean(0), spread(raw)).to(self.engine.device)
         start = net.weights()
-        seed = self.plan.seed * 1000 + number
+        seed, how = self.plan.seed * 1000 + number, fastest(self.engine.device)
         # A refit repeats the whole schedule, so that is what must be judged, not the luckiest of its epochs.
         keep: Literal["best", "last"] = "last" if self.plan.refit else "best"
         spec = {
@@ -245,6 +257,7 @@ class Ladder:
             "seed": seed,
             "keep": keep,
             "shares": ALPHAS,
+            "precision": how,
             "transform": self.features.table.folder.name,
             "torch": torch.__version__,
             "version": 2,
@@ -259,19 +272,21 @@ class Ladder:
             curve = tuple(Epoch(**row) for row in record["curve"])
             return _Trained(net, start, Trained(weights, int(record["best_epoch"]), curve, True), shares)
         checkpoint = Checkpoint(self.store.artifact("checkpoint", spec))
-        outcome = train(
-            net,
-            source,
-            self.dataset.labels,
-            split.fit,
-            split.held,
-            rung,
-            seed=seed,
-            keep=keep,
-            checkpoint=checkpoint,
-            deadline=self.deadline,
-            advance=advance,
-        )
+        with training(net, how) as precision:
+            outcome = train(
+                net,
+                source,
+                self.dataset.labels,
+                split.fit,
+                split.held,
+                rung,
+                seed=seed,
+                keep=keep,
+                checkpoint=checkpoint,
+                precision=precision,
+                deadline=self.deadline,
+                advance=advance,
+            )
         moved = (_moved(net, start, outcome.weights, share) for share in ALPHAS)
         shares = np.stack([held_out_logits(each, source, split.held) for each in moved])
         if outcome.complete:

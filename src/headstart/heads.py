@@ -7,7 +7,7 @@ served and used as the start of fine-tuning. How they are solved is in `solvers`
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -15,9 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from headstart.features.extract import Features
 from headstart.features.store import Table
 from headstart.solvers import (
+    BLOCK,
     Axes,
+    Rows,
     centroids,
     logistic_path,
     one_hot,
@@ -49,6 +52,12 @@ class Head:
     def logits(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Raw pooled features (N, D) to logits (N, K)."""
         return np.asarray(features @ self.weight + self.bias, dtype=np.float32)
+
+    def answers(self, features: Features, indices: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Logits (M, K) of pictures whose features are in the store, read block by block."""
+        blocks = [indices[start : start + BLOCK] for start in range(0, len(indices), BLOCK)]
+        empty = np.empty((0, len(self.bias)), np.float32)
+        return np.concatenate([empty, *(self.logits(features.stages(self.taps, block)) for block in blocks)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,7 +169,7 @@ def centroid_scores(
     logits = torch.empty_like(targets)
     for fold in np.unique(folds):
         out = torch.from_numpy(folds == fold).to(axes.z.device)
-        w, b = centroids(axes.z[~out], targets[~out])
+        w, b = centroids(axes.z[~out].T @ targets[~out], targets[~out].sum(0))
         logits[out] = axes.z[out] @ w + b
     return [_score("centroid", taps, 0.0, logits, labels, _temperature(logits, labels))]
 
@@ -184,33 +193,36 @@ def fit_head(
     Scores of ridge and centroid heads are divided by `temperature`: that of the out-of-fold score, or else the one that suits
     the rows given, which is too sure where they are few.
     """
-    return solved(principal_axes(features), labels, classes, kind, taps, strength, temperature)
+    axes = principal_axes(features)
+    head = solved(axes, labels, classes, kind, taps, strength, 1.0 if temperature is None else temperature)
+    if temperature is not None or kind == "logistic":
+        return head
+    heat = np.float32(fit_temperature(head.logits(features), labels))
+    return replace(head, weight=head.weight / heat, bias=head.bias / heat)
 
 
 def solved(
-    axes: Axes,
+    axes: Rows,
     labels: NDArray[np.int64],
     classes: int,
     kind: Kind,
     taps: tuple[int, ...],
     strength: float,
-    temperature: float | None,
+    temperature: float,
 ) -> Head:
     """`fit_head` on features that are in their principal axes."""
-    targets = one_hot(labels, classes, axes.z.device)
+    targets = one_hot(labels, classes, axes.power.device)
     if kind == "logistic":
-        axes, everyone = axes.leading(), torch.ones(1, len(labels), device=axes.z.device)
+        axes, everyone = axes.leading(), torch.ones(1, len(labels), device=targets.device)
         stronger = [other for other in LOGISTIC_STRENGTHS if other > strength]  # by the way that the race took
         *_, (w, b) = logistic_path(axes, targets, everyone, [*stronger, strength])
         return Head(kind, taps, strength, *axes.raw(w[0], b[0]))
+    moment = axes.moment(targets)
     if kind == "ridge":
         # The axes are centred and orthogonal: every weight is a quotient, and the intercept is the mean.
-        w1 = (axes.z.T @ targets) / (axes.power + strength * len(labels))[:, None]
-        b1 = targets.mean(0)
+        w1, b1 = moment / (axes.power + strength * len(labels))[:, None], targets.mean(0)
     else:
-        w1, b1 = centroids(axes.z, targets)
-    if temperature is None:
-        temperature = _temperature(axes.z @ w1 + b1, labels)
+        w1, b1 = centroids(moment, targets.sum(0))
     return Head(kind, taps, strength, *axes.raw(w1 / temperature, b1 / temperature))
 
 

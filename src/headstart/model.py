@@ -18,7 +18,7 @@ from headstart.data.images import decode
 from headstart.data.sources import ArrayImages, FileImages
 from headstart.errors import UnreadableImage
 from headstart.features.engine import Engine, Precision
-from headstart.features.extract import BATCH, columns, transform_of
+from headstart.features.extract import columns, transform_of
 from headstart.heads import Head
 from headstart.tasks.classification import softmax
 
@@ -107,7 +107,7 @@ class Model:
         source = enumerate(pictures)
 
         def chunks() -> Iterator[list[tuple[int, Picture]]]:
-            while chunk := list(islice(source, BATCH)):
+            while chunk := list(islice(source, self.engine.batch)):
                 yield chunk
 
         return runtime.parallel(

@@ -30,10 +30,10 @@ from headstart.evaluate import TestReport, evaluate
 from headstart.features.extract import Features, extract
 from headstart.features.store import Store
 from headstart.finetune import Finetuned
-from headstart.heads import Score
 from headstart.model import Model
 from headstart.plan import JUDGED, Plan, scratch_epochs, seconds_of
 from headstart.race import Race, fit_winner, race
+from headstart.solvers import BLOCK
 from headstart.tasks.classification import fit_temperature, softmax
 from headstart.verdict import Verdict, decide_verdict
 
@@ -129,8 +129,9 @@ def baselines(
         return majority_logits(labels[one.fit], classes, len(one.asked)), 1.0
 
     def pixels(one: Pass) -> tuple[NDArray[np.float32], float]:
-        head, inside = fit_pixels(thumbs, labels[one.fit], dataset.fold[one.fit], classes, one.fit, store)
-        return head.logits(pixel_features(thumbs.read(one.asked))), fit_temperature(inside, labels[one.fit])
+        head, heat = fit_pixels(thumbs, labels[one.fit], dataset.fold[one.fit], classes, one.fit, store)
+        blocks = [one.asked[start : start + BLOCK] for start in range(0, len(one.asked), BLOCK)]
+        return np.concatenate([head.logits(pixel_features(thumbs.read(block))) for block in blocks]), heat
 
     def scratch(one: Pass) -> tuple[NDArray[np.float32], float]:
         val, fold = dataset.indices("val"), dataset.fold[one.fit]
@@ -189,21 +190,17 @@ def prove(
     labels, classes = dataset.labels, len(dataset.classes)
     sealed = len(dataset.indices("test")) > 0
 
-    def scored(one: Pass, last: bool) -> tuple[Score, NDArray[np.int64]]:
+    def head(one: Pass, last: bool = False) -> tuple[NDArray[np.float32], float]:
         """The race's winner (or its last-stage head) for the pictures of this pass."""
         ran = heads if sealed else race(features, labels[one.fit], dataset.fold[one.fit], classes, one.fit, store=store)
-        order = dataset.indices("train") if sealed else one.fit
-        return (ran.last if last else ran.best), order
-
-    def head(one: Pass, last: bool = False) -> tuple[NDArray[np.float32], float]:
-        score, order = scored(one, last)
+        score = ran.last if last else ran.best
         fitted = fit_winner(score, features, labels[one.fit], classes, one.fit, store)
-        return fitted.logits(features.stages(score.taps, one.asked)), fit_temperature(score.logits, labels[order])
+        return fitted.answers(features, one.asked), fit_temperature(score.logits, labels[ran.pool])
 
     def final(one: Pass) -> tuple[NDArray[np.float32], float]:
         asked = dataset.select(one.asked)
         tested = extract(model.backbone, asked, store, engine=model.engine, progress=progress)
-        return model.head.logits(tested.stages(model.head.taps)), model.temperature
+        return model.head.answers(tested, np.arange(len(asked))), model.temperature
 
     def out_of_fold(one: Pass) -> tuple[NDArray[np.float32], float]:
         row = {int(index): place for place, index in enumerate(tuned.held)}

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from headstart import runtime
+from headstart.data.splits import thinned
 from headstart.features.extract import Features
 from headstart.features.store import Artifact, Store
 from headstart.heads import (
@@ -25,10 +26,11 @@ from headstart.heads import (
     solved,
     subject,
 )
-from headstart.solvers import STEPS, STEPS_ON, WEAK, Axes, principal_axes
+from headstart.solvers import STEPS, STEPS_ON, WEAK, Axes, Rows, Streamed, principal_axes
 
 Scorer = Callable[[Axes, NDArray[np.int64], NDArray[np.int64], int, tuple[int, ...]], list[Score]]
 _SCORERS: dict[Kind, Scorer] = {"ridge": ridge_scores, "logistic": logistic_scores, "centroid": centroid_scores}
+RACED = 6000  # pictures that race at most, and that are held in memory: more cost time and tell no head from another
 _DRAWS = 400  # bootstrap samples; the choice among heads is made anew in each
 
 
@@ -36,7 +38,8 @@ _DRAWS = 400  # bootstrap samples; the choice among heads is made anew in each
 class Race:
     """All candidates, the winner, the last-stage reference and the depth profile (one ridge score per stage).
 
-    `accuracy` is what to expect of the winner: its own score is the best of many, and this one is cleared of that.
+    `accuracy` is what to expect of the winner: its own score is the best of many, and this one is cleared of that. `pool` (M,)
+    are the pictures that the scores are of, in the order of their logits.
     """
 
     candidates: tuple[Score, ...]
@@ -45,6 +48,7 @@ class Race:
     profile: tuple[Score, ...]
     accuracy: float
     reason: str
+    pool: NDArray[np.int64]
 
 
 def race(
@@ -61,8 +65,10 @@ def race(
 
     Ridge scores every stage (the depth profile) and the combinations, cheaply; the last stage, the best stage and the best
     combination go on to logistic regression. The last stage wins unless another beats it by more than one standard error
-    of the paired difference. With a store, the same race is run once.
+    of the paired difference. Of more than `RACED` pictures a sample races. With a store, the same race is run once.
     """
+    count, sample = len(pool), thinned(labels, RACED)
+    labels, folds, pool = labels[sample], folds[sample], pool[sample]
     raced = None
     known: dict[tuple[int, ...], Axes] = {}
     if store is not None:
@@ -90,13 +96,13 @@ def race(
     else:
         reason = f"no head beats the last stage by more than one standard error ({100 * gain:.1f} ± {100 * error:.1f} points)"
         best, accuracy = last, last.accuracy
-    if store is not None and known:  # both will be asked for, and here the factorisations are at hand
+    if store is not None and known and len(pool) == count:  # both will be asked for, and their axes are at hand
         for score in (best, last):
             kept = _memo(store, score, features, labels, classes, pool)
             axes = known[score.taps]
             _kept(kept, solved(axes, labels, classes, score.kind, score.taps, score.strength, score.temperature))
     profile = tuple(score for score in candidates if score.kind == "ridge" and len(score.taps) == 1)
-    return Race(candidates, best, last, profile, accuracy, reason)
+    return Race(candidates, best, last, profile, accuracy, reason, pool)
 
 
 _PLAIN = ("kind", "taps", "strength", "accuracy", "accuracy_se", "log_loss", "log_loss_se", "temperature")
@@ -159,6 +165,8 @@ def _compete(
 
         ran([("ridge", taps) for taps in (*combined, *reversed(singles))])  # the longest first
         finalists = {best(singles), *([best(combined)] if combined else [])} - {last}
+        for taps in known.keys() - {last, *finalists}:
+            del known[taps]  # no other can win, and they are large
         order: list[tuple[Kind, tuple[int, ...]]] = [("logistic", taps) for taps in (last, *sorted(finalists))]
         order.append(("centroid", last))
         ran(order)
@@ -211,7 +219,11 @@ def fit_winner(
     stored = memo.load()
     if stored is not None:
         return Head(score.kind, score.taps, score.strength, stored[1]["weight"], stored[1]["bias"])
-    axes = principal_axes(features.stages(score.taps, pool))
+    axes: Rows
+    if len(pool) > RACED:
+        axes = Streamed.of(lambda start, stop: features.stages(score.taps, pool[start:stop]), len(pool))
+    else:
+        axes = principal_axes(features.stages(score.taps, pool))
     return _kept(memo, solved(axes, labels, classes, score.kind, score.taps, score.strength, score.temperature))
 
 

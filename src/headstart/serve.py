@@ -24,7 +24,7 @@ from headstart.data.readers import read
 from headstart.data.sources import extensions
 from headstart.errors import DataError, OutputError, UnreadableImage
 from headstart.evaluate import TestReport, evaluate
-from headstart.features.extract import BATCH, transform_of
+from headstart.features.extract import transform_of
 from headstart.folder import SEEN_DIGITS, trained_on
 from headstart.model import Model, Prediction
 from headstart.tasks.classification import softmax
@@ -200,7 +200,8 @@ def _answered(model: Model, images: Images) -> Iterator[tuple[list[_Look], NDArr
             looks.append((index, digest, reason))
         return looks, model.logits(np.stack(pictures)) if pictures else np.empty((0, len(model.classes)), np.float32)
 
-    chunks = [range(start, min(start + BATCH, len(images))) for start in range(0, len(images), BATCH)]
+    step = model.engine.batch
+    chunks = [range(start, min(start + step, len(images))) for start in range(0, len(images), step)]
     return runtime.parallel(answer, chunks)
 
 

@@ -7,8 +7,9 @@ logistic regression is diagonal, so that all folds are solved together by one ac
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,12 +23,35 @@ STEPS_ON = 40  # from the solution at a ten times stronger penalty
 # Half of the axes, and all together hardly 1 % of the variance. Logistic regression does as well without them, in half of the time
 # (measured on seven data sets: 93.36 % out of fold with all axes and without the weak ones); ridge regression needs some of them.
 WEAK = 1e-5
+BLOCK = 4096  # rows that are read at a time where they are streamed
+
+
+class Rows(Protocol):
+    """Standardised features of N pictures in principal axes, as the solvers need them. `power` (r,) sums of squares along them."""
+
+    @property
+    def power(self) -> Tensor: ...
+    def leading(self) -> Rows:
+        """The axes along which the mean square is more than `WEAK`."""
+        ...
+
+    def moment(self, targets: Tensor) -> Tensor:
+        """Zᵀ targets: (N, K) to (r, K)."""
+        ...
+
+    def slopes(self, w: Tensor, b: Tensor, truth: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Of cross-entropy, for B problems together: w (K, B, r), b (K, B), truth (K, 1, N), weights (B, N) to those of w and b."""
+        ...
+
+    def raw(self, w: Tensor, b: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """A layer (r, K), (K,) on the axes as weight (D, K) and bias (K,) on raw features: standardisation folded in."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
 class Axes:
-    """Standardised features `x` (N, D), and the same in principal axes, the weakest first: `z` (N, r), `power` (r,) the sums of
-    squares along them. Back to raw features by `mean` (D,) and `scale` (D,)."""
+    """`Rows` in memory: standardised features `x` (N, D), and the same in principal axes, the weakest first: `z` (N, r). Back to
+    raw features by `mean` (D,) and `scale` (D,)."""
 
     x: Tensor
     z: Tensor
@@ -36,15 +60,94 @@ class Axes:
     scale: Tensor
 
     def leading(self) -> Axes:
-        """The axes along which the mean square is more than `WEAK`."""
         weak = int((self.power <= WEAK * len(self.z)).sum())
         return replace(self, z=self.z[:, weak:].contiguous(), power=self.power[weak:]) if weak else self
 
+    def moment(self, targets: Tensor) -> Tensor:
+        return self.z.T @ targets
+
+    def slopes(self, w: Tensor, b: Tensor, truth: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        return _slopes(self.z, w, b, truth, weights)
+
     def raw(self, w: Tensor, b: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """A layer (r, K), (K,) on the axes as weight (D, K) and bias (K,) on raw features: standardisation folded in."""
         # The directions are xᵀz over the power: they need not be kept.
-        weight = (self.x.T @ (self.z @ (w / self.power[:, None]))) / self.scale[:, None]
-        return weight.float().cpu().numpy(), (b - self.mean @ weight).float().cpu().numpy()
+        return _on_raw(self.x.T @ (self.z @ (w / self.power[:, None])), b, self.mean, self.scale)
+
+
+@dataclass(frozen=True, eq=False)
+class Streamed:
+    """`Rows` that are read block by block whenever they are needed, so that memory does not grow with their number.
+
+    `read(start, stop)` gives raw features (M, D) float32; `directions` (D, r).
+    """
+
+    read: Callable[[int, int], NDArray[np.float32]]
+    count: int
+    directions: Tensor
+    power: Tensor
+    mean: Tensor
+    scale: Tensor
+
+    @classmethod
+    def of(cls, read: Callable[[int, int], NDArray[np.float32]], count: int) -> Streamed:
+        """Three passes: mean, variance, and the Gram matrix, whose eigenvectors are the principal axes."""
+        first = _tensor(read(0, min(BLOCK, count)))
+        width = first.shape[1]
+        made = cls(read, count, torch.empty(0), torch.empty(0), torch.zeros(width), torch.ones(width))
+        mean = sum((x.sum(0, dtype=torch.float64) for _, x in made._blocks()), torch.zeros(1)) / count
+        made = replace(made, mean=mean.float().to(first.device), scale=made.scale.to(first.device))
+        variance = sum((x.square().sum(0, dtype=torch.float64) for _, x in made._blocks()), torch.zeros(1)) / count
+        made = replace(made, scale=_spread(variance.float().to(first.device)) * width**0.5)
+        gram = torch.zeros(width, width, dtype=torch.float64, device=first.device)
+        for _, x in made._blocks():
+            gram += x.T @ x
+        power, directions = torch.linalg.eigh(gram)
+        keep = _meant(power)
+        return replace(made, directions=directions[:, keep].float(), power=power[keep].float())
+
+    def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Standardised rows, block by block."""
+        for start in range(0, self.count, BLOCK):
+            rows = slice(start, min(start + BLOCK, self.count))
+            yield rows, (_tensor(self.read(rows.start, rows.stop)) - self.mean) / self.scale
+
+    def leading(self) -> Streamed:
+        weak = int((self.power <= WEAK * self.count).sum())
+        return replace(self, directions=self.directions[:, weak:].contiguous(), power=self.power[weak:])
+
+    def moment(self, targets: Tensor) -> Tensor:
+        found = torch.zeros(len(self.mean), targets.shape[1], dtype=torch.float64, device=targets.device)
+        for rows, x in self._blocks():
+            found += x.T @ targets[rows]
+        return self.directions.T @ found.float()
+
+    def slopes(self, w: Tensor, b: Tensor, truth: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        onto = w @ self.directions.T  # (K, B, D): cheaper than to rotate every row
+        slope, total = torch.zeros_like(onto), torch.zeros_like(b)
+        for rows, x in self._blocks():
+            more, sums = _slopes(x, onto, b, truth[:, :, rows], weights[:, rows])
+            slope, total = slope + more, total + sums
+        return slope @ self.directions, total
+
+    def raw(self, w: Tensor, b: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        return _on_raw(self.directions @ w, b, self.mean, self.scale)
+
+
+def _tensor(features: NDArray[np.float32]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32)).to(runtime.device())
+
+
+def _slopes(z: Tensor, w: Tensor, b: Tensor, truth: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    # Classes come first within: a softmax over the first axis is many times as fast as one over a short last one.
+    (k, count), n = b.shape, len(z)
+    logits = (w.reshape(k * count, -1) @ z.T).view(k, count, n) + b[:, :, None]
+    residual = (torch.softmax(logits, dim=0) - truth) * weights
+    return (residual.view(k * count, n) @ z).view(k, count, -1), residual.sum(2)
+
+
+def _on_raw(weight: Tensor, b: Tensor, mean: Tensor, scale: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    weight = weight / scale[:, None]
+    return weight.float().cpu().numpy(), (b - mean @ weight).float().cpu().numpy()
 
 
 def spread(x: Tensor) -> Tensor:
@@ -53,13 +156,16 @@ def spread(x: Tensor) -> Tensor:
     Plain standard deviations blow up features that hardly move, so that a picture in which one of them does move is thrown
     far off; scores out of fold then promise more than unseen pictures keep (`benchmarks/standardisation.py`).
     """
-    variance = x.var(0, correction=0)
+    return _spread(x.var(0, correction=0))
+
+
+def _spread(variance: Tensor) -> Tensor:
     return (variance + variance.mean().clamp(min=1e-12)).sqrt()
 
 
 def principal_axes(features: NDArray[np.float32]) -> Axes:
     """Standardise (N, D), divide by √D so that strengths mean the same for every width, rotate into principal axes."""
-    x = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32)).to(runtime.device())
+    x = _tensor(features)
     mean = x.mean(0)
     scale = spread(x) * x.shape[1] ** 0.5
     x = (x - mean) / scale
@@ -80,7 +186,7 @@ def _meant(power: Tensor) -> Tensor:
 
 
 def solve_logistic(
-    axes: Axes,
+    axes: Rows,
     targets: Tensor,
     weights: Tensor,
     strengths: Tensor,
@@ -92,26 +198,24 @@ def solve_logistic(
     targets (N, K) one-hot; weights (B, N) ≥ 0, at most 1; strengths (B,). Returns W (B, r, K) and b (B, K). `start` is such a
     pair, for a stronger penalty.
     """
-    z, (n, k), count = axes.z, targets.shape, len(strengths)
+    k, count, device = targets.shape[1], len(strengths), targets.device
     totals = weights.sum(1)
     penalty = strengths * totals  # (B,)
     # The Hessian of the loss is at most ½ZᵀZ on every axis, whichever rows a fold leaves out (Böhning 1992).
     step_w = 1.0 / (0.5 * axes.power + penalty[:, None])  # (B, r)
     step_b = 1.0 / (0.5 * totals)  # (B,)
-    # Classes come first within: a softmax over the first axis is many times as fast as one over a short last one.
     truth = targets.T[:, None, :]  # (K, 1, N)
     if start is None:
         prior = torch.log(((weights @ targets) + 0.5) / (totals + 0.5 * k)[:, None]).T  # (K, B)
-        w, b = torch.zeros(k, count, z.shape[1], device=z.device), prior - prior.mean(0)
+        w, b = torch.zeros(k, count, len(axes.power), device=device), prior - prior.mean(0)
     else:
         w, b = start[0].permute(2, 0, 1).contiguous(), start[1].T.contiguous()
-    ahead_w, ahead_b, momentum = w, b, torch.ones(count, device=z.device)
+    ahead_w, ahead_b, momentum = w, b, torch.ones(count, device=device)
     for _ in range(steps):
-        logits = (ahead_w.view(k * count, -1) @ z.T).view(k, count, n) + ahead_b[:, :, None]
-        residual = (torch.softmax(logits, dim=0) - truth) * weights
-        slope = (residual.view(k * count, n) @ z).view(k, count, -1) + penalty[:, None] * ahead_w
+        slope, slope_b = axes.slopes(ahead_w, ahead_b, truth, weights)
+        slope = slope + penalty[:, None] * ahead_w
         next_w = ahead_w - step_w * slope
-        next_b = ahead_b - step_b * residual.sum(2)
+        next_b = ahead_b - step_b * slope_b
         # Where the last move turns against the slope, momentum starts anew (O'Donoghue & Candès 2015).
         turned = (slope * (next_w - w)).sum((0, 2)) > 0
         momentum = torch.where(turned, torch.ones_like(momentum), momentum)
@@ -124,12 +228,12 @@ def solve_logistic(
 
 
 def logistic_path(
-    axes: Axes, targets: Tensor, weights: Tensor, strengths: Iterable[float]
+    axes: Rows, targets: Tensor, weights: Tensor, strengths: Iterable[float]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """`solve_logistic` at one strength after the other, the strongest first, each from the solution before it."""
     solved: tuple[Tensor, Tensor] | None = None
     for strength in strengths:
-        penalties = torch.full((len(weights),), strength, device=axes.z.device)
+        penalties = torch.full((len(weights),), strength, device=targets.device)
         solved = solve_logistic(axes, targets, weights, penalties, STEPS if solved is None else STEPS_ON, solved)
         yield solved
 
@@ -174,9 +278,9 @@ def solve_ridge(gram: Tensor, moment: Tensor, penalty: float) -> Tensor:
     return solved.float()
 
 
-def centroids(z: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """−‖z − c‖² up to a term that all classes share, as a linear layer; a class without images is never nearest."""
-    counts = targets.sum(0)
-    means = (z.T @ targets) / counts.clamp(min=1)  # (r, K)
+def centroids(moment: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """−‖z − c‖² up to a term that all classes share, as a linear layer, from the sums (r, K) of the images of each class and their
+    numbers (K,); a class without images is never nearest."""
+    means = moment / counts.clamp(min=1)  # (r, K)
     empty = torch.where(counts > 0, 0.0, -1e4)
     return 2 * means, empty - means.square().sum(0)

@@ -182,7 +182,7 @@ def on_frozen(engine: Engine, heads: Race, features: Features, dataset: Dataset,
         engine.backbone,
         head,
         classes,
-        temperature=fit_temperature(heads.best.logits, labels),
+        temperature=fit_temperature(heads.best.logits, dataset.labels[heads.pool]),
         precision=engine.settled or "float32",
         exact=engine.exact,
     )

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from headstart.data.splits import assign_folds, assign_test, fold_count
+from headstart.data.splits import assign_folds, assign_test, fold_count, thinned
 
 Case = tuple[NDArray[np.int64], NDArray[np.int64], list[str]]
 
@@ -134,3 +134,18 @@ def test_no_more_folds_than_the_richest_class_has_groups() -> None:
     assert fold_count(labels, np.array([0, 0, 0, 1, 2]), 5) == 2
     assert fold_count(np.array([0]), np.array([0]), 5) == 2
     assert fold_count(np.zeros(50, np.int64), np.arange(50), 5) == 5
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=400), st.integers(1, 300))
+def test_a_sample_holds_of_every_class_its_share(drawn: list[int], most: int) -> None:
+    labels = np.array(drawn, dtype=np.int64)
+    chosen = thinned(labels, most)
+    assert np.array_equal(chosen, np.unique(chosen))
+    if len(labels) <= most:
+        assert len(chosen) == len(labels)
+    for label, count in Counter(drawn).items():
+        inside = np.flatnonzero(labels == label)
+        held = int((labels[chosen] == label).sum())
+        assert (held >= min(count, 20) and held >= count * most / len(labels) - 1e-9) or len(chosen) == len(labels)
+        assert held <= max(20, count * most / len(labels) + 1) or len(chosen) == len(labels)
+        assert np.array_equal(chosen[labels[chosen] == label], inside[:held]), "the first of each class"

@@ -13,7 +13,7 @@ from torchvision.transforms import Normalize
 from headstart.backbones.backbone import Backbone, InputSpec
 from headstart.backbones.from_module import load_module
 from headstart.features import engine as room
-from headstart.features.engine import AGREES, COSINE, PLAIN, Engine, as_activation, normalize
+from headstart.features.engine import AGREES, BATCH, BATCH_CUDA, COSINE, PLAIN, Engine, as_activation, normalize
 from headstart.features.folded import can_fold
 from tests.toys import SPEC, stripes, tiny_backbone
 
@@ -169,3 +169,10 @@ def test_seconds_are_told_per_stage() -> None:
     forward, training = Engine(tiny_backbone(), precision="float32").stage_seconds(4)
     assert len(forward) == len(training) == 5
     assert min(forward) > 0 and max(training) < 10
+
+
+def test_a_gpu_runs_larger_batches() -> None:
+    engine = Engine(tiny_backbone())
+    assert engine.batch == BATCH
+    engine.device = torch.device("cuda")
+    assert engine.batch == BATCH_CUDA > BATCH

@@ -19,9 +19,8 @@ from headstart.data.dataset import Dataset
 from headstart.data.images import load_view
 from headstart.data.load import load_dataset
 from headstart.errors import StoreError, UnreadableImage
-from headstart.features.engine import Engine, normalize
+from headstart.features.engine import BATCH, Engine, normalize
 from headstart.features.extract import (
-    BATCH,
     Features,
     activation_bytes,
     cache_activations,

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from headstart.backbones.bundled import BUNDLED
 from headstart.backbones.catalog import load_backbone
 from headstart.backbones.from_module import load_module
-from headstart.features.engine import SAME, Engine, has_fast_bfloat16
-from headstart.features.extract import BATCH
+from headstart.features.engine import BATCH, SAME, Engine, has_fast_bfloat16
 from headstart.features.folded import Folded, can_fold, fold
 from tests.toys import SPEC, stripes, tiny_backbone
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -51,6 +52,14 @@ def test_rows_come_back_as_they_were_put_in(store: Store) -> None:
         assert len(one) == 9
         assert np.array_equal(one.gather([digest(n) for n in wanted]), np.stack([row(n) for n in wanted]))
         assert one.verify(np.arange(9))
+
+
+def test_rows_are_right_however_often_their_pages_are_let_go(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["headstart.features.store"], "_RESIDENT", 1)
+    table = store.table("pooled", SPEC, "float32", WIDTH)
+    for start in range(0, 40, 8):
+        fill(table, range(start, start + 8))
+        assert right(table, range(40))
 
 
 def test_a_row_that_is_there_is_never_overwritten(store: Store) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import struct
+import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
@@ -111,7 +112,8 @@ def measure(images: Images, memory: Memory | None = None, progress: Progress = s
     remembered.
     """
     digests: list[str] = []
-    facts: list[Fact] = []
+    facts: list[Fact] = []  # without their grey pictures, which lie side by side
+    grey = bytearray()
     total = len(images)
     with (
         quiet_pillow(),
@@ -130,9 +132,12 @@ def measure(images: Images, memory: Memory | None = None, progress: Progress = s
                     {d: found[i].pack() for i, (d, _) in zip(chunk, fetched, strict=True) if d and i in found}
                 )
             digests += [digest for digest, _ in fetched]
-            facts += [found[i] if i in found else known[d] for i, (d, _) in zip(chunk, fetched, strict=True)]
+            for index, (digest, _) in zip(chunk, fetched, strict=True):
+                fact = found[index] if index in found else known[digest]
+                grey += fact.grey or bytes(_GREY * _GREY)
+                facts.append(replace(fact, grey=b"", mode=sys.intern(fact.mode), format=sys.intern(fact.format)))
             advance(len(chunk))
-    return _assemble(digests, facts)
+    return _assemble(digests, facts, np.frombuffer(grey, np.uint8).reshape(total, _GREY, _GREY))
 
 
 def _call(look: Callable[[], Fact]) -> Fact:
@@ -170,10 +175,7 @@ def _remembered(memory: Memory | None, digests: Sequence[str]) -> dict[str, Fact
     return {digest: fact for digest, fact in unpacked.items() if fact is not None}
 
 
-def _assemble(digests: Sequence[str], facts: Sequence[Fact]) -> Facts:
-    count = len(facts)
-    empty = bytes(_GREY * _GREY)
-    grey = np.frombuffer(b"".join(fact.grey or empty for fact in facts), np.uint8).reshape(count, _GREY, _GREY)
+def _assemble(digests: Sequence[str], facts: Sequence[Fact], grey: NDArray[np.uint8]) -> Facts:
     return Facts(
         digests=tuple(digests),
         reasons=tuple(fact.reason for fact in facts),

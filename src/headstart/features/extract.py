@@ -17,12 +17,9 @@ from headstart.backbones.backbone import Backbone
 from headstart.data.ahead import Ahead
 from headstart.data.dataset import Dataset, Images
 from headstart.data.images import Transform, load_view, load_views
-from headstart.features.engine import SAMPLE, Engine, Way
+from headstart.features.engine import BATCH, SAMPLE, Engine, Way
 from headstart.features.store import Store, Table
 
-BATCH = (
-    4  # pictures a worker runs at a time: more do not fit the caches, and are slower (EfficientNet-Lite0, two workers)
-)
 T = TypeVar("T")
 
 
@@ -147,6 +144,7 @@ def extract(
                 engine.pooled,
                 views=(view,),
                 seed=seed,
+                size=engine.batch,
                 ahead=ahead if view == 0 else None,
             ):
                 table.append([dataset.digests[i] for i in chunk], rows)
@@ -265,6 +263,7 @@ def cache_activations(
                 lambda x: engine.activations(x, cut),
                 views=which,
                 seed=seed,
+                size=engine.batch,
             ):
                 raw = (flat.view(torch.uint16) if flat.dtype == torch.bfloat16 else flat).numpy()
                 digests = [dataset.digests[i] for i in chunk]

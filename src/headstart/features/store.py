@@ -15,6 +15,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import time
@@ -35,6 +36,7 @@ from headstart.errors import StoreError
 
 FORMAT = "v1"
 _ENTRY = np.dtype([("digest", "V32"), ("crc", "<u4")])
+_RESIDENT = 64 * 2**20  # bytes of a table that are mapped at a time, more or less
 _RECENT = 900.0  # seconds; younger tables may be in use by another run and are not evicted
 
 
@@ -70,6 +72,7 @@ class Table:
         self._rows: dict[bytes, int] = {}
         self._entries: NDArray[Any] = np.empty(0, _ENTRY)
         self._map: NDArray[Any] = np.empty((0, width), dtype)
+        self._touched = 0  # bytes read from the map since its pages were let go
         self._load()
 
     @property
@@ -97,7 +100,13 @@ class Table:
         """A copy (M, width) of the given rows, in their order."""
         if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
             raise StoreError(f"{self.folder}: a row was asked for that the table does not hold; run again.")
-        return np.asarray(self._map[rows])
+        found = np.asarray(self._map[rows])
+        self._touched += found.nbytes
+        if self._touched > _RESIDENT and hasattr(mmap, "MADV_DONTNEED"):
+            # What was read stays in the system's cache, but does not count as this process's memory.
+            self._file.madvise(mmap.MADV_DONTNEED)
+            self._touched = 0
+        return found
 
     def content(self, rows: NDArray[np.int64]) -> str:
         """Hex digest of which pictures, in which order, the given rows are of."""
@@ -162,7 +171,9 @@ class Table:
         fresh = np.fromfile(index, _ENTRY, count - known, offset=known * _ENTRY.itemsize)
         self._entries = np.concatenate([self._entries, fresh])
         self._rows.update({bytes(digest): known + row for row, digest in enumerate(fresh["digest"])})
-        self._map = np.memmap(data, self.dtype, mode="r", shape=(count, self.width))
+        with data.open("rb") as file:
+            self._file = mmap.mmap(file.fileno(), count * self.row_bytes, access=mmap.ACCESS_READ)
+        self._map = np.frombuffer(self._file, self.dtype).reshape(count, self.width)
 
 
 def _write_at(path: Path, offset: int, payload: bytes) -> None:

@@ -1,0 +1,110 @@
+"""Time per picture and peak memory from 1,000 to 100,000 pictures: what grows, and what does not.
+
+    python benchmarks/scaling.py --source ../shared/data/satellite --work /somewhere/with/3GB
+
+Writes as many different pictures as asked for (random crops, turned and mirrored, of the source's pictures) and fits a head to
+the first N of them, from an empty store, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from common import keep, results
+
+RESULTS = Path(__file__).parent / "results" / "scaling.json"
+SIDE = 256  # pixels of the written pictures
+
+
+def drawn(task: tuple[int, list[tuple[str, str]], Path]) -> list[tuple[str, str]]:
+    """Write pictures `start` to `start + 500`; their names and labels."""
+    start, sources, folder = task
+    rows = []
+    for number in range(start, start + 500):
+        draw = np.random.default_rng(number)
+        path, label = sources[int(draw.integers(len(sources)))]
+        name = f"{number // 1000:03d}/{number:06d}.jpg"
+        target = folder / name
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with Image.open(path) as opened:
+                picture = opened.convert("RGB")
+            side = min(picture.size) * float(draw.uniform(0.35, 0.7))
+            left, top = draw.random() * (picture.width - side), draw.random() * (picture.height - side)
+            crop = picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+            turn = int(draw.integers(8))
+            crop = crop.rotate(90 * (turn % 4))
+            (crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if turn > 3 else crop).save(target, quality=85)
+        rows.append((name, label))
+    return rows
+
+
+def written(source: Path, count: int, folder: Path) -> list[tuple[str, str]]:
+    """Names and labels of `count` pictures below `folder`."""
+    sources = sorted((str(path), path.parent.name) for path in source.glob("*/*") if path.is_file())
+    with ProcessPoolExecutor() as pool:
+        return [row for part in pool.map(drawn, [(s, sources, folder) for s in range(0, count, 500)]) for row in part]
+
+
+def measured(table: Path, work: Path) -> dict[str, Any]:
+    """One cold head-only fit."""
+    cache, out = work / "cache", work / "run"
+    for place in (cache, out):
+        shutil.rmtree(place, ignore_errors=True)
+    command = [sys.executable, "-m", "headstart", "fit", str(table), "--plan", "head", "--out", str(out)]
+    began, usable = time.monotonic(), None
+    with subprocess.Popen(
+        command, env={**os.environ, "HEADSTART_CACHE": str(cache)}, stdout=subprocess.DEVNULL
+    ) as process:
+        while process.poll() is None:
+            if usable is None and (out / "model.json").exists():
+                usable = time.monotonic() - began
+            time.sleep(0.05)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
+    found = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    store = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file())
+    return {
+        "usable_seconds": usable, "whole_seconds": time.monotonic() - began, "phases": found["seconds"],
+        "peak_memory_bytes": found["peak_memory_bytes"], "store_bytes": store,
+        "accuracy": found["test"]["models"]["final"]["accuracy"]["value"],
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Measure every size that the results do not hold yet."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", type=Path, default=Path("../shared/data/satellite"), help="a folder per class")
+    parser.add_argument("--work", type=Path, required=True, help="where pictures and stores are written")
+    parser.add_argument("--sizes", nargs="+", type=int, default=[1000, 3000, 10_000, 30_000, 100_000])
+    given = parser.parse_args()
+    record = results(RESULTS)
+    pictures = given.work / "pictures"
+    rows = written(given.source, max(given.sizes), pictures)
+    for size in given.sizes:
+        case = f"{size} pictures of {given.source.name}"
+        if case in record["cases"]:
+            continue
+        table = pictures / f"first_{size}.csv"
+        with table.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("path", "label"), *rows[:size]])
+        record["cases"][case] = {"pictures": size, **measured(table, given.work)}
+        keep(record, RESULTS)
+        print(case, json.dumps(record["cases"][case]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
