@@ -341,12 +341,12 @@ def main() -> None:
         page += ["![Accuracy against time of all contestants](speed.svg)", ""]
         for name, case in suite["cases"].items():
             page += [f"### {name}, {case['test']} test pictures", "", "\n".join(beside(case)), ""]
-    limits = load("profile")
+    limits = load("limits")
     if limits is not None:
         page += [
             "## Where the time goes, against what it could be",
             "",
-            "`benchmarks/profile.py`: the limit is the slower of decoding on all cores and the engine on pictures from memory. Where "
+            "`benchmarks/limits.py`: the limit is the slower of decoding on all cores and the engine on pictures from memory. Where "
             "both share the cores, neither can have all of them: the next column says what is left then. While torch is imported, "
             "`fit` decodes with the cores that are idle, which this does not count.",
             "",

@@ -1,7 +1,7 @@
 """Where the time goes, against what it could be at best: decoding alone, the engine alone, both together, prediction, and an epoch
 of partial fine-tuning against one of the whole network.
 
-    python benchmarks/profile.py --data ../shared/data --sets satellite signs
+    python benchmarks/limits.py --data ../shared/data --sets satellite signs
 
 Rates are medians of three rounds in turns. The limit of extraction is the slower of decoding on all cores and the engine on
 pictures from memory; what it can be where both share the cores is told as well.
@@ -37,7 +37,7 @@ from headstart.plan import Rung, cut_for, frozen_share
 from headstart.solvers import spread
 from headstart.train import FromImages, FromStore, Net, train
 
-RESULTS = Path(__file__).parent / "results" / "profile.json"
+RESULTS = Path(__file__).parent / "results" / "limits.json"
 PICTURES, WHOLE, FILES, ROUNDS = 600, 96, 1000, 3
 
 
