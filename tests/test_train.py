@@ -35,6 +35,7 @@ from headstart.train import (
     held_out_logits,
     one_cycle,
     optimizer_for,
+    stage_seconds,
     train,
     training,
 )
@@ -351,3 +352,13 @@ def test_the_fastest_precision_of_training(monkeypatch: pytest.MonkeyPatch) -> N
     for native, device, expected in ((True, "cpu", "mixed"), (True, "cuda", "bfloat16"), (False, "cpu", "float32")):
         monkeypatch.setattr(room, "has_fast_bfloat16", lambda device, native=native: native)
         assert fastest(torch.device(device)) == expected
+
+
+def test_the_pace_of_training_is_told_per_stage_and_leaves_no_trace() -> None:
+    backbone = tiny_backbone()
+    before = backbone.digest()
+    found = stage_seconds(backbone, torch.device("cpu"), 4)
+    assert len(found) == len(backbone.stages)
+    assert min(found) > 0 and max(found) < 10
+    assert backbone.digest() == before
+    assert not any(p.requires_grad or p.grad is not None for p in backbone.parameters())

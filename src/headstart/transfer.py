@@ -32,6 +32,7 @@ from headstart.request import Options
 from headstart.run import Run, keep, keep_model
 from headstart.story import Story
 from headstart.tasks.classification import fit_temperature
+from headstart.train import fastest, stage_seconds
 
 
 def transfer(
@@ -161,13 +162,14 @@ def _speed(engine: Engine, store: Store) -> dict[str, NDArray[np.float64]]:
         "machine": runtime.environment()["processor"],
         "threads": torch.get_num_threads(),
         "device": str(engine.device),
+        "training": fastest(engine.device),
         "torch": torch.__version__,
     }
     memo = store.artifact("speed", spec)
     stored = memo.load()
     if stored is not None:
         return stored[1]
-    forward, training = engine.stage_seconds()
+    forward, training = engine.stage_seconds(), stage_seconds(engine.backbone, engine.device)
     measured = {"forward": np.array(forward), "training": np.array(training), "scratch": np.array(scratch_seconds())}
     memo.save({}, measured)
     return measured

@@ -257,16 +257,11 @@ class Engine:
             # An exact stage, or an operation that promotes, may have left more digits.
             return self.backbone.flatten(activation).to(getattr(torch, now.way.precision)).cpu(), beside
 
-    def stage_seconds(self, count: int = 8) -> tuple[list[float], list[float]]:
-        """Seconds per picture and stage: of the frozen forward pass as it runs here, and of a float32 training step.
-
-        A training step is taken as three forward passes (forward, and the gradients of inputs and of weights).
-        """
+    def stage_seconds(self, count: int = 8) -> list[float]:
+        """Seconds per picture and stage of the frozen forward pass as it runs here."""
         height, width = self.backbone.input.size
         pictures = np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
-        frozen = self._timed(pictures, self._ready(pictures))
-        plain = self._timed(pictures, _Settled(PLAIN, (self.backbone, self.backbone), self._state()))
-        return frozen, [3.0 * seconds for seconds in plain]
+        return self._timed(pictures, self._ready(pictures))
 
     def _timed(self, pictures: NDArray[np.uint8], now: _Settled) -> list[float]:
         best = [float("inf")] * len(self.backbone.stages)
