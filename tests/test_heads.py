@@ -202,10 +202,12 @@ def test_a_head_that_knows_nothing_is_not_sure_of_itself(kind: Kind, score: Scor
 
 @pytest.mark.parametrize("kind", ["logistic", "ridge", "centroid"])
 @pytest.mark.parametrize("width", [12, 200])
+@pytest.mark.parametrize("held", [0, 2**20])
 def test_a_head_on_streamed_rows_equals_one_on_rows_in_memory(
-    monkeypatch: pytest.MonkeyPatch, kind: Kind, width: int
+    monkeypatch: pytest.MonkeyPatch, kind: Kind, width: int, held: int
 ) -> None:
     monkeypatch.setattr(sys.modules["headstart.solvers"], "BLOCK", 32)
+    monkeypatch.setattr(sys.modules["headstart.solvers"], "HELD", held)
     x, y = clouds(width=width)
     longest: list[int] = []
 

@@ -24,6 +24,7 @@ STEPS_ON = 40  # from the solution at a ten times stronger penalty
 # (measured on seven data sets: 93.36 % out of fold with all axes and without the weak ones); ridge regression needs some of them.
 WEAK = 1e-5
 BLOCK = 4096  # rows that are read at a time where they are streamed
+HELD = 256 * 2**20  # bytes of streamed rows on their leading axes that are held in memory
 
 
 class Rows(Protocol):
@@ -111,9 +112,16 @@ class Streamed:
             rows = slice(start, min(start + BLOCK, self.count))
             yield rows, (_tensor(self.read(rows.start, rows.stop)) - self.mean) / self.scale
 
-    def leading(self) -> Streamed:
+    def leading(self) -> Rows:
+        """The axes along which the mean square is more than `WEAK`; the rows on them are held in memory where they fit."""
         weak = int((self.power <= WEAK * self.count).sum())
-        return replace(self, directions=self.directions[:, weak:].contiguous(), power=self.power[weak:])
+        chosen = replace(self, directions=self.directions[:, weak:].contiguous(), power=self.power[weak:])
+        if self.count * len(chosen.power) * 4 > HELD:
+            return chosen
+        z = torch.empty(self.count, len(chosen.power), device=self.power.device)
+        for rows, x in self._blocks():
+            z[rows] = x @ chosen.directions
+        return _Held(z, chosen)
 
     def moment(self, targets: Tensor) -> Tensor:
         found = torch.zeros(len(self.mean), targets.shape[1], dtype=torch.float64, device=targets.device)
@@ -131,6 +139,30 @@ class Streamed:
 
     def raw(self, w: Tensor, b: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         return _on_raw(self.directions @ w, b, self.mean, self.scale)
+
+
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """`Rows` that were streamed once, and lie in memory on their leading axes: `z` (N, r)."""
+
+    z: Tensor
+    source: Streamed
+
+    @property
+    def power(self) -> Tensor:
+        return self.source.power
+
+    def leading(self) -> Rows:
+        return self
+
+    def moment(self, targets: Tensor) -> Tensor:
+        return self.z.T @ targets
+
+    def slopes(self, w: Tensor, b: Tensor, truth: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        return _slopes(self.z, w, b, truth, weights)
+
+    def raw(self, w: Tensor, b: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        return self.source.raw(w, b)
 
 
 def _tensor(features: NDArray[np.float32]) -> Tensor:

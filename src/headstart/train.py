@@ -281,7 +281,7 @@ def _pointwise(module: nn.Conv2d, x: Tensor) -> Tensor:
         return nn.Conv2d.forward(module, x).float()
 
 
-def stage_seconds(backbone: Backbone, device: torch.device, count: int = 8) -> list[float]:
+def stage_seconds(backbone: Backbone, device: torch.device, count: int = 4) -> list[float]:
     """Seconds per picture and stage of a training step, forward and backward, at the precision that is fastest here."""
     own = copy.deepcopy(backbone).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     width = own.widths[-1]
