@@ -37,6 +37,7 @@ from headstart.errors import StoreError
 FORMAT = "v1"
 _ENTRY = np.dtype([("digest", "V32"), ("crc", "<u4")])
 _RESIDENT = 64 * 2**20  # bytes of a table that are mapped at a time, more or less
+_AROUND = 2**16  # bytes that the system maps around each page that is asked for
 _RECENT = 900.0  # seconds; younger tables may be in use by another run and are not evicted
 
 
@@ -100,12 +101,16 @@ class Table:
         """A copy (M, width) of the given rows, in their order."""
         if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
             raise StoreError(f"{self.folder}: a row was asked for that the table does not hold; run again.")
-        found = np.asarray(self._map[rows])
-        self._touched += found.nbytes
-        if self._touched > _RESIDENT and hasattr(mmap, "MADV_DONTNEED"):
-            # What was read stays in the system's cache, but does not count as this process's memory.
-            self._file.madvise(mmap.MADV_DONTNEED)
-            self._touched = 0
+        found = np.empty((len(rows), self.width), self.dtype)
+        cost = max(self.row_bytes, _AROUND)
+        for start in range(0, len(rows), step := max(1, _RESIDENT // cost)):
+            part = rows[start : start + step]
+            found[start : start + step] = self._map[part]
+            self._touched += len(part) * cost
+            if self._touched > _RESIDENT and hasattr(mmap, "MADV_DONTNEED"):
+                # What was read stays in the system's cache, but does not count as this process's memory.
+                self._file.madvise(mmap.MADV_DONTNEED)
+                self._touched = 0
         return found
 
     def content(self, rows: NDArray[np.int64]) -> str:
