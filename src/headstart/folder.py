@@ -129,6 +129,11 @@ class Folder:
                     if self._made:
                         self.path.rmdir()
 
+    @property
+    def holds_model(self) -> bool:
+        """Whether a model lies here, which can only be one of the same options."""
+        return self.path is not None and (self.path / CARD).exists()
+
     def write(self, name: str, text: str) -> None:
         """Write one file of the folder, atomically."""
         if self.path is not None:

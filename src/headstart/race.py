@@ -29,6 +29,7 @@ from headstart.heads import (
 from headstart.solvers import STEPS, STEPS_ON, WEAK, Axes, Rows, Streamed, principal_axes
 
 Scorer = Callable[[Axes, NDArray[np.int64], NDArray[np.int64], int, tuple[int, ...]], list[Score]]
+_Entrant = tuple[Kind, tuple[int, ...]]
 _SCORERS: dict[Kind, Scorer] = {"ridge": ridge_scores, "logistic": logistic_scores, "centroid": centroid_scores}
 RACED = 6000  # pictures that race at most, and that are held in memory: more cost time and tell no head from another
 _DRAWS = 400  # bootstrap samples; the choice among heads is made anew in each
@@ -143,13 +144,11 @@ def _compete(
         {tuple(range(start, stages)) for start in (0, stages // 2, stages - 3) if 0 <= start < stages - 1}
     )
     singles, last = [(stage,) for stage in range(stages)], (stages - 1,)
-    scores: dict[
-        tuple[Kind, tuple[int, ...]], list[Score]
-    ] = {}  # of every strength that was tried, the chosen one first
+    scores: dict[_Entrant, list[Score]] = {}  # of every strength that was tried, the chosen one first
     with progress("Racing heads", len(singles) + len(combined) + 4, "heads") as advance:
 
-        def ran(tasks: Sequence[tuple[Kind, tuple[int, ...]]]) -> None:
-            def scored(task: tuple[Kind, tuple[int, ...]]) -> tuple[Axes, list[Score]]:
+        def ran(tasks: Sequence[_Entrant]) -> None:
+            def scored(task: _Entrant) -> tuple[Axes, list[Score]]:
                 kind, taps = task
                 axes = known.get(taps) or principal_axes(features.stages(taps, pool))
                 return axes, _SCORERS[kind](axes, labels, folds, classes, taps)
@@ -167,7 +166,7 @@ def _compete(
         finalists = {best(singles), *([best(combined)] if combined else [])} - {last}
         for taps in known.keys() - {last, *finalists}:
             del known[taps]  # no other can win, and they are large
-        order: list[tuple[Kind, tuple[int, ...]]] = [("logistic", taps) for taps in (last, *sorted(finalists))]
+        order: list[_Entrant] = [("logistic", taps) for taps in (last, *sorted(finalists))]
         order.append(("centroid", last))
         ran(order)
     order += [("ridge", taps) for taps in (*singles, *combined)]

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 
 from headstart import runtime
 
@@ -51,18 +53,19 @@ class Rows(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Axes:
-    """`Rows` in memory: standardised features `x` (N, D), and the same in principal axes, the weakest first: `z` (N, r). Back to
-    raw features by `mean` (D,) and `scale` (D,)."""
+    """`Rows` in memory, in principal axes, the weakest first: `z` (N, r). `onto` takes a layer (r, K) on the axes to one (D, K) on
+    standardised features; to raw ones by `mean` (D,) and `scale` (D,)."""
 
-    x: Tensor
     z: Tensor
     power: Tensor
     mean: Tensor
     scale: Tensor
+    onto: Callable[[Tensor], Tensor]
 
     def leading(self) -> Axes:
         weak = int((self.power <= WEAK * len(self.z)).sum())
-        return replace(self, z=self.z[:, weak:].contiguous(), power=self.power[weak:]) if weak else self
+        z = self.z[:, weak:].contiguous() if weak else self.z
+        return replace(self, z=z, power=self.power[weak:], onto=lambda w: self.onto(pad(w, (0, 0, weak, 0))))
 
     def moment(self, targets: Tensor) -> Tensor:
         return self.z.T @ targets
@@ -71,8 +74,7 @@ class Axes:
         return _slopes(self.z, w, b, truth, weights)
 
     def raw(self, w: Tensor, b: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        # The directions are xᵀz over the power: they need not be kept.
-        return _on_raw(self.x.T @ (self.z @ (w / self.power[:, None])), b, self.mean, self.scale)
+        return _on_raw(self.onto(w), b, self.mean, self.scale)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,24 +94,20 @@ class Streamed:
     @classmethod
     def of(cls, read: Callable[[int, int], NDArray[np.float32]], count: int) -> Streamed:
         """Three passes: mean, variance, and the Gram matrix, whose eigenvectors are the principal axes."""
-        first = _tensor(read(0, min(BLOCK, count)))
-        width = first.shape[1]
-        made = cls(read, count, torch.empty(0), torch.empty(0), torch.zeros(width), torch.ones(width))
-        mean = sum((x.sum(0, dtype=torch.float64) for _, x in made._blocks()), torch.zeros(1)) / count
-        made = replace(made, mean=mean.float().to(first.device), scale=made.scale.to(first.device))
-        variance = sum((x.square().sum(0, dtype=torch.float64) for _, x in made._blocks()), torch.zeros(1)) / count
-        made = replace(made, scale=_spread(variance.float().to(first.device)) * width**0.5)
-        gram = torch.zeros(width, width, dtype=torch.float64, device=first.device)
-        for _, x in made._blocks():
-            gram += x.T @ x
-        power, directions = torch.linalg.eigh(gram)
-        keep = _meant(power)
-        return replace(made, directions=directions[:, keep].float(), power=power[keep].float())
 
-    def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Standardised rows, block by block."""
-        for start in range(0, self.count, BLOCK):
-            rows = slice(start, min(start + BLOCK, self.count))
+        def total(of: Callable[[Tensor], Tensor]) -> Tensor:
+            parts = (of(_tensor(read(rows.start, rows.stop))) for rows in _blocks(count))
+            return reduce(torch.add, (part.double() for part in parts))
+
+        mean = (total(lambda x: x.sum(0, dtype=torch.float64)) / count).float()
+        variance = total(lambda x: (x - mean).square().sum(0, dtype=torch.float64)) / count
+        scale = _spread(variance.float()) * len(mean) ** 0.5
+        power, directions = torch.linalg.eigh(total(lambda x: ((x - mean) / scale).T @ ((x - mean) / scale)))
+        keep = _meant(power)
+        return cls(read, count, directions[:, keep].float(), power[keep].float(), mean, scale)
+
+    def _standardised(self) -> Iterator[tuple[slice, Tensor]]:
+        for rows in _blocks(self.count):
             yield rows, (_tensor(self.read(rows.start, rows.stop)) - self.mean) / self.scale
 
     def leading(self) -> Rows:
@@ -119,20 +117,20 @@ class Streamed:
         if self.count * len(chosen.power) * 4 > HELD:
             return chosen
         z = torch.empty(self.count, len(chosen.power), device=self.power.device)
-        for rows, x in self._blocks():
+        for rows, x in self._standardised():
             z[rows] = x @ chosen.directions
-        return _Held(z, chosen)
+        return Axes(z, chosen.power, self.mean, self.scale, lambda w: chosen.directions @ w)
 
     def moment(self, targets: Tensor) -> Tensor:
         found = torch.zeros(len(self.mean), targets.shape[1], dtype=torch.float64, device=targets.device)
-        for rows, x in self._blocks():
+        for rows, x in self._standardised():
             found += x.T @ targets[rows]
         return self.directions.T @ found.float()
 
     def slopes(self, w: Tensor, b: Tensor, truth: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         onto = w @ self.directions.T  # (K, B, D): cheaper than to rotate every row
         slope, total = torch.zeros_like(onto), torch.zeros_like(b)
-        for rows, x in self._blocks():
+        for rows, x in self._standardised():
             more, sums = _slopes(x, onto, b, truth[:, :, rows], weights[:, rows])
             slope, total = slope + more, total + sums
         return slope @ self.directions, total
@@ -141,28 +139,8 @@ class Streamed:
         return _on_raw(self.directions @ w, b, self.mean, self.scale)
 
 
-@dataclass(frozen=True, eq=False)
-class _Held:
-    """`Rows` that were streamed once, and lie in memory on their leading axes: `z` (N, r)."""
-
-    z: Tensor
-    source: Streamed
-
-    @property
-    def power(self) -> Tensor:
-        return self.source.power
-
-    def leading(self) -> Rows:
-        return self
-
-    def moment(self, targets: Tensor) -> Tensor:
-        return self.z.T @ targets
-
-    def slopes(self, w: Tensor, b: Tensor, truth: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        return _slopes(self.z, w, b, truth, weights)
-
-    def raw(self, w: Tensor, b: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        return self.source.raw(w, b)
+def _blocks(count: int) -> Iterator[slice]:
+    return (slice(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK))
 
 
 def _tensor(features: NDArray[np.float32]) -> Tensor:
@@ -209,7 +187,9 @@ def principal_axes(features: NDArray[np.float32]) -> Axes:
         power, left = torch.linalg.eigh(x @ x.T)
         keep = _meant(power)
         z = left[:, keep] * power[keep].sqrt()
-    return Axes(x, z, z.square().sum(0), mean, scale)
+    power = z.square().sum(0)
+    # The directions are xᵀz over the power: they need not be formed.
+    return Axes(z, power, mean, scale, lambda w: x.T @ (z @ (w / power[:, None])))
 
 
 def _meant(power: Tensor) -> Tensor:

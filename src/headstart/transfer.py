@@ -69,7 +69,9 @@ def transfer(
         )
         story.heads(heads)
         model = on_frozen(engine, heads, features, dataset, store)
-        keep_model(folder, story, model, dataset)  # whatever comes now takes longer, and may be interrupted
+        first = not folder.holds_model  # a resumed or repeated run may have left a better one
+        if first:
+            keep_model(folder, story, model, dataset)  # whatever comes now takes longer, and may be interrupted
     with story.phase("plan"):
         plan = planned(dataset, engine, heads, options, store, spent=story.total)
         story.plan(plan)
@@ -80,6 +82,7 @@ def transfer(
         story.finetuned(tuned)
         if tuned.kept:
             model = finetuned(engine, tuned, dataset)
+        if tuned.kept or not first:
             keep_model(folder, story, model, dataset)
     with story.phase("baselines"):
         against = proof.baselines(dataset, store, plan, tuned, deadline=deadline, seed=options.seed, progress=progress)

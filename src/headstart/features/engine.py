@@ -50,6 +50,12 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     return False
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait for what a GPU still has to do, before a clock is read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """A context in which torch computes at a precision."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
@@ -269,17 +275,13 @@ class Engine:
             for _ in range(3):  # the first pass pays for what is set up once
                 activation: Activation = normalize(pictures, self.backbone.input, self.device)
                 for place in range(len(best)):
-                    self._synchronize()
+                    synchronize(self.device)
                     began = time.perf_counter()
                     for net, first, end in self._parts(now, place, place + 1):
                         activation = net.run(activation, first, end)
-                    self._synchronize()
+                    synchronize(self.device)
                     best[place] = min(best[place], (time.perf_counter() - began) / len(pictures))
         return best
-
-    def _synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
     def _features(self, now: _Settled, pictures: NDArray[np.uint8]) -> Tensor:
         with torch.inference_mode():

@@ -103,7 +103,8 @@ class Table:
             raise StoreError(f"{self.folder}: a row was asked for that the table does not hold; run again.")
         found = np.empty((len(rows), self.width), self.dtype)
         cost = max(self.row_bytes, _AROUND)
-        for start in range(0, len(rows), step := max(1, _RESIDENT // cost)):
+        step = max(1, _RESIDENT // cost)
+        for start in range(0, len(rows), step):
             part = rows[start : start + step]
             found[start : start + step] = self._map[part]
             self._touched += len(part) * cost
