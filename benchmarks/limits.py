@@ -35,7 +35,8 @@ from headstart.heads import fit_head
 from headstart.model import Model
 from headstart.plan import Rung, cut_for, frozen_share
 from headstart.solvers import spread
-from headstart.train import FromImages, FromStore, Net, train
+from headstart.suffix import FromImages, FromStore, Net
+from headstart.train import train
 
 RESULTS = Path(__file__).parent / "results" / "limits.json"
 PICTURES, WHOLE, FILES, ROUNDS = 600, 96, 1000, 3

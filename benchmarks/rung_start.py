@@ -28,7 +28,8 @@ from headstart.finetune import ALPHAS, _between
 from headstart.plan import LADDER, Rung, cut_for
 from headstart.race import fit_winner, race
 from headstart.solvers import spread
-from headstart.train import FromStore, Net, held_out_logits, train
+from headstart.suffix import FromStore, Net, held_out_logits
+from headstart.train import train
 
 RESULTS = Path(__file__).parent / "results" / "rung_start.json"
 WAYS = (("winner", 3e-4, 1e-3), ("last stage", 3e-4, 1e-3), ("winner", 1e-3, 3e-3), ("last stage", 1e-3, 3e-3))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from typing import Any
 
 import numpy as np
@@ -11,23 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from headstart import baselines as room
-from headstart.baselines import (
-    RATES,
-    FromThumbnails,
-    Scratching,
-    SmallNet,
-    Thumbnails,
-    fit_pixels,
-    majority_logits,
-    pixel_features,
-    scratch_backbone,
-    scratch_seconds,
-    thumbnails,
-)
+from headstart.baselines import Thumbnails, fit_pixels, majority_logits, pixel_features, thumbnails
 from headstart.data.dataset import Dataset
 from headstart.data.splits import thinned
 from headstart.features.store import Store
+from headstart.scratch import RATES, FromThumbnails, Scratching, SmallNet, scratch_backbone, scratch_seconds
 from headstart.tasks.classification import softmax
 from tests.toys import striped, stripes
 
@@ -70,7 +57,7 @@ def test_thumbnails_are_the_pictures_and_are_made_once(
     def decoded(*_: object, **__: object) -> None:
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(room, "batches", decoded)
+    monkeypatch.setattr("headstart.baselines.batches", decoded)
     again = thumbnails(dataset, Store(), side=32)
     assert np.array_equal(again.read(np.arange(150)), thumbs.read(np.arange(150)))
     with pytest.raises(AssertionError, match="decoded again"):
@@ -113,7 +100,7 @@ def test_pixels_of_very_many_pictures_are_a_sample(
     few = pool[thinned(dataset.labels[pool], 70)]
     assert len(few) < len(pool)
     alone, heat = fit_pixels(thumbs, dataset.labels[few], dataset.fold[few], 3, few, Store())
-    monkeypatch.setattr(sys.modules["headstart.baselines"], "PIXELS", 70)
+    monkeypatch.setattr("headstart.baselines.PIXELS", 70)
     sampled = fit_pixels(thumbs, dataset.labels[pool], dataset.fold[pool], 3, pool, Store())
     assert np.array_equal(sampled[0].weight, alone.weight) and sampled[1] == heat
 
@@ -160,7 +147,7 @@ def test_a_second_baseline_from_scratch_trains_nothing(
     def trained(*_: object, **__: object) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(room, "train", trained)
+    monkeypatch.setattr("headstart.scratch.train", trained)
     second = scratching(dataset, thumbs).run()
     assert np.array_equal(first.logits, second.logits)
     assert (first.rate, first.seconds) == (second.rate, second.seconds)

@@ -27,7 +27,7 @@ from headstart.finetune import ALPHAS, Finetuned, Ladder, _between, finetune
 from headstart.heads import fit_head
 from headstart.plan import Plan, Rung
 from headstart.race import Race, race
-from headstart.train import FromStore, Net
+from headstart.suffix import FromStore, Net
 from tests.toys import striped, stripes, tiny_backbone
 
 # `headstart.finetune` is the function; this is the room that it lives in.

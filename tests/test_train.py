@@ -24,21 +24,8 @@ from headstart.features.extract import Features, cache_activations, extract
 from headstart.features.store import Store
 from headstart.heads import Head, fit_head
 from headstart.plan import Rung
-from headstart.train import (
-    Checkpoint,
-    FromImages,
-    FromStore,
-    Net,
-    Source,
-    Trained,
-    fastest,
-    held_out_logits,
-    one_cycle,
-    optimizer_for,
-    stage_seconds,
-    train,
-    training,
-)
+from headstart.suffix import FromImages, FromStore, Net, Source, fastest, held_out_logits, stage_seconds, training
+from headstart.train import Checkpoint, Trained, one_cycle, optimizer_for, train
 from tests.toys import SPEC, striped, tiny_backbone
 
 TAPS = (1, 3, 4)  # a stage below the cut, and two above it
@@ -350,7 +337,7 @@ def test_mixed_precision_rounds_1x1_convolutions_that_train_and_nothing_else() -
 
 def test_the_fastest_precision_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
     for native, device, expected in ((True, "cpu", "mixed"), (True, "cuda", "bfloat16"), (False, "cpu", "float32")):
-        monkeypatch.setattr(room, "has_fast_bfloat16", lambda device, native=native: native)
+        monkeypatch.setattr("headstart.suffix.has_fast_bfloat16", lambda device, native=native: native)
         assert fastest(torch.device(device)) == expected
 
 

@@ -110,7 +110,7 @@ def test_a_second_fit_is_all_from_the_store(trained: Trained, monkeypatch: pytes
     monkeypatch.setattr(Backbone, "pooled", computed)
     monkeypatch.setattr(Backbone, "run_and_pool", computed)
     monkeypatch.setattr(sys.modules["headstart.finetune"], "train", computed)
-    monkeypatch.setattr("headstart.baselines.train", computed)
+    monkeypatch.setattr("headstart.scratch.train", computed)
     monkeypatch.setattr(import_module("headstart.race"), "_compete", computed)
     before, model = metrics(trained.run), (trained.run / "model.safetensors").read_bytes()
     again = hs.fit(trained.pictures, trained.run, options(trained))
@@ -221,7 +221,7 @@ def test_too_few_for_a_test_set_means_repeated_cross_validation(tmp_path: Path, 
 
 
 def _nothing_learnt(self: Any) -> Any:
-    from headstart.baselines import Scratch
+    from headstart.scratch import Scratch
 
     return Scratch(np.zeros((len(self.test), 3), np.float32), 1e-3, self.epochs, 0.0, True)
 

@@ -30,19 +30,8 @@ from headstart.heads import Head, Score
 from headstart.plan import Plan, Rung
 from headstart.race import Race, fit_winner
 from headstart.solvers import spread
-from headstart.train import (
-    Checkpoint,
-    Epoch,
-    FromImages,
-    FromStore,
-    Net,
-    Source,
-    Trained,
-    fastest,
-    held_out_logits,
-    train,
-    training,
-)
+from headstart.suffix import FromImages, FromStore, Net, Source, fastest, held_out_logits, training
+from headstart.train import Checkpoint, Epoch, Trained, train
 
 ALPHAS = (1.0, 0.75, 0.5, 0.25)  # shares of the trained weights in the interpolation with the start
 

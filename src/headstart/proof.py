@@ -14,16 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart import runtime
-from headstart.baselines import (
-    RATES,
-    USUAL_RATES,
-    Scratch,
-    Scratching,
-    fit_pixels,
-    majority_logits,
-    pixel_features,
-    thumbnails,
-)
+from headstart.baselines import fit_pixels, majority_logits, pixel_features, thumbnails
 from headstart.data.dataset import Dataset
 from headstart.data.splits import assign_folds
 from headstart.evaluate import TestReport, evaluate
@@ -33,6 +24,7 @@ from headstart.finetune import Finetuned
 from headstart.model import Model
 from headstart.plan import JUDGED, Plan, scratch_epochs, seconds_of
 from headstart.race import Race, fit_winner, race
+from headstart.scratch import RATES, USUAL_RATES, Scratch, Scratching
 from headstart.solvers import BLOCK
 from headstart.tasks.classification import fit_temperature, softmax
 from headstart.verdict import Verdict, decide_verdict

@@ -17,7 +17,6 @@ from torch import nn
 from headstart import proof, runtime
 from headstart.backbones.backbone import InputSpec
 from headstart.backbones.catalog import load_backbone
-from headstart.baselines import scratch_seconds
 from headstart.data.ahead import Ahead
 from headstart.data.dataset import Dataset
 from headstart.features.engine import Engine
@@ -30,9 +29,10 @@ from headstart.plan import Budget, Evidence, Mode, Plan, decide, load_plan
 from headstart.race import Race, fit_winner, race
 from headstart.request import Options
 from headstart.run import Run, keep, keep_model
+from headstart.scratch import scratch_seconds
 from headstart.story import Story
+from headstart.suffix import fastest, stage_seconds
 from headstart.tasks.classification import fit_temperature
-from headstart.train import fastest, stage_seconds
 
 
 def transfer(

@@ -1,0 +1,263 @@
+"""The small network from scratch: what the same time buys without a pretrained network."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from headstart import runtime
+from headstart.backbones.backbone import Activation, Backbone, InputSpec
+from headstart.backbones.from_module import load_module
+from headstart.baselines import Thumbnails
+from headstart.data.dataset import Dataset
+from headstart.features.engine import Precision, has_fast_bfloat16, normalize
+from headstart.features.store import Store
+from headstart.heads import Head
+from headstart.plan import SCRATCH_BATCH, SCRATCH_SEARCH, Rung
+from headstart.suffix import Net, held_out_logits
+from headstart.train import Checkpoint, train
+
+RATES = (1e-3, 3e-3, 1e-2)
+USUAL_RATES = (1e-2,)  # where held-out pictures are too few to choose by: the best in most trials
+_VIEWS = 64
+_SEARCH_STEPS = 40  # fewer tell no learning rate from another
+_SEARCH = SCRATCH_SEARCH / len(RATES)  # share of the epochs that each learning rate gets in the search
+
+
+@final
+class SmallNet(nn.Module):
+    """Four blocks of two 3×3 convolutions, 16 to 128 channels, pooled to (N, 128): 0.3 million parameters.
+
+    With `coarse`, the first convolution halves the resolution, too.
+    """
+
+    def __init__(self, coarse: bool) -> None:
+        super().__init__()
+        widths = (3, 16, 32, 64, 128)
+        self.blocks = nn.Sequential(
+            *[
+                nn.Sequential(
+                    nn.Conv2d(a, b, 3, stride=2 if place or coarse else 1, padding=1, bias=False),
+                    nn.BatchNorm2d(b),
+                    nn.ReLU(),
+                    nn.Conv2d(b, b, 3, padding=1, bias=False),
+                    nn.BatchNorm2d(b),
+                    nn.ReLU(),
+                )
+                for place, (a, b) in enumerate(pairwise(widths))
+            ]
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.as_tensor(self.blocks(images)).mean((2, 3))
+
+
+@final
+@dataclass(frozen=True)
+class FromThumbnails:
+    """Thumbnails as input of a whole network: view 0 as they are, view v shifted by up to an eighth and perhaps mirrored."""
+
+    thumbs: Thumbnails | _Noise
+    spec: InputSpec
+    flip: bool
+
+    def batch(
+        self, indices: NDArray[np.int64], views: NDArray[np.int64], device: torch.device
+    ) -> tuple[Activation, Tensor]:
+        pictures, side = self.thumbs.read(indices), self.thumbs.side
+        if views.any():
+            draw = np.random.default_rng([*views[:4].tolist(), len(views)])
+            shift = draw.integers(-(side // 8), side // 8 + 1, size=(len(views), 2)) * (views > 0)[:, None]
+            # Shifted around the border: on an eighth of the side that is as good as padding.
+            down, across = ((np.arange(side) - shift[:, axis, None]) % side for axis in (0, 1))
+            mirrored = (views > 0) & (draw.random(len(views)) < 0.5) & self.flip
+            across[mirrored] = across[mirrored, ::-1]
+            pictures = pictures[np.arange(len(views))[:, None, None], down[:, :, None], across[:, None, :]]
+        return normalize(pictures, self.spec, device), torch.empty(len(indices), 0, device=device)
+
+
+@dataclass(frozen=True, eq=False)
+class Scratch:
+    """The small network from scratch: logits (M, K) of the pictures asked for, its rate, epochs, seconds, and whether it ran to
+    its end."""
+
+    logits: NDArray[np.float32]
+    rate: float
+    epochs: int
+    seconds: float
+    complete: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Scratching:
+    """One baseline from scratch: the learning rate that does best on `held` after a short training on `fit` trains on `whole`.
+
+    A single rate is taken as it is.
+    """
+
+    thumbs: Thumbnails
+    dataset: Dataset
+    store: Store
+    epochs: int
+    fit: NDArray[np.int64]
+    held: NDArray[np.int64]
+    whole: NDArray[np.int64]
+    test: NDArray[np.int64]
+    rates: tuple[float, ...] = RATES
+    seed: int = 0
+    deadline: float = math.inf
+    progress: runtime.Progress = runtime.silent
+
+    def run(self) -> Scratch:
+        """Train, or take the stored outcome."""
+        memo = self.store.artifact("scratch", self._spec())
+        stored = memo.load()
+        if stored is not None:
+            record, arrays = stored
+            return Scratch(
+                arrays["logits"],
+                float(record["rate"]),
+                self.epochs,
+                float(record["seconds"]),
+                True,
+            )
+        began = time.monotonic()
+        steps = math.ceil(len(self.fit) / SCRATCH_BATCH)
+        short = max(round(_SEARCH * self.epochs), math.ceil(_SEARCH_STEPS / steps))
+        nobody, searched = np.empty(0, np.int64), self.rates if len(self.rates) > 1 else ()
+        with self.progress("Baseline from scratch", short * len(searched) + self.epochs, "epochs") as advance:
+            trials = [self._train(rate, short, self.fit, self.held, self.held, advance) for rate in searched]
+            rate = max(trials, key=lambda trial: trial.accuracy).rate if trials else self.rates[0]
+            last = self._train(rate, self.epochs, self.whole, nobody, self.test, advance)
+        took = time.monotonic() - began
+        complete = last.complete and all(trial.complete for trial in trials)
+        if complete:
+            memo.save({"rate": rate, "seconds": took}, {"logits": last.logits})
+            for trial in (*trials, last):
+                trial.checkpoint.drop()
+        return Scratch(last.logits, rate, self.epochs, took, complete)
+
+    def _train(
+        self,
+        rate: float,
+        epochs: int,
+        fit: NDArray[np.int64],
+        held: NDArray[np.int64],
+        asked: NDArray[np.int64],
+        advance: runtime.Advance,
+    ) -> _Trial:
+        net, source = _fresh(self.thumbs, len(self.dataset.classes), self.seed)
+        rung = _rung(rate, epochs)
+        checkpoint = Checkpoint(
+            self.store.artifact("checkpoint", {**self._spec(), "rate": rate, "run": [epochs, len(fit)]})
+        )
+        done = train(
+            net,
+            source,
+            self.dataset.labels,
+            fit,
+            held,
+            rung,
+            seed=self.seed,
+            precision=_precision(),
+            checkpoint=checkpoint,
+            deadline=self.deadline,
+            advance=advance,
+        )
+        accuracy = max((row.val_accuracy for row in done.curve), default=0.0)
+        return _Trial(rate, accuracy, held_out_logits(net, source, asked, _precision()), done.complete, checkpoint)
+
+    def _spec(self) -> dict[str, Any]:
+        parts = {"fit": self.fit, "held": self.held, "whole": self.whole, "test": self.test}
+        content = "\n".join(
+            f"{name} {self.dataset.digests[i]} {self.dataset.labels[i]}" for name, part in parts.items() for i in part
+        )
+        return {
+            "content": hashlib.blake2b(content.encode(), digest_size=16).hexdigest(),
+            "epochs": self.epochs,
+            "classes": len(self.dataset.classes),
+            "seed": self.seed,
+            "side": self.thumbs.side,
+            "rates": self.rates,
+            "precision": _precision(),
+            "torch": torch.__version__,
+            "version": 6,
+        }
+
+
+def scratch_backbone(side: int, seed: int) -> Backbone:
+    """The small network as a backbone with fresh weights; `seed` decides them."""
+    torch.manual_seed(seed)
+    spec = InputSpec(
+        size=(side, side), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), interpolation="bilinear", crop=1.0
+    )
+    return load_module(SmallNet(coarse=side > 32), spec)
+
+
+def scratch_seconds(side: int = 64, count: int = SCRATCH_BATCH) -> float:
+    """Seconds that one picture takes in the training of the small network on this machine, all that belongs to it included."""
+    net, source = _fresh(_Noise(side), 2, 0)
+    rung, nobody = _rung(1e-2, 1, count), np.empty(0, np.int64)
+    fit, best = np.arange(3 * count), math.inf
+    for _ in range(3):  # the first pays for what is set up once
+        began = time.perf_counter()
+        train(net, source, fit % 2, fit, nobody, rung, seed=0, precision=_precision())
+        best = min(best, (time.perf_counter() - began) / len(fit))
+    return best
+
+
+def _precision() -> Precision:
+    """Of the small network's training: plain 3×3 convolutions gain from bfloat16 wherever a machine multiplies in it."""
+    return "bfloat16" if has_fast_bfloat16(runtime.device()) else "float32"
+
+
+@dataclass(frozen=True)
+class _Noise:
+    """Pictures as `Thumbnails` gives them, of nothing."""
+
+    side: int
+
+    def read(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        draw = np.random.default_rng(0)
+        return draw.integers(0, 256, (len(indices), self.side, self.side, 3), dtype=np.uint8)
+
+
+def _rung(rate: float, epochs: int, batch: int = SCRATCH_BATCH) -> Rung:
+    return Rung(
+        cut=0,
+        epochs=epochs,
+        lr_body=rate,
+        lr_head=rate,
+        lr_decay=1.0,
+        views=_VIEWS,
+        batch=batch,
+        weight_decay=0.05,
+        statistics="learnt",
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Trial:
+    rate: float
+    accuracy: float
+    logits: NDArray[np.float32]
+    complete: bool
+    checkpoint: Checkpoint
+
+
+def _fresh(thumbs: Thumbnails | _Noise, classes: int, seed: int) -> tuple[Net, FromThumbnails]:
+    backbone = scratch_backbone(thumbs.side, seed)
+    backbone.to(memory_format=torch.channels_last)
+    width, last = backbone.widths[-1], len(backbone.widths) - 1
+    head = Head("logistic", (last,), 0.0, np.zeros((width, classes), np.float32), np.zeros(classes, np.float32))
+    net = Net(backbone, head, 0, torch.zeros(width), torch.ones(width)).to(runtime.device())
+    return net, FromThumbnails(thumbs, backbone.input, flip=True)
