@@ -23,7 +23,7 @@ from headstart.backbones.catalog import load_backbone
 from headstart.data.images import load_view
 from headstart.data.load import load_dataset
 from headstart.features.engine import BATCH, SAMPLE, Engine
-from headstart.features.extract import transform_of
+from headstart.features.settle import transform_of
 
 RESULTS = Path(__file__).parent / "results" / "precision.json"
 PICTURES, ROUNDS = 160, 3

@@ -94,6 +94,13 @@ def fit(
     split_column: SplitColumn = "split",
     group_column: GroupColumn = "group",
     precision: Annotated[str, typer.Option(help="Of the frozen stages: auto, float32, bfloat16.")] = "auto",
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="What runs the frozen stages: eager (torch as it is), openvino, compile (torch.compile), "
+            "or auto: the fastest that agrees with torch and that the job is long enough for."
+        ),
+    ] = "auto",
     store_limit: Annotated[str, typer.Option(help="Room for cached results, such as 20GB.")] = "20GB",
     overwrite: Annotated[bool, typer.Option(help="Replace another run in the run folder.")] = False,
 ) -> None:
@@ -128,6 +135,7 @@ def fit(
         unreadable=_one_of("--unreadable", unreadable, "skip", "error"),
         rare=_one_of("--rare", rare, "train", "drop", "error"),
         precision=_one_of("--precision", precision, "auto", "float32", "bfloat16"),
+        engine=_one_of("--engine", engine, "auto", "eager", "openvino", "compile"),
     )
     folder = free_folder(data) if out is None else out
     run = transfer(data, folder, options, overwrite=overwrite, progress=runtime.bar, tell=_say)

@@ -17,8 +17,10 @@ from headstart.backbones.backbone import Backbone
 from headstart.data.images import decode
 from headstart.data.sources import ArrayImages, FileImages
 from headstart.errors import UnreadableImage
-from headstart.features.engine import Engine, Precision
-from headstart.features.extract import columns, transform_of
+from headstart.features.engine import Engine
+from headstart.features.extract import columns
+from headstart.features.precision import Precision
+from headstart.features.settle import transform_of
 from headstart.heads import Head
 from headstart.tasks.classification import softmax
 

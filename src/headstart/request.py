@@ -23,8 +23,9 @@ class Options:
     """What a person may say about a run; the same options on the same data give the same run.
 
     `backbone` a name, see `headstart backbones`; `weights` a local file for it. `plan` "auto", "head", "full" or a plan file.
-    `budget` wall time in seconds, None for no bound. `store_limit` bytes. `unreadable` "skip" or "error"; `rare` what to do
-    with a class of one image: "train" on it untested, "drop" it, "error". Column names apply to tables.
+    `engine` what runs the frozen stages: torch ("eager"), a compiler, or what is fastest ("auto"). `budget` wall time in seconds,
+    None for no bound. `store_limit` bytes. `unreadable` "skip" or "error"; `rare` what to do with a class of one image: "train"
+    on it untested, "drop" it, "error". Column names apply to tables.
     """
 
     backbone: str = DEFAULT_BACKBONE
@@ -35,6 +36,7 @@ class Options:
     test_fraction: float = 0.2
     seed: int = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    engine: Literal["auto", "eager", "openvino", "compile"] = "auto"
     unreadable: Literal["skip", "error"] = "skip"
     rare: Literal["train", "drop", "error"] = "train"
     path_column: str = "path"

@@ -24,7 +24,7 @@ from headstart.data.readers import read
 from headstart.data.sources import extensions
 from headstart.errors import DataError, OutputError, UnreadableImage
 from headstart.evaluate import TestReport, evaluate
-from headstart.features.extract import transform_of
+from headstart.features.settle import transform_of
 from headstart.folder import SEEN_DIGITS, trained_on
 from headstart.model import Model, Prediction
 from headstart.tasks.classification import softmax

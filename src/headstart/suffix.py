@@ -19,16 +19,10 @@ from torch import Tensor, nn
 from headstart.backbones.backbone import Activation, Backbone
 from headstart.data.dataset import Dataset
 from headstart.data.images import load_view
-from headstart.features.engine import (
-    Engine,
-    Precision,
-    as_activation,
-    autocast,
-    has_fast_bfloat16,
-    normalize,
-    synchronize,
-)
-from headstart.features.extract import Cached, columns, transform_of
+from headstart.features.engine import Engine, as_activation, normalize
+from headstart.features.extract import Cached, columns
+from headstart.features.precision import Precision, autocast, has_fast_bfloat16, synchronize
+from headstart.features.settle import transform_of
 from headstart.heads import Head, Kind
 
 _EVAL_BATCH = 64

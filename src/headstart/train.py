@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from headstart import runtime
-from headstart.features.engine import Precision, autocast
+from headstart.features.precision import Precision, autocast
 from headstart.features.store import Artifact
 from headstart.plan import Rung
 from headstart.suffix import Net, Source, held_out_logits

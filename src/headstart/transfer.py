@@ -53,7 +53,7 @@ def transfer(
     with story.phase("extract"):
         weights = None if options.weights is None else Path(options.weights)
         backbone = load_backbone(options.backbone if module is None else module, weights=weights, input=input)
-        engine = Engine(backbone, precision=options.precision)
+        engine = Engine(backbone, precision=options.precision, runner=options.engine)
         unsealed = np.flatnonzero(dataset.split != "test")
         features = extract(backbone, dataset, store, engine=engine, only=unsealed, ahead=ahead, progress=progress)
     with story.phase("head"):

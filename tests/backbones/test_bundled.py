@@ -28,7 +28,7 @@ from headstart.backbones.catalog import load_backbone
 from headstart.backbones.check import check_backbone
 from headstart.backbones.weights import load_strictly, read_weights, sha256_of
 from headstart.errors import UnknownBackbone, WeightsError
-from headstart.features.extract import transform_of
+from headstart.features.settle import transform_of
 from tests.backbones.golden import GOLDEN, ramp_features
 from tests.backbones.networks import images
 

@@ -14,7 +14,8 @@ from headstart.data.ahead import Ahead
 from headstart.data.images import Transform, load_view
 from headstart.data.load import load_dataset
 from headstart.features.engine import Engine
-from headstart.features.extract import extract, transform_of
+from headstart.features.extract import extract
+from headstart.features.settle import transform_of
 from headstart.features.store import Store
 from tests.toys import folder, striped, tiny_backbone
 

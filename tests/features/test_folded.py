@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from headstart.backbones.bundled import BUNDLED
 from headstart.backbones.catalog import load_backbone
 from headstart.backbones.from_module import load_module
-from headstart.features.engine import BATCH, SAME, Engine, has_fast_bfloat16
+from headstart.features.engine import BATCH, SAME, Engine
 from headstart.features.folded import Folded, can_fold, fold
+from headstart.features.precision import has_fast_bfloat16
 from tests.toys import SPEC, stripes, tiny_backbone
 
 CPU = torch.device("cpu")

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from headstart import runtime
 from headstart.backbones.backbone import Activation, Backbone, InputSpec
+from headstart.errors import BackboneError
+from headstart.features.compiled import Program, Runner, compiled, version
 from headstart.features.folded import can_fold, fold
+from headstart.features.precision import Precision, autocast, has_fast_bfloat16, synchronize
 
-Precision = Literal["float32", "bfloat16"]
 COSINE = 0.999  # the least agreement with float32, per picture, that a faster precision must keep
 AGREES = 0.9995  # what it must reach on the sample, so that other pictures keep that as well
 CHEAP = (
@@ -40,47 +42,19 @@ def normalize(pictures: NDArray[np.uint8] | Tensor, spec: InputSpec, device: tor
     return rows.view(pixels.shape).permute(0, 3, 1, 2)
 
 
-def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether this device multiplies in bfloat16 natively (AVX512-BF16, AMX; CUDA from Ampere on)."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type == "cpu":
-        flags = _cpu_flags()
-        return "avx512_bf16" in flags or "amx_bf16" in flags
-    return False
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for what a GPU still has to do, before a clock is read."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """A context in which torch computes at a precision."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
-
-
-def _cpu_flags() -> frozenset[str]:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:  # noqa: PTH123
-            for line in file:
-                if line.startswith("flags"):
-                    return frozenset(line.split(":", 1)[1].split())
-    except OSError:
-        return frozenset()  # not Linux: float32 is the safe answer
-    return frozenset()
-
-
 @dataclass(frozen=True)
 class Way:
-    """How a backbone is run: `stages[:exact]` in float32, the others at `precision`; whether in folded copies; and the least
-    cosine with plain float32, per picture, of the pooled features (None where nothing was compared)."""
+    """How a backbone is run: `stages[:exact]` in float32, the others at `precision`; whether in folded copies; the least cosine
+    with plain float32, per picture, of the pooled features (None where nothing was compared); and what runs the others.
+
+    As text it tells features apart that differ by more than rounding in float32: the runner is not in it.
+    """
 
     precision: Precision
     exact: int = 0
     folded: bool = False
     agreement: float | None = None
+    runner: Runner = "eager"
 
     def __str__(self) -> str:
         after = f" after {self.exact}" if self.precision != "float32" and self.exact else ""
@@ -92,12 +66,13 @@ PLAIN = Way("float32")
 
 @dataclass(frozen=True)
 class _Settled:
-    """The way that was settled on, the networks that run it (exact stages, the others; None: not made yet), and the state of the
-    weights that they were made from."""
+    """The way that was settled on, the networks that run it (exact stages, the others; None: not made yet), the state of the
+    weights that they were made from, and the compiled program of the others, where they have one."""
 
     way: Way
     nets: tuple[Backbone, Backbone] | None
     state: tuple[int, ...]
+    program: Program | None = None
 
 
 @final
@@ -108,8 +83,9 @@ class Engine:
     the pooled features of the first batch to agree with float32 (see `AGREES`): rounded weights of the first few stages, on which
     all others build, do nearly all of the harm. The choice depends on no clock, so it repeats. A precision that is named is taken
     as it is, with `exact` leading stages in float32. With `folded`, a CPU runs copies whose norms are folded into their
-    convolutions, if those agree as well. The backbone is taken to the device, to channels_last and to evaluation mode; threads
-    may share the engine.
+    convolutions, if those agree as well. A `runner` that is named compiles the stages that are not exact, at the same precision
+    if that agrees, else all of them in float32; "auto" leaves it to `hasten`. The backbone is taken to the device, to channels_last
+    and to evaluation mode; threads may share the engine.
     """
 
     def __init__(
@@ -120,6 +96,7 @@ class Engine:
         exact: int = 0,
         device: torch.device | None = None,
         folded: bool = True,
+        runner: Runner | Literal["auto"] = "eager",
     ) -> None:
         self.device = runtime.device() if device is None else device
         self.backbone = backbone
@@ -127,6 +104,7 @@ class Engine:
         backbone.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._wanted: Precision | Literal["auto"] = precision
         self._exact = exact
+        self.runner = runner
         self._now: _Settled | None = None
         self._fold = folded and can_fold(self.device)
         self._lock = threading.Lock()
@@ -158,6 +136,7 @@ class Engine:
             "wanted": self._wanted,
             "exact": self._exact,
             "fold": self._fold,
+            "runner": "eager" if self.runner == "auto" else f"{self.runner} {version(self.runner)}",
             "device": str(self.device),
             "bfloat16": has_fast_bfloat16(self.device),
             "machine": runtime.environment()["processor"],
@@ -177,11 +156,84 @@ class Engine:
         if now is None or now.nets is None or now.state != self._state():
             with self._lock:
                 if self._now is None or self._now.state != self._state():
-                    self._now = self._compared(pictures[:SAMPLE])
+                    self._now = self._asked(self._compared(pictures[:SAMPLE]), pictures[:SAMPLE])
                 elif self._now.nets is None:
-                    self._now = replace(self._now, nets=self._nets(self._now.way))
+                    made = replace(self._now, nets=self._nets(self._now.way))
+                    self._now = replace(made, program=self._program(made, pictures))
                 now = self._now
         return now
+
+    def _program(self, now: _Settled, pictures: NDArray[np.uint8]) -> Program | None:
+        """The compiled stages after the exact ones, made with pictures of the right size."""
+        if now.way.runner == "eager":
+            return None
+        full = np.resize(pictures, (self.batch, *pictures.shape[1:]))
+        with torch.inference_mode():
+            entering = self._run(now, normalize(full, self.backbone.input, self.device), 0, now.way.exact)[0]
+        if not isinstance(entering, Tensor):
+            raise BackboneError(f"stage {now.way.exact} takes several tensors, which are not compiled")
+        return compiled(now.way.runner, self.backbone, now.way.exact, entering, getattr(torch, now.way.precision))
+
+    def _asked(self, now: _Settled, sample: NDArray[np.uint8]) -> _Settled:
+        """The way that was settled on, run by the compiler that was named, if one was.
+
+        Raises:
+            BackboneError: where that compiler cannot run the backbone.
+        """
+        runner = self.runner
+        if runner == "auto" or runner == "eager":
+            return now
+        try:
+            return self._by(runner, now, sample)
+        except BackboneError:
+            if now.way.precision == "float32":
+                raise
+            nets = (self.backbone, self.backbone)
+            return self._by(runner, _Settled(Way("float32"), nets, now.state), sample)
+
+    def _by(self, runner: Runner, now: _Settled, sample: NDArray[np.uint8]) -> _Settled:
+        """The same way, run by a compiler.
+
+        Raises:
+            BackboneError: where that compiler cannot run the backbone, or does not agree with plain float32.
+        """
+        made = replace(now, way=replace(now.way, runner=runner))
+        made = replace(made, program=self._program(made, sample))
+        plain = _Settled(PLAIN, (self.backbone, self.backbone), now.state)
+        width = self.backbone.widths[-1]
+        with torch.inference_mode():
+            truth, found = self._features(plain, sample), self._pooled(made, sample)[:, -width:]
+        least = float(torch.nn.functional.cosine_similarity(truth, found, dim=1).min())
+        enough = SAME if now.way.precision == "float32" else AGREES
+        if not least >= enough:
+            raise BackboneError(
+                f"{runner} does not compute this backbone in {now.way.precision} exactly enough: its features have a cosine of "
+                f"{least:.5f} with those of torch, where {enough} is needed. Use --engine eager."
+            )
+        return replace(made, way=replace(made.way, agreement=least))
+
+    def hasten(self, runner: Runner, pictures: NDArray[np.uint8]) -> float:
+        """Have a compiler run the stages from now on; the seconds that this took.
+
+        Raises:
+            BackboneError: where it cannot, or does not agree with plain float32; nothing has changed then.
+        """
+        now, began = self._ready(pictures), time.perf_counter()
+        self._now = self._by(runner, now, pictures[:SAMPLE])
+        return time.perf_counter() - began
+
+    def seconds(self, pictures: NDArray[np.uint8]) -> float:
+        """Wall seconds per picture of the frozen forward pass, all workers at work on pictures such as these."""
+        self._ready(pictures)
+        count = 2 * self.batch * runtime.cpu_count()
+        many = np.resize(pictures, (count, *pictures.shape[1:]))
+        parts, best = [many[at : at + self.batch] for at in range(0, count, self.batch)], float("inf")
+        for _ in range(3):  # the first pays for what is set up once
+            began = time.perf_counter()
+            for _ in runtime.parallel(self.pooled, parts):
+                pass
+            best = min(best, (time.perf_counter() - began) / count)
+        return best
 
     def _nets(self, way: Way) -> tuple[Backbone, Backbone]:
         """The networks that run the exact stages and the others."""
@@ -249,9 +301,15 @@ class Engine:
         """Pooled outputs of every stage, side by side: (N, sum of widths) float32."""
         now = self._ready(pictures)
         with torch.inference_mode():
-            images = normalize(pictures, self.backbone.input, self.device)
-            stages = self._run(now, images, 0, len(self.backbone.stages))[1]
-            return torch.cat(stages, dim=1).float().cpu().numpy()
+            return self._pooled(now, pictures).cpu().numpy()
+
+    def _pooled(self, now: _Settled, pictures: NDArray[np.uint8]) -> Tensor:
+        images = normalize(pictures, self.backbone.input, self.device)
+        if now.program is None:
+            return torch.cat(self._run(now, images, 0, len(self.backbone.stages))[1], dim=1).float()
+        entering, stages = self._run(now, images, 0, now.way.exact)
+        assert isinstance(entering, Tensor)
+        return torch.cat([*(pooled.float() for pooled in stages), now.program(entering)], dim=1)
 
     def activations(self, pictures: NDArray[np.uint8], cut: int) -> tuple[Tensor, NDArray[np.float32]]:
         """Activation at the cut, flattened (N, L) in the running precision, and the pooled outputs of `stages[:cut]`."""

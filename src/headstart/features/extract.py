@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,15 +17,11 @@ from headstart.backbones.backbone import Backbone
 from headstart.data.ahead import Ahead
 from headstart.data.dataset import Dataset, Images
 from headstart.data.images import Transform, load_view, load_views
-from headstart.features.engine import BATCH, SAMPLE, Engine, Way
+from headstart.features.engine import BATCH, Engine
+from headstart.features.settle import hasten, key_of, settle, transform_of
 from headstart.features.store import Store, Table
 
 T = TypeVar("T")
-
-
-def transform_of(backbone: Backbone) -> Transform:
-    """The picture transform that the backbone's weights were trained with."""
-    return Transform.of(backbone.input)
 
 
 def batches(
@@ -95,16 +91,6 @@ def columns(widths: Sequence[int], taps: Sequence[int]) -> NDArray[np.int64]:
     return np.concatenate([np.arange(ends[tap], ends[tap + 1]) for tap in taps])
 
 
-def _spec(backbone: Backbone, stop: int | None, view: int, seed: int) -> dict[str, Any]:
-    return {
-        "weights": backbone.digest(stop),
-        "stop": stop,
-        "transform": transform_of(backbone).key(view, seed),
-        "mean": backbone.input.mean,
-        "std": backbone.input.std,
-    }
-
-
 def extract(
     backbone: Backbone,
     dataset: Dataset,
@@ -126,7 +112,7 @@ def extract(
         StoreError: where the store cannot be written.
     """
     engine = Engine(backbone) if engine is None else engine
-    spec = _spec(backbone, None, view, seed) | {"precision": settle(engine, dataset, store)}
+    spec = key_of(backbone, None, view, seed) | {"precision": settle(engine, dataset, store)}
     table = store.table("pooled", spec, "float32", sum(backbone.widths))
     # In the order of the contents: who shares a batch moves the last bits, and names and order of files must not.
     wanted = np.arange(len(dataset)) if only is None else only
@@ -134,6 +120,7 @@ def extract(
     missing = sorted((int(wanted[place]) for place in found), key=lambda i: dataset.digests[i])
     if missing:
         store.make_room(len(missing) * table.row_bytes)
+        hasten(engine, dataset, store, len(missing))
         with progress("Extracting features", len(missing)) as advance:
             if ahead is not None:
                 ahead.enough()
@@ -152,29 +139,6 @@ def extract(
     if ahead is not None:
         ahead.drop()
     return Features(table, table.locate(dataset.digests), tuple(backbone.widths))
-
-
-def settle(engine: Engine, dataset: Dataset, store: Store) -> str:
-    """How the engine runs, decided on pictures that do not depend on the order of the files; what was decided is remembered."""
-    if engine.way is None:
-        transform = transform_of(engine.backbone)
-        first = sorted(range(len(dataset)), key=lambda i: dataset.digests[i])[:SAMPLE]
-        memo = store.artifact(
-            "engine",
-            {
-                **_spec(engine.backbone, None, 0, 0),
-                **engine.circumstances(),
-                "pictures": [dataset.digests[i] for i in first],
-            },
-        )
-        known = memo.load()
-        if known is None:
-            engine.settle(np.stack([load_view(dataset.images, i, transform) for i in first]))
-            assert engine.way is not None
-            memo.save(asdict(engine.way), {})
-        else:
-            engine.adopt(Way(**known[0]))
-    return str(engine.way)
 
 
 @dataclass(frozen=True)
@@ -246,7 +210,7 @@ def cache_activations(
     values = sum(int(np.prod(shape)) for shape in backbone.shapes[cut - 1])
     tables = []
     for view in range(views):
-        spec = _spec(backbone, cut, view, seed) | {"precision": how}
+        spec = key_of(backbone, cut, view, seed) | {"precision": how}
         table = store.table("activations", spec, dtype, values)
         tables.append((table, store.table("beside", spec, "float32", sum(backbone.widths[:cut]))))
     whole = _lacking(tables, dataset, augmented)
