@@ -123,14 +123,35 @@ def test_what_the_time_has_no_room_for_is_dropped_with_its_reason() -> None:
     assert plan(Budget(seconds=10, spent_seconds=30)).reasons[-1].endswith("and 0 s are left")
 
 
-def test_what_the_store_has_no_room_for_shrinks_views_then_drops_the_rung() -> None:
-    per_view = 800 * 10_000
-    for room, views in ((4 * per_view, 4), (3 * per_view, 3), (per_view, 1)):
-        found = plan(Budget(store_bytes=room))
-        assert found.rungs[0].views == views
-    none = plan(Budget(store_bytes=per_view - 1))
-    assert none.rungs == []
-    assert "no rung from four on: one view takes 0.0 GB, the store may hold 0.0 GB" in none.reasons
+def test_what_the_store_has_no_room_for_is_cached_in_less() -> None:
+    # At "four" a view takes 800 · 10,000 bytes in float32, at "three" twice, at "two" four times as much.
+    view = 800 * 10_000
+    for room, expected in (
+        (16 * view, [(4, 4, False), (2, 4, False)]),
+        (8 * view, [(4, 4, False), (2, 4, True)]),
+        (4 * view, [(4, 4, False), (2, 2, True)]),
+        (3 * view, [(4, 4, True), (3, 3, True)]),
+        (2 * view, [(4, 4, True), (3, 2, True)]),
+        (1.5 * view, [(4, 3, True)]),
+        (view, [(4, 2, True)]),
+        (0.5 * view, [(4, 1, True)]),
+        (0.5 * view - 1, []),
+    ):
+        found = plan(Budget(store_bytes=int(room)))
+        assert [(rung.cut, rung.views, rung.rounded) for rung in found.rungs] == expected, room
+        assert len([reason for reason in found.reasons if reason.startswith("no rung")]) == 2 - len(expected)
+    tight = plan(Budget(store_bytes=3 * view)).rungs
+    assert tight[0].reason.endswith("; cached in bfloat16, for which the store has room")
+    assert "; cached in bfloat16, in 3 of 4 views, at a cut further up, three, for which" in tight[1].reason
+    none = plan(Budget(store_bytes=view // 2 - 1))
+    assert "no rung from four on: one view takes 0.008 GB, the store may hold 0.004 GB" in none.reasons
+
+
+def test_what_is_computed_in_two_bytes_is_not_halved_again() -> None:
+    view = 800 * 10_000
+    found = plan(Budget(store_bytes=3 * view), {"activation_dtype": "bfloat16"})
+    assert (found.rungs[0].cut, found.rungs[0].views) == (4, 3)
+    assert found.rungs[0].reason.endswith("; cached in 3 of 4 views, for which the store has room")
 
 
 def test_fewer_pictures_get_more_passes_within_bounds() -> None:

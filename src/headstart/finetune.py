@@ -216,6 +216,7 @@ class Ladder:
             clean=held,
             seed=self.plan.seed,
             engine=engine,
+            rounded=rung.rounded,
             progress=self.progress,
         )
         return FromStore(backbone, cached)

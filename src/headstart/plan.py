@@ -21,9 +21,9 @@ class _Record(BaseModel):
 class Evidence(_Record):
     """What `decide` may look at; nothing in it comes from the test set but `tested`, the number of its pictures.
 
-    Per stage: `flops` of one picture's forward pass; `activation_bytes[k-1]` of one picture at cut k; `forward_seconds` and
-    `training_seconds` per picture, measured on this machine; `decode_seconds` per picture; `scratch_seconds` of one picture in
-    the training of the small network from scratch.
+    Per stage: `flops` of one picture's forward pass; `activation_bytes[k-1]` of one picture at cut k, in `activation_dtype`, the
+    one they are computed in; `forward_seconds` and `training_seconds` per picture, measured on this machine; `decode_seconds` per
+    picture; `scratch_seconds` of one picture in the training of the small network from scratch.
     """
 
     images: int
@@ -38,6 +38,7 @@ class Evidence(_Record):
     stages: list[str]
     flops: list[int]
     activation_bytes: list[int]
+    activation_dtype: Literal["float32", "bfloat16"] = "float32"
     forward_seconds: list[float]
     training_seconds: list[float]
     decode_seconds: float
@@ -56,7 +57,8 @@ class Rung(_Record):
     """One step of the ladder: `stages[cut:]` train from activations cached at the cut.
 
     `epochs` passes over the training pictures, each in one of `views` cached views; AdamW with a one-cycle schedule that
-    peaks at `lr_head` for the head and at `lr_body · lr_decay^depth` for a stage `depth` stages below the last one.
+    peaks at `lr_head` for the head and at `lr_body · lr_decay^depth` for a stage `depth` stages below the last one. Activations
+    are cached as they are computed, or rounded where `rounded` is set: half the bytes where they are computed in float32.
     """
 
     cut: int = Field(ge=0)
@@ -65,6 +67,7 @@ class Rung(_Record):
     lr_head: float = Field(default=3e-3, gt=0)
     lr_decay: float = Field(default=0.8, gt=0, le=1)
     views: int = Field(default=4, ge=1, le=64)
+    rounded: bool = False
     batch: int = Field(default=32, ge=1)
     weight_decay: float = Field(default=0.01, ge=0)
     smoothing: float = Field(default=0.1, ge=0, lt=1)
@@ -231,30 +234,60 @@ def scratch_epochs(evidence: Evidence, tuning: float, trainings: int) -> tuple[i
 
 def _within(evidence: Evidence, rungs: list[Rung], budget: Budget, judge: str) -> tuple[list[Rung], list[str]]:
     """Drop what neither the time nor the store has room for, deepest first, each with its reason."""
-    kept, reasons = [], []
+    kept: list[Rung] = []
+    reasons: list[str] = []
     # The network from scratch is given as much time as transfer, so transfer may take half of what is left.
     left = None if budget.seconds is None else 0.5 * (budget.seconds - budget.spent_seconds)
     for rung in rungs:
-        views = rung.views
+        fitting = rung
         if budget.store_bytes is not None and rung.cut:
-            per_view = evidence.images * evidence.activation_bytes[rung.cut - 1]
-            views = min(views, budget.store_bytes // max(1, per_view))
-            if views < 1:
+            stored = _stored(evidence, rung, budget.store_bytes)
+            if stored is None or stored.cut in {other.cut for other in kept}:
                 reasons.append(
-                    f"no rung from {evidence.stages[rung.cut]} on: one view takes {per_view / 1e9:.1f} GB, "
-                    f"the store may hold {budget.store_bytes / 1e9:.1f} GB"
+                    f"no rung from {evidence.stages[rung.cut]} on: one view takes {_view_bytes(evidence, rung) / 1e9:.2g} GB, "
+                    f"the store may hold {budget.store_bytes / 1e9:.2g} GB"
                 )
                 continue
-        fitting = rung.model_copy(update={"views": views})
+            fitting = stored
         cost = seconds(evidence, fitting, judge)
         if left is not None and cost > left:
             reasons.append(
-                f"no rung from {evidence.stages[rung.cut]} on: it would take about {cost:.0f} s, and {max(0.0, left):.0f} s are left"
+                f"no rung from {evidence.stages[fitting.cut]} on: it would take about {cost:.0f} s, "
+                f"and {max(0.0, left):.0f} s are left"
             )
             continue
         kept.append(fitting)
         left = None if left is None else left - cost
     return kept, reasons
+
+
+def _view_bytes(evidence: Evidence, rung: Rung) -> int:
+    """Bytes of one cached view of all training pictures."""
+    halved = rung.rounded and evidence.activation_dtype == "float32"
+    return evidence.images * evidence.activation_bytes[rung.cut - 1] // (2 if halved else 1)
+
+
+def _stored(evidence: Evidence, rung: Rung, room: int) -> Rung | None:
+    """The rung as the store has room for it, None where no view fits.
+
+    What is given up first costs least: numbers of four bytes, then views down to two, then the cut, which moves up to smaller
+    activations, then the second view (benchmarks/store_limit.py).
+    """
+    above = range(rung.cut + 1, len(evidence.stages))
+    fewer = [(rung.cut, views) for views in range(rung.views, 1, -1)]
+    fewer += [(cut, views) for cut in above for views in range(rung.views, 1, -1)]
+    fewer += [(cut, 1) for cut in (rung.cut, *above)]
+    small = [rung.model_copy(update={"cut": cut, "views": views, "rounded": True}) for cut, views in fewer]
+    for choice in (rung, *small):
+        if choice.views * _view_bytes(evidence, choice) <= room:
+            if choice == rung:
+                return rung
+            given = ["in bfloat16"] if evidence.activation_dtype == "float32" else []
+            given += [f"in {choice.views} of {rung.views} views"] if choice.views < rung.views else []
+            given += [f"at a cut further up, {evidence.stages[choice.cut]}"] if choice.cut > rung.cut else []
+            why = f"{rung.reason}; cached {', '.join(given)}, for which the store has room"
+            return choice.model_copy(update={"reason": why})
+    return None
 
 
 def load_plan(path: Path, *, backbone: str, stages: list[str], tested: bool = True, given_val: bool = True) -> Plan:

@@ -138,6 +138,7 @@ def planned(
         activation_bytes=[
             activation_bytes(backbone, cut, engine.settled or "float32") for cut in range(1, len(backbone.names) + 1)
         ],
+        activation_dtype=engine.settled or "float32",
         forward_seconds=speed["forward"].tolist(),
         training_seconds=speed["training"].tolist(),
         decode_seconds=decode_seconds(dataset, engine.backbone),

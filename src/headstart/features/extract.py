@@ -196,17 +196,19 @@ def cache_activations(
     clean: NDArray[np.int64],
     seed: int = 0,
     engine: Engine | None = None,
+    rounded: bool = False,
     progress: runtime.Progress = runtime.silent,
 ) -> Cached:
     """Run `stages[:cut]` once over fixed views: view 0, the clean one, of the pictures `augmented` and `clean`; views 1 to
-    V-1 of the pictures `augmented` only.
+    V-1 of the pictures `augmented` only. Activations are kept as they are computed, or `rounded` to bfloat16.
 
     Raises:
         StoreError: where the activations do not fit or cannot be written.
     """
     engine = Engine(backbone) if engine is None else engine
     how = settle(engine, dataset, store)
-    dtype = "uint16" if engine.settled == "bfloat16" else "float32"
+    rounded = rounded or engine.settled == "bfloat16"
+    dtype = "uint16" if rounded else "float32"
     values = sum(int(np.prod(shape)) for shape in backbone.shapes[cut - 1])
     tables = []
     for view in range(views):
@@ -229,7 +231,7 @@ def cache_activations(
                 seed=seed,
                 size=engine.batch,
             ):
-                raw = (flat.view(torch.uint16) if flat.dtype == torch.bfloat16 else flat).numpy()
+                raw = (flat.to(torch.bfloat16).view(torch.uint16) if rounded else flat).numpy()
                 digests = [dataset.digests[i] for i in chunk]
                 for place, view in enumerate(which):
                     tables[view][0].append(digests, raw[place :: len(which)])
