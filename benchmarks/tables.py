@@ -128,6 +128,37 @@ def rounded(cases: dict[str, Any]) -> list[str]:
     return rows
 
 
+def handed(cases: dict[str, Any]) -> list[str]:
+    """What runs the frozen stages: milliseconds a picture, agreement and seconds to set up."""
+    rows = [
+        "| case | asked for | taken | ms a picture | least cosine | set up, s |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, ways in cases.items():
+        for way in ways:
+            agreement = "" if way["agreement"] is None else f"{way['agreement']:.5f}"
+            rows.append(
+                f"| {name} | {way['asked'][1]}, {way['asked'][0]} | {way['way']} | {1000 * way['seconds']:.2f} | {agreement} | "
+                f"{way['settling']:.1f} |"
+            )
+    return rows
+
+
+def without_room(cases: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Test accuracy of a rung by what is cached for it, and bytes of that, a picture."""
+    rows = [
+        "| case | frozen head | cut | kept in | views | kB a picture | test accuracy |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for case, ways in cases.items():
+        for way in ways:
+            rows.append(
+                f"| {case} | {percent(way['frozen'])} | {way['cut']} | {way['kept']} | {way['views']} | {way['bytes'] / 1000:.0f} | "
+                f"{percent(way['accuracy'])} |"
+            )
+    return rows
+
+
 def against_limits(cases: dict[str, Any]) -> list[str]:
     """Rates of decoding, engine and extraction, and prediction and partial fine-tuning against what they could be."""
     rows = [
@@ -177,7 +208,7 @@ def scaled(cases: dict[str, Any]) -> list[str]:
 def beside(case: dict[str, Any]) -> list[str]:
     """One row per contestant: medians, and how many times as long as Headstart's head-only and default fit it took."""
     rows = [
-        "| contestant | runs | s to a usable model | s in all | test accuracy | × head only | × default, in all |",
+        "| contestant | runs | s to the model | s in all | test accuracy | × head only | × default, in all |",
         "|---|---|---|---|---|---|---|",
     ]
     done = {name: runs for name, runs in case["contestants"].items() if runs}
@@ -194,6 +225,18 @@ def beside(case: dict[str, Any]) -> list[str]:
             f"| {name} | {len(runs)} | {middle(name, 'seconds'):.1f} | {middle(name, 'whole'):.1f} | "
             f"{percent(middle(name, 'accuracy'))} | {' | '.join(times)} |"
         )
+    return rows
+
+
+def by_phase(case: dict[str, Any]) -> list[str]:
+    """Where the time of Headstart's own runs goes: median seconds of every phase, and what lies outside of all of them."""
+    ours = {name: runs for name, runs in case["contestants"].items() if name.startswith("Headstart") and runs}
+    phases = [name for name in next(iter(ours.values()))[0]["phases"] if name != "total"]
+    rows = [f"| run | {' | '.join(phases)} | start and end |", "|---|" + "---|" * (len(phases) + 1)]
+    for name, runs in ours.items():
+        times = [median(run["phases"][phase] for run in runs) for phase in phases]
+        times.append(median(run["whole"] - run["phases"]["total"] for run in runs))
+        rows.append(f"| {name} | {' | '.join(f'{seconds:.1f}' for seconds in times)} |")
     return rows
 
 
@@ -292,6 +335,28 @@ def main() -> None:
             "\n".join(rounded(rough["cases"])),
             "",
         ]
+    runners = load("engines")
+    if runners is not None:
+        page += [
+            "## What runs the frozen stages",
+            "",
+            "Wall time a picture with all cores at work, decoding left aside, in turns within one run; the least cosine of the "
+            "pooled features with plain float32 over eight pictures; and the seconds that it takes to set up "
+            "(`benchmarks/engines.py`). A compiler that does not agree in bfloat16 runs in float32.",
+            "",
+            "\n".join(handed(runners["cases"])),
+            "",
+        ]
+    room = load("store_limit")
+    if room is not None:
+        page += [
+            "## Where the store has no room for a rung",
+            "",
+            "The first rung of the ladder on all training pictures, by what is cached for it (`benchmarks/store_limit.py`).",
+            "",
+            "\n".join(without_room(room["cases"])),
+            "",
+        ]
     scales = load("standardisation")
     if scales is not None:
         page += [
@@ -332,8 +397,9 @@ def main() -> None:
             "",
             "`benchmarks/run.py --suite speed`: each contestant a process of its own, same pictures, same split, same ImageNet "
             "weights (the Keras guide uses MobileNetV2, and so does the Headstart run named after it). Seconds count from the "
-            "start of the process; the last two columns divide the time to a usable model by that of Headstart's head-only fit, "
-            "and by the whole time of Headstart's default fit with ladder, baselines and report. Medians where there are several "
+            "start of the process; the model is then saved and can be used; Headstart goes on to prove it. The last two columns "
+            "divide the time to the model by that of Headstart's head-only fit, and by the whole time of Headstart's default fit with "
+            "ladder, baselines and report. Medians where there are several "
             "runs.",
             "",
         ]
@@ -341,6 +407,7 @@ def main() -> None:
         page += ["![Accuracy against time of all contestants](speed.svg)", ""]
         for name, case in suite["cases"].items():
             page += [f"### {name}, {case['test']} test pictures", "", "\n".join(beside(case)), ""]
+            page += ["Where Headstart's seconds go:", "", "\n".join(by_phase(case)), ""]
     limits = load("limits")
     if limits is not None:
         page += [

@@ -65,6 +65,7 @@ def test_options_are_frozen_and_default_to_the_design() -> None:
         "test_fraction": 0.2,
         "seed": 0,
         "precision": "auto",
+        "engine": "auto",
         "unreadable": "skip",
         "rare": "train",
         "path_column": "path",

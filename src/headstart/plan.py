@@ -243,8 +243,9 @@ def _within(evidence: Evidence, rungs: list[Rung], budget: Budget, judge: str) -
         if budget.store_bytes is not None and rung.cut:
             stored = _stored(evidence, rung, budget.store_bytes)
             if stored is None or stored.cut in {other.cut for other in kept}:
+                least = 2 * _view_bytes(evidence, rung.model_copy(update={"rounded": True}))
                 reasons.append(
-                    f"no rung from {evidence.stages[rung.cut]} on: one view takes {_view_bytes(evidence, rung) / 1e9:.2g} GB, "
+                    f"no rung from {evidence.stages[rung.cut]} on: two views of it take {least / 1e9:.2g} GB, "
                     f"the store may hold {budget.store_bytes / 1e9:.2g} GB"
                 )
                 continue
@@ -268,15 +269,14 @@ def _view_bytes(evidence: Evidence, rung: Rung) -> int:
 
 
 def _stored(evidence: Evidence, rung: Rung, room: int) -> Rung | None:
-    """The rung as the store has room for it, None where no view fits.
+    """The rung as the store has room for it, None where two views of it have none: training on one alone overfits.
 
     What is given up first costs least: numbers of four bytes, then views down to two, then the cut, which moves up to smaller
-    activations, then the second view (benchmarks/store_limit.py).
+    activations (benchmarks/store_limit.py).
     """
     above = range(rung.cut + 1, len(evidence.stages))
     fewer = [(rung.cut, views) for views in range(rung.views, 1, -1)]
     fewer += [(cut, views) for cut in above for views in range(rung.views, 1, -1)]
-    fewer += [(cut, 1) for cut in (rung.cut, *above)]
     small = [rung.model_copy(update={"cut": cut, "views": views, "rounded": True}) for cut, views in fewer]
     for choice in (rung, *small):
         if choice.views * _view_bytes(evidence, choice) <= room:

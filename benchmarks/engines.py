@@ -1,0 +1,74 @@
+"""What runs the frozen stages: torch as it is, OpenVINO, torch.compile. Milliseconds a picture in turns, all cores at work, and
+what it takes to set each up.
+
+    python benchmarks/engines.py --data ../shared/data
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal, get_args
+
+from common import SETS, keep, results
+from headstart import runtime  # noqa: F401  (before torch, which then takes its patience with threads)
+from headstart.backbones.catalog import load_backbone
+from headstart.data.images import load_view
+from headstart.data.load import load_dataset
+from headstart.features.compiled import Runner
+from headstart.features.engine import SAMPLE, Engine
+from headstart.features.precision import Precision
+from headstart.features.settle import transform_of
+
+import numpy as np  # isort: skip
+
+RESULTS = Path(__file__).parent / "results" / "engines.json"
+ROUNDS = 5
+ASKED: tuple[Precision | Literal["auto"], ...] = ("float32", "auto")
+
+
+def measured(name: str, source: Path) -> list[dict[str, Any]]:
+    """One backbone on pictures of one data set: what is asked for, what it came to, and how fast that is."""
+    dataset = load_dataset(source)
+    transform = transform_of(load_backbone(name))
+    first = sorted(range(len(dataset)), key=lambda i: dataset.digests[i])[:SAMPLE]
+    pictures = np.stack([load_view(dataset.images, i, transform) for i in first])
+    rows, engines, rates = [], [], []
+    for precision in ASKED:
+        for runner in get_args(Runner):
+            engine = Engine(load_backbone(name), precision=precision, runner=runner)
+            began = time.perf_counter()
+            engine.settle(pictures)
+            took = time.perf_counter() - began
+            assert engine.way is not None
+            rows.append({
+                "asked": [precision, runner], "way": str(engine.way), "agreement": engine.way.agreement, "settling": took
+            })  # fmt: skip
+            engines.append(engine)
+            rates.append([])
+    for _ in range(ROUNDS):
+        for engine, found in zip(engines, rates, strict=True):
+            found.append(engine.seconds(pictures))
+    return [{**row, "seconds": median(found)} for row, found in zip(rows, rates, strict=True)]
+
+
+def main() -> None:
+    """Measure what the results do not hold yet."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--sets", nargs="+", default=["satellite"], choices=list(SETS))
+    parser.add_argument("--backbones", nargs="+", default=["tf_efficientnet_lite0", "mobilenetv2_100"])
+    given = parser.parse_args()
+    record = results(RESULTS)
+    for name in given.backbones:
+        for chosen in given.sets:
+            case = f"{name} on {chosen}"
+            if case not in record["cases"]:
+                record["cases"][case] = measured(name, given.data / SETS[chosen])
+                keep(record, RESULTS)
+
+
+if __name__ == "__main__":
+    main()
