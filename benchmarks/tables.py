@@ -420,6 +420,15 @@ def main() -> None:
             "\n".join(against_limits(limits["cases"])),
             "",
         ]
+    begun = load("start")
+    if begun is not None:
+        parts = begun["cases"]
+        page += [
+            f"Before the first prediction, {sum(parts.values()):.1f} s (`benchmarks/start.py`): "
+            + ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in parts.items())
+            + ".",
+            "",
+        ]
     sizes = load("scaling")
     if sizes is not None:
         page += [

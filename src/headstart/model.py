@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any, final
 
@@ -105,16 +105,22 @@ class Model:
         return Predictions(tuple(rows), np.concatenate([empty, *blocks]), self.classes)
 
     def stream(self, pictures: Iterable[Picture]) -> Iterator[tuple[list[Prediction], NDArray[np.float64]]]:
-        """Answers batch by batch, so that millions of pictures need no more memory than one batch."""
-        source = enumerate(pictures)
+        """Answers a few batches at a time, so that millions of pictures need no more memory than these."""
+        source, step = enumerate(pictures), self.engine.batch
 
         def chunks() -> Iterator[list[tuple[int, Picture]]]:
-            while chunk := list(islice(source, self.engine.batch)):
+            # One batch each at first: the first answers come at once, and a short list keeps every worker busy.
+            for batches in chain(repeat(1, 2 * runtime.cpu_count()), repeat(8)):
+                if not (chunk := list(islice(source, batches * step))):
+                    return
                 yield chunk
 
-        return runtime.parallel(
-            lambda chunk: self._answers([self._loaded(place, item) for place, item in chunk]), chunks()
-        )
+        def answered(chunk: list[tuple[int, Picture]]) -> tuple[list[Prediction], NDArray[np.float64]]:
+            parts = [chunk[start : start + step] for start in range(0, len(chunk), step)]
+            found = [self._answers([self._loaded(place, item) for place, item in part]) for part in parts]
+            return [row for rows, _ in found for row in rows], np.concatenate([block for _, block in found])
+
+        return runtime.parallel(answered, chunks())
 
     def _loaded(self, place: int, picture: Picture) -> tuple[str, NDArray[np.uint8] | UnreadableImage]:
         transform = transform_of(self.backbone)

@@ -45,7 +45,8 @@ def normalize(pictures: NDArray[np.uint8] | Tensor, spec: InputSpec, device: tor
 @dataclass(frozen=True)
 class Way:
     """How a backbone is run: `stages[:exact]` in float32, the others at `precision`; whether in folded copies; the least cosine
-    with plain float32, per picture, of the pooled features (None where nothing was compared); and what runs the others.
+    with plain float32, per picture, of the pooled features (None where nothing was compared); what runs the others; and whether
+    JPEG files are decoded on the device.
 
     As text it tells features apart that differ by more than rounding in float32: the runner is not in it.
     """
@@ -55,10 +56,11 @@ class Way:
     folded: bool = False
     agreement: float | None = None
     runner: Runner = "eager"
+    decodes: bool = False
 
     def __str__(self) -> str:
         after = f" after {self.exact}" if self.precision != "float32" and self.exact else ""
-        return f"{self.precision}{after}{' folded' * self.folded}"
+        return f"{self.precision}{after}{' folded' * self.folded}{', decoded there' * self.decodes}"
 
 
 PLAIN = Way("float32")
@@ -151,9 +153,10 @@ class Engine:
         """Decide how the backbone is run, on the first of these pictures (N, H, W, 3), unless that is decided."""
         self._ready(pictures)
 
-    def _ready(self, pictures: NDArray[np.uint8]) -> _Settled:
+    def _ready(self, pictures: NDArray[np.uint8] | Tensor) -> _Settled:
         now = self._now
         if now is None or now.nets is None or now.state != self._state():
+            pictures = pictures.cpu().numpy() if isinstance(pictures, Tensor) else pictures
             with self._lock:
                 if self._now is None or self._now.state != self._state():
                     self._now = self._asked(self._compared(pictures[:SAMPLE]), pictures[:SAMPLE])
@@ -297,13 +300,13 @@ class Engine:
             pooled += more
         return activation, pooled
 
-    def pooled(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Pooled outputs of every stage, side by side: (N, sum of widths) float32."""
+    def pooled(self, pictures: NDArray[np.uint8] | Tensor) -> NDArray[np.float32]:
+        """Pooled outputs of every stage, side by side: (N, sum of widths) float32, of pictures (N, H, W, 3) uint8."""
         now = self._ready(pictures)
         with torch.inference_mode():
             return self._pooled(now, pictures).cpu().numpy()
 
-    def _pooled(self, now: _Settled, pictures: NDArray[np.uint8]) -> Tensor:
+    def _pooled(self, now: _Settled, pictures: NDArray[np.uint8] | Tensor) -> Tensor:
         images = normalize(pictures, self.backbone.input, self.device)
         if now.program is None:
             return torch.cat(self._run(now, images, 0, len(self.backbone.stages))[1], dim=1).float()

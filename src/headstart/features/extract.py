@@ -18,7 +18,7 @@ from headstart.data.ahead import Ahead
 from headstart.data.dataset import Dataset, Images
 from headstart.data.images import Transform, load_view, load_views
 from headstart.features.engine import BATCH, Engine
-from headstart.features.settle import hasten, key_of, settle, transform_of
+from headstart.features.settle import hasten, key_of, settle, there, transform_of
 from headstart.features.store import Store, Table
 
 T = TypeVar("T")
@@ -34,11 +34,13 @@ def batches(
     seed: int = 0,
     size: int = BATCH,
     ahead: Ahead | None = None,
+    load: Callable[[list[int]], Any] | None = None,
 ) -> Iterator[tuple[list[int], T]]:
     """Decode and work, batch by batch, in order: (indices, results) of several batches, both done by the same worker.
 
     `work` takes pictures (N·V, H, W, 3) uint8, the V views of the first picture, then those of the next, and gives an array, a
-    tensor or a tuple of them with as many rows. Each picture is decoded once.
+    tensor or a tuple of them with as many rows. Each picture is decoded once; by `load`, which gives the clean views of pictures,
+    where that is given.
     """
     step = max(1, size // len(views))
     # Writing costs the same for one batch and for many; yet every worker should get its share of a short job.
@@ -51,7 +53,9 @@ def batches(
 
     def run(chunk: list[int]) -> tuple[list[int], T]:
         parts = [chunk[start : start + step] for start in range(0, len(chunk), step)]
-        return chunk, _joined([work(np.concatenate([decoded(i) for i in part])) for part in parts])
+        return chunk, _joined(
+            [work(load(part) if load else np.concatenate([decoded(i) for i in part])) for part in parts]
+        )
 
     return runtime.parallel(run, chunks)
 
@@ -133,12 +137,21 @@ def extract(
                 seed=seed,
                 size=engine.batch,
                 ahead=ahead if view == 0 else None,
+                load=_on_device(engine, dataset) if view == 0 else None,
             ):
                 table.append([dataset.digests[i] for i in chunk], rows)
                 advance(len(chunk))
     if ahead is not None:
         ahead.drop()
     return Features(table, table.locate(dataset.digests), tuple(backbone.widths))
+
+
+def _on_device(engine: Engine, dataset: Dataset) -> Callable[[list[int]], Any] | None:
+    """What decodes clean views where the network runs, if that was settled on."""
+    load = there() if engine.way is not None and engine.way.decodes else None
+    if load is None:
+        return None
+    return lambda indices: load(dataset.images, indices, transform_of(engine.backbone), engine.device)
 
 
 @dataclass(frozen=True)

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from headstart import runtime
 from headstart.backbones.backbone import Backbone
-from headstart.data.dataset import Dataset
+from headstart.data.dataset import Dataset, Images
 from headstart.data.images import Transform, load_view
 from headstart.errors import BackboneError
 from headstart.features.compiled import WORTH, Gain, compilers, version
-from headstart.features.engine import SAMPLE, Engine, Way
+from headstart.features.engine import AGREES, SAMPLE, Engine, Way
+from headstart.features.precision import synchronize
 from headstart.features.store import Store
+
+DECODERS = ("cuda",)  # devices that may decode JPEG files themselves
+DECODED = 64  # pictures that decide whether they do
 
 
 def transform_of(backbone: Backbone) -> Transform:
@@ -51,6 +58,8 @@ def settle(engine: Engine, dataset: Dataset, store: Store) -> str:
         if known is None:
             engine.settle(_loaded(dataset, first, engine.backbone))
             assert engine.way is not None
+            if engine.device.type in DECODERS and _decodes(engine, dataset, first):
+                engine.adopt(replace(engine.way, decodes=True))
             memo.save(asdict(engine.way), {})
         else:
             engine.adopt(Way(**known[0]))
@@ -96,6 +105,39 @@ def hasten(engine: Engine, dataset: Dataset, store: Store, count: int) -> None:
                 engine.adopt(before)
                 continue
         return
+
+
+def there() -> Callable[[Images, Sequence[int], Transform, torch.device], torch.Tensor] | None:
+    """What decodes on a device; None where torchvision decodes no pictures."""
+    try:
+        from headstart.features.on_device import load_there
+    except ImportError:
+        return None
+    return load_there
+
+
+def _decodes(engine: Engine, dataset: Dataset, first: Sequence[int]) -> bool:
+    """Whether JPEG files are decoded on the device: where that is faster than all cores, and the features agree."""
+    load_there = there()
+    if load_there is None:
+        return False
+    transform, sample = transform_of(engine.backbone), list(range(min(DECODED, len(dataset))))
+    seconds = {}
+    for here in (False, True, False, True):  # the first of each pays for what is set up once
+        began = time.perf_counter()
+        if here:
+            deque(runtime.parallel(lambda i: load_view(dataset.images, i, transform), sample), maxlen=0)
+        else:
+            load_there(dataset.images, sample, transform, engine.device)
+            synchronize(engine.device)
+        seconds[here] = time.perf_counter() - began
+    if seconds[False] >= seconds[True]:
+        return False
+    width = engine.backbone.widths[-1]
+    truth = engine.pooled(_loaded(dataset, first, engine.backbone))[:, -width:]
+    found = engine.pooled(load_there(dataset.images, first, transform, engine.device))[:, -width:]
+    lengths = np.linalg.norm(truth, axis=1) * np.linalg.norm(found, axis=1)
+    return bool(((truth * found).sum(1) >= AGREES * lengths).all())
 
 
 def _first(dataset: Dataset) -> list[int]:
