@@ -184,6 +184,33 @@ def test_interrupted_and_typed_again_ends_with_the_same_result(
     assert not [entry for entry in Store().entries() if entry.kind == "checkpoint"]
 
 
+def test_a_run_that_is_repeated_keeps_its_model_until_there_is_another(
+    trained: Trained, tmp_path: Path, quick: None
+) -> None:
+    def progress(description: str, total: int, unit: str = "images", /) -> Any:
+        return _struck([0]) if description.startswith("Rung 1") else runtime.silent(description, total, unit)
+
+    run = shutil.copytree(trained.run, tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        hs.fit(trained.pictures, run, options(trained), progress=progress)
+    for name in ("model.safetensors", "model.json", "metrics.json"):
+        assert (run / name).read_bytes() == (trained.run / name).read_bytes(), "the head's model must not replace it"
+
+
+def test_a_compiler_that_is_asked_for_runs_the_frozen_stages(trained: Trained, tmp_path: Path, quick: None) -> None:
+    plan = head_plan(tmp_path / "plan.json", f"timm:{BACKBONE}", STAGES)
+    runs = {
+        engine: hs.fit(trained.pictures, tmp_path / engine, options(trained, plan=plan, engine=engine))  # type: ignore[arg-type]
+        for engine in ("openvino", "eager")
+    }
+    for engine, run in runs.items():
+        log = (tmp_path / engine / "log.txt").read_text()
+        assert f", {engine}, features at a cosine of " in log
+        assert run.metrics["test"]["models"]["final"]["accuracy"]["value"] > 0.5
+    answers = [[row["predicted"] for row in run.predictions] for run in runs.values()]
+    assert np.mean(np.array(answers[0]) == np.array(answers[1])) > 0.9
+
+
 def head_plan(path: Path, backbone: str, stages: list[str]) -> str:
     path.write_text(json.dumps({"backbone": backbone, "stages": stages, "rungs": [], "scratch_epochs": 1}))
     return str(path)

@@ -12,6 +12,7 @@ from headstart.data.dataset import Dataset
 from headstart.folder import LOG
 
 if TYPE_CHECKING:
+    from headstart.features.engine import Way
     from headstart.finetune import Finetuned
     from headstart.plan import Plan
     from headstart.race import Race
@@ -77,6 +78,11 @@ class Story:
                     self.say(f"{finding.severity}: {finding.message}")
                 else:
                     self.note(f"note: {finding.message}")
+
+    def engine(self, way: Way) -> None:
+        """How the frozen stages are run, and how well that agrees with plain float32."""
+        agreement = "" if way.agreement is None else f", features at a cosine of {way.agreement:.5f} with plain float32"
+        self.note(f"engine: {way}, {way.runner}{agreement}")
 
     def heads(self, heads: Race) -> None:
         """Which head won, and why."""

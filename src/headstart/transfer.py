@@ -56,6 +56,8 @@ def transfer(
         engine = Engine(backbone, precision=options.precision, runner=options.engine)
         unsealed = np.flatnonzero(dataset.split != "test")
         features = extract(backbone, dataset, store, engine=engine, only=unsealed, ahead=ahead, progress=progress)
+        if engine.way is not None:
+            story.engine(engine.way)
     with story.phase("head"):
         pool = dataset.indices("train")
         heads = race(
