@@ -33,7 +33,7 @@ from tests.conftest import BACKBONE, STAGES, Trained
 from tests.toys import TinyNet, folder, stripes
 
 FILES = [
-    "audit.json", "config.json", "log.txt", "metrics.json", "model.json", "model.safetensors", "plan.json",
+    "audit.json", "config.json", "doubts.csv", "log.txt", "metrics.json", "model.json", "model.safetensors", "plan.json",
     "predictions.csv", "report.html", "trained_on.txt",
 ]  # fmt: skip
 
@@ -99,6 +99,21 @@ def test_the_predictions_are_those_of_the_saved_model(trained: Trained) -> None:
         )  # fmt: skip
     right = np.mean([row["label"] == row["predicted"] for row in rows])
     assert metrics(trained.run)["test"]["models"]["final"]["accuracy"]["value"] == pytest.approx(right)
+
+
+def test_doubtful_labels_are_listed_the_least_likely_first(trained: Trained) -> None:
+    with (trained.run / "doubts.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert metrics(trained.run)["doubts"] == {"pictures": len(rows), "of": 103}
+    assert len(rows) > 0, "low contrast leaves doubts"
+    own = [float(row["label_probability"]) for row in rows]
+    assert own == sorted(own)
+    for row in rows:
+        assert row["label"] == Path(row["path"]).parts[0] != row["suggested"]
+        assert float(row["suggested_probability"]) > float(row["label_probability"])
+    tested = {row["path"] for row in csv.DictReader((trained.run / "predictions.csv").read_text().splitlines())}
+    assert not tested & {row["path"] for row in rows}, "sealed pictures are not looked at"
+    assert f"{len(rows)} of 103 training pictures" in (trained.run / "report.html").read_text()
 
 
 def test_a_second_fit_is_all_from_the_store(trained: Trained, monkeypatch: pytest.MonkeyPatch, quick: None) -> None:

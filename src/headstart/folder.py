@@ -19,7 +19,7 @@ FORMAT = 1
 CARD, WEIGHTS, LOG = "model.json", "model.safetensors", "log.txt"
 SEEN = "trained_on.txt"
 SEEN_DIGITS = 16  # of a content digest: enough to know a picture by
-WRITTEN = (SEEN, "audit.json", "plan.json", "predictions.csv", "report.html", "metrics.json")
+WRITTEN = (SEEN, "audit.json", "plan.json", "predictions.csv", "doubts.csv", "report.html", "metrics.json")
 
 
 class Settings(Protocol):

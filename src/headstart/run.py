@@ -7,6 +7,7 @@ import io
 import json
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 
 from headstart import bundle, runtime
 from headstart.data.dataset import Dataset
+from headstart.doubts import Doubt, doubts
 from headstart.finetune import Finetuned
 from headstart.folder import FORMAT, SEEN, SEEN_DIGITS, WRITTEN, Folder, Settings
 from headstart.model import Model
@@ -72,13 +74,15 @@ def keep(
 ) -> Run:
     """Write what is told of the model: plan, audit, predictions, report, and `metrics.json`, which ends the run."""
     began = time.monotonic()
-    predictions = _predictions(dataset, proof)
+    predictions, doubtful = _predictions(dataset, proof), doubts(heads, dataset.labels)
     if dataset.audit is not None:
         folder.write("audit.json", dataset.audit.model_dump_json(indent=1))
     folder.write("plan.json", plan.model_dump_json(indent=1))
-    folder.write("predictions.csv", _csv(predictions))
+    folder.write("predictions.csv", _csv(_PREDICTED, predictions))
+    folder.write("doubts.csv", _csv(_DOUBTED, _doubted(dataset, doubtful)))
     timings = {**story.seconds, "total": story.total}
-    shown = gather(dataset, heads, plan, tuned, model, proof, timings, folder.config["command"], folder.resumed)
+    command = folder.config["command"]
+    shown = gather(dataset, heads, plan, tuned, model, proof, doubtful, timings, command, folder.resumed)
     html = render(shown)
     story.seconds["report"] = time.monotonic() - began
     metrics = {
@@ -103,6 +107,7 @@ def keep(
             }
             for r in tuned.rungs
         ],
+        "doubts": {"pictures": len(doubtful), "of": len(heads.pool)},
         "seconds": {"total": story.total, **story.seconds},
         "resumed": folder.resumed,
         "peak_memory_bytes": runtime.peak_memory_bytes(),
@@ -133,9 +138,27 @@ def _predictions(dataset: Dataset, proof: Proof) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: str(row["path"]))
 
 
-def _csv(rows: list[dict[str, Any]]) -> str:
+def _doubted(dataset: Dataset, doubtful: Sequence[Doubt]) -> list[dict[str, Any]]:
+    """One row per doubtful label, the most doubtful first."""
+    return [
+        {
+            "path": dataset.names[each.index],
+            "label": dataset.classes[dataset.labels[each.index]],
+            "label_probability": each.label_probability,
+            "suggested": dataset.classes[each.suggested],
+            "suggested_probability": each.suggested_probability,
+        }
+        for each in doubtful
+    ]
+
+
+_PREDICTED = ("path", "label", "predicted", "probability", "second", "second_probability")
+_DOUBTED = ("path", "label", "label_probability", "suggested", "suggested_probability")
+
+
+def _csv(columns: Sequence[str], rows: list[dict[str, Any]]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, ["path", "label", "predicted", "probability", "second", "second_probability"])
+    writer = csv.DictWriter(text, columns)
     writer.writeheader()
     writer.writerows({n: f"{v:.6f}" if isinstance(v, float) else v for n, v in row.items()} for row in rows)
     return text.getvalue()

@@ -131,6 +131,11 @@ def sample(names: Sequence[str] = SIGNS, images: int = 420, *, repeats: int = 1)
             )
             for k in range(14)
         ],
+        doubts=[
+            Mistake(f"{names[k]}/IMG_{4100 + k}.jpg", names[k], names[k + 1], 0.97 - 0.1 * k, picture(700 + k))
+            for k in range(min(3, count - 1))
+        ],
+        doubtful=(17, 640),
         seconds={
             "total": 311.0,
             "audit": 3.2,

@@ -71,6 +71,7 @@ def test_document_is_well_formed_and_has_every_section(html: str) -> None:
         "confusion",
         "classes",
         "mistakes",
+        "doubts",
         "calibration",
         "run",
     ]
@@ -97,6 +98,8 @@ def test_document_says_what_the_data_say(html: str) -> None:
         *(finding.message for finding in data.audit.findings),
         "Next: They are skipped.",
         "IMG_2041.jpg",
+        "17 of 640 training pictures are answered against their label",
+        "IMG_4101.jpg",
         f"{100 * data.test.models['pixels'].accuracy.value:.1f} %",
         "94.3 ± 0.8 %",
     ):
@@ -162,16 +165,16 @@ def test_a_thousand_classes_stay_small_and_are_said_to_be_cut() -> None:
         "1,000 classes are too many to name in the picture",
     ):
         assert said in text, said
-    assert html.count("<img") == 20 * 5 + 14
+    assert html.count("<img") == 20 * 5 + 14 + 3
 
 
 def test_a_head_only_run_leaves_the_empty_sections_out() -> None:
     data = sample()
     stages = [replace(stage, frozen=True, accuracy=None, accuracy_se=None) for stage in data.stages]
-    data = replace(data, stages=stages, rungs=(), plan_reasons=(), heads=(), mistakes=(), thumbnails=())
+    data = replace(data, stages=stages, rungs=(), plan_reasons=(), heads=(), mistakes=(), doubts=(), thumbnails=())
     document = Document(render(data))
     ids = {attrs["id"] for _, attrs in document.elements if "id" in attrs}
-    assert not ids & {"curves", "mistakes"}
+    assert not ids & {"curves", "mistakes", "doubts"}
     assert "All 9 stages of tf_efficientnet_lite0 stayed as they came" in document.text
     links = {attrs["href"] for tag, attrs in document.elements if tag == "a"}
     assert links == {f"#{name}" for name in ids - {"verdict"}}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from headstart import runtime
 from headstart.data.dataset import Dataset
 from headstart.data.images import decode
+from headstart.doubts import Doubt
 from headstart.errors import UnreadableImage
 from headstart.finetune import Finetuned, RungResult
 from headstart.heads import Score
@@ -30,6 +31,7 @@ def gather(
     tuned: Finetuned,
     model: Model,
     proof: Proof,
+    doubtful: Sequence[Doubt],
     seconds: Mapping[str, float],
     command: str,
     resumed: bool = False,
@@ -48,6 +50,8 @@ def gather(
         plan_reasons=(*plan.reasons, *tuned.reasons),
         thumbnails=_thumbnails(dataset),
         mistakes=_mistakes(dataset, proof),
+        doubts=_doubts(dataset, doubtful),
+        doubtful=(len(doubtful), len(heads.pool)),
         seconds=seconds,
         peak_memory_bytes=runtime.peak_memory_bytes(),
         versions=runtime.versions(),
@@ -153,6 +157,19 @@ def _mistakes(dataset: Dataset, proof: Proof) -> list[Mistake]:
             )
         )
     return shown
+
+
+def _doubts(dataset: Dataset, doubtful: Sequence[Doubt]) -> list[Mistake]:
+    return [
+        Mistake(
+            dataset.names[each.index],
+            dataset.classes[dataset.labels[each.index]],
+            dataset.classes[each.suggested],
+            each.suggested_probability,
+            _thumbnail(dataset, each.index),
+        )
+        for each in doubtful[:_MISTAKES]
+    ]
 
 
 def _notes(tuned: Finetuned, proof: Proof, resumed: bool) -> list[str]:

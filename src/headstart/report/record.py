@@ -70,7 +70,7 @@ class RungRow:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A test image that the final model got wrong. `probability`: how sure it was; `jpeg`: a thumbnail."""
+    """An image that a model answers against its label. `probability`: how sure it is; `jpeg`: a thumbnail."""
 
     name: str
     label: str
@@ -83,8 +83,9 @@ class Mistake:
 class ReportData:
     """Everything in the report. Pictures are JPEG bytes as `thumbnail` makes them.
 
-    `seconds` per phase, in order, and "total". `thumbnails` are (class, pictures) pairs, `mistakes` the most
-    confident first; `command` repeats the run.
+    `seconds` per phase, in order, and "total". `thumbnails` are (class, pictures) pairs, `mistakes` the final model's on test
+    pictures, the most confident first, `doubts` the frozen head's on training pictures that it had not seen, the most doubtful label
+    first, and `doubtful` how many there are of how many; `command` repeats the run.
     """
 
     title: str
@@ -103,3 +104,5 @@ class ReportData:
     versions: Mapping[str, str]
     command: str
     notes: Sequence[str] = field(default=())
+    doubts: Sequence[Mistake] = ()
+    doubtful: tuple[int, int] = (0, 0)

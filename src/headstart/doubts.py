@@ -1,0 +1,41 @@
+"""Labels worth a second look: training pictures that the best frozen head answers against their label, not having seen them.
+
+Ranked by the probability out of fold of the label that was given ("self-confidence", Northcutt et al. 2021, Confident Learning,
+arXiv 1911.00068).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headstart.race import Race
+from headstart.tasks.classification import fit_temperature, softmax
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """A picture of the data set, by its `index`: calibrated probability of the label it has, and of the class that it looks like."""
+
+    index: int
+    label_probability: float
+    suggested: int
+    suggested_probability: float
+
+
+def doubts(heads: Race, labels: NDArray[np.int64]) -> tuple[Doubt, ...]:
+    """The doubtful ones among the pictures that raced, the most doubtful first; `labels` (N,) are those of the whole data set.
+
+    Some are wrong labels, the others are hard pictures: only a person can tell.
+    """
+    given = labels[heads.pool]
+    logits = heads.best.logits
+    shares = softmax(logits.astype(np.float64) / fit_temperature(logits, given))
+    own, answered = shares[np.arange(len(given)), given], shares.argmax(1)
+    against = np.flatnonzero(answered != given)
+    return tuple(
+        Doubt(int(heads.pool[place]), float(own[place]), int(answered[place]), float(shares[place].max()))
+        for place in against[np.argsort(own[against], kind="stable")]
+    )

@@ -1,0 +1,54 @@
+"""Doubts: planted label errors come first, and what is listed is what a head that had not seen the picture answers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from headstart.doubts import doubts
+from headstart.heads import logistic_scores
+from headstart.race import Race
+from headstart.solvers import principal_axes
+from tests.toys import clouds
+
+
+def raced(labels: np.ndarray, features: np.ndarray, pool: np.ndarray) -> Race:  # type: ignore[type-arg]
+    folds = np.arange(len(labels)) % 5
+    best = logistic_scores(principal_axes(features), labels, folds, 3, (0,))[0]
+    return Race((best,), best, best, (best,), best.accuracy, "", pool)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_planted_errors_come_first(seed: int) -> None:
+    features, truth = clouds(300, apart=1.6, seed=seed)
+    draw = np.random.default_rng(seed)
+    wrong = draw.permutation(300)[:15]
+    labels = truth.copy()
+    labels[wrong] = (truth[wrong] + draw.integers(1, 3, 15)) % 3
+    everyone = np.zeros(400, np.int64)  # the pictures that raced are some of the data set's
+    pool = np.sort(draw.permutation(400)[:300])
+    everyone[pool] = labels
+    found = doubts(raced(labels, features, pool), everyone)
+    first = {doubt.index for doubt in found[:30]}
+    assert len(first & set(pool[wrong].tolist())) >= 12
+    suggested = {doubt.index: doubt.suggested for doubt in found}
+    right = [suggested.get(int(pool[place])) == truth[place] for place in wrong]
+    assert np.mean(right) >= 0.8, "what is suggested is what it was"
+
+
+def test_only_answers_against_the_label_are_doubts_the_least_likely_label_first() -> None:
+    features, labels = clouds(240, apart=0.8)
+    race = raced(labels, features, np.arange(240))
+    found = doubts(race, labels)
+    against = np.flatnonzero(race.best.logits.argmax(1) != labels)
+    assert {doubt.index for doubt in found} == set(against.tolist()) and len(found) > 5
+    own = [doubt.label_probability for doubt in found]
+    assert own == sorted(own)
+    for doubt in found:
+        assert 0 <= doubt.label_probability < doubt.suggested_probability <= 1
+        assert doubt.suggested == race.best.logits[doubt.index].argmax() != labels[doubt.index]
+
+
+def test_nothing_is_doubted_where_all_is_as_expected() -> None:
+    features, labels = clouds(90, apart=30)
+    assert doubts(raced(labels, features, np.arange(90)), labels) == ()
