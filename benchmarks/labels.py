@@ -41,14 +41,14 @@ def measured(source: Path, seed: int) -> dict[str, Any]:
         labels = dataset.labels.copy()
         labels[wrong] = (labels[wrong] + random.integers(1, classes, len(wrong))) % classes
         heads = race(features, labels[pool], dataset.fold[pool], classes, pool)
-        doubtful = doubts(heads, labels)
+        doubtful = doubts(heads, labels, dataset.fold)
         first = [doubt.index for doubt in doubtful[: max(1, round(FIRST * len(pool)))]]
         found.append(float(np.isin(wrong, first).mean()))
         listed.append(len(doubtful) / len(pool))
     clean = race(features, dataset.labels[pool], dataset.fold[pool], classes, pool)
     row = {
         "pictures": len(pool), "planted": len(wrong), "found": found, "listed": mean(listed),
-        "listed_as_given": len(doubts(clean, dataset.labels)) / len(pool), "out_of_fold": clean.accuracy,
+        "listed_as_given": len(doubts(clean, dataset.labels, dataset.fold)) / len(pool), "out_of_fold": clean.accuracy,
     }  # fmt: skip
     print(source, mean(found), min(found), flush=True)
     return row

@@ -11,6 +11,8 @@ from headstart.race import Race
 from headstart.solvers import principal_axes
 from tests.toys import clouds
 
+FOLDS = np.arange(400) % 5
+
 
 def raced(labels: np.ndarray, features: np.ndarray, pool: np.ndarray) -> Race:  # type: ignore[type-arg]
     folds = np.arange(len(labels)) % 5
@@ -28,7 +30,7 @@ def test_planted_errors_come_first(seed: int) -> None:
     everyone = np.zeros(400, np.int64)  # the pictures that raced are some of the data set's
     pool = np.sort(draw.permutation(400)[:300])
     everyone[pool] = labels
-    found = doubts(raced(labels, features, pool), everyone)
+    found = doubts(raced(labels, features, pool), everyone, FOLDS)
     first = {doubt.index for doubt in found[:30]}
     assert len(first & set(pool[wrong].tolist())) >= 12
     suggested = {doubt.index: doubt.suggested for doubt in found}
@@ -39,7 +41,7 @@ def test_planted_errors_come_first(seed: int) -> None:
 def test_only_answers_against_the_label_are_doubts_the_least_likely_label_first() -> None:
     features, labels = clouds(240, apart=0.8)
     race = raced(labels, features, np.arange(240))
-    found = doubts(race, labels)
+    found = doubts(race, labels, FOLDS)
     against = np.flatnonzero(race.best.logits.argmax(1) != labels)
     assert {doubt.index for doubt in found} == set(against.tolist()) and len(found) > 5
     own = [doubt.label_probability for doubt in found]
@@ -51,4 +53,11 @@ def test_only_answers_against_the_label_are_doubts_the_least_likely_label_first(
 
 def test_nothing_is_doubted_where_all_is_as_expected() -> None:
     features, labels = clouds(90, apart=30)
-    assert doubts(raced(labels, features, np.arange(90)), labels) == ()
+    assert doubts(raced(labels, features, np.arange(90)), labels, FOLDS) == ()
+
+
+def test_a_class_that_is_never_answered_is_not_doubted_for_it() -> None:
+    features, labels = clouds(90, apart=30)
+    labels[labels == 2] = 0
+    labels[7] = 2  # the only picture of its class: no head that has not seen it knows the class
+    assert 7 not in {doubt.index for doubt in doubts(raced(labels, features, np.arange(90)), labels, FOLDS)}

@@ -220,7 +220,8 @@ def test_a_compiler_that_is_asked_for_runs_the_frozen_stages(trained: Trained, t
     }
     for engine, run in runs.items():
         log = (tmp_path / engine / "log.txt").read_text()
-        assert f", {engine}, features at a cosine of " in log
+        assert "engine: " in log and ", features at a cosine of " in log
+        assert run.metrics["engine"]["runner"] == engine
         assert run.metrics["test"]["models"]["final"]["accuracy"]["value"] > 0.5
     answers = [[row["predicted"] for row in run.predictions] for run in runs.values()]
     assert np.mean(np.array(answers[0]) == np.array(answers[1])) > 0.9

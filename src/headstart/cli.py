@@ -97,8 +97,8 @@ def fit(
     engine: Annotated[
         str,
         typer.Option(
-            help="What runs the frozen stages: eager (torch as it is), openvino, compile (torch.compile), "
-            "or auto: the fastest that agrees with torch and that the job is long enough for."
+            help="What computes the features: eager (plain torch), openvino (needs the package), compile (torch.compile). "
+            "auto: eager, or on long jobs openvino (CPU) or compile (GPU), where that is faster and gives the same features."
         ),
     ] = "auto",
     store_limit: Annotated[str, typer.Option(help="Room for cached results, such as 20GB.")] = "20GB",

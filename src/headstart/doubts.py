@@ -25,16 +25,20 @@ class Doubt:
     suggested_probability: float
 
 
-def doubts(heads: Race, labels: NDArray[np.int64]) -> tuple[Doubt, ...]:
-    """The doubtful ones among the pictures that raced, the most doubtful first; `labels` (N,) are those of the whole data set.
+def doubts(heads: Race, labels: NDArray[np.int64], folds: NDArray[np.int64]) -> tuple[Doubt, ...]:
+    """The doubtful ones among the pictures that raced, the most doubtful first; `labels` and `folds` (N,) are those of the whole
+    data set.
 
-    Some are wrong labels, the others are hard pictures: only a person can tell.
+    Some are wrong labels, the others are hard pictures: only a person can tell. A class that lies in one fold is never answered,
+    which says nothing about its labels.
     """
     given = labels[heads.pool]
     logits = heads.best.logits
     shares = softmax(logits.astype(np.float64) / fit_temperature(logits, given))
     own, answered = shares[np.arange(len(given)), given], shares.argmax(1)
-    against = np.flatnonzero(answered != given)
+    fold, classes = folds[heads.pool], range(int(given.max(initial=-1)) + 1)
+    known = np.array([len(np.unique(fold[given == label])) > 1 for label in classes], bool)
+    against = np.flatnonzero((answered != given) & known[given])
     return tuple(
         Doubt(int(heads.pool[place]), float(own[place]), int(answered[place]), float(shares[place].max()))
         for place in against[np.argsort(own[against], kind="stable")]

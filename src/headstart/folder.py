@@ -39,6 +39,7 @@ class Folder:
     _lock: FileLock | None = field(default=None, repr=False)
     _made: bool = field(default=False, repr=False)
     resumed: bool = False
+    data: str = ""
 
     @classmethod
     def claim(
@@ -80,14 +81,15 @@ class Folder:
             ) from error
         claimed = cls(path, config, lock, made)
         try:
-            claimed = replace(claimed, resumed=claimed._settle(overwrite))
+            resumed, data = claimed._settle(overwrite)
+            claimed = replace(claimed, resumed=resumed, data=data)
         except BaseException:
             claimed.__exit__()  # a folder that is not ours keeps no trace of the question
             raise
         return claimed
 
-    def _settle(self, overwrite: bool) -> bool:
-        """Whether an unfinished run of the same options lies here."""
+    def _settle(self, overwrite: bool) -> tuple[bool, str]:
+        """Whether an unfinished run of the same options lies here, and the digest of the data of the last such run."""
         assert self.path is not None
         kept, before, same = self.path / "config.json", None, False
         others = [p.name for p in self.path.iterdir() if p.name not in (".lock", LOG)]
@@ -109,7 +111,8 @@ class Folder:
             for name in (CARD, WEIGHTS, *WRITTEN):
                 (self.path / name).unlink(missing_ok=True)
         self.write("config.json", json.dumps(self.config, indent=1))
-        return same and not (self.path / "metrics.json").exists()
+        data = before.get("data", "") if same and before is not None else ""
+        return same and not (self.path / "metrics.json").exists(), str(data)
 
     def __enter__(self) -> Folder:
         return self
@@ -129,10 +132,11 @@ class Folder:
                     if self._made:
                         self.path.rmdir()
 
-    @property
-    def holds_model(self) -> bool:
-        """Whether a model lies here, which can only be one of the same options."""
-        return self.path is not None and (self.path / CARD).exists()
+    def holds_model(self, data: str) -> bool:
+        """Whether a model of the same options and the same data, by their digest, lies here; notes what the data are."""
+        held = self.path is not None and self.data == data and (self.path / CARD).exists()
+        self.write("config.json", json.dumps({**self.config, "data": data}, indent=1))
+        return held
 
     def write(self, name: str, text: str) -> None:
         """Write one file of the folder, atomically."""

@@ -109,8 +109,10 @@ class Model:
         source, step = enumerate(pictures), self.engine.batch
 
         def chunks() -> Iterator[list[tuple[int, Picture]]]:
-            # One batch each at first: the first answers come at once, and a short list keeps every worker busy.
-            for batches in chain(repeat(1, 2 * runtime.cpu_count()), repeat(8)):
+            # One batch each at first, so that the first answers come at once; more only where many have come before, so that
+            # no worker is left with much to do at the end of a short list.
+            grown = (repeat(batches, 4 * runtime.cpu_count()) for batches in (1, 2, 4))
+            for batches in chain(*grown, repeat(8)):
                 if not (chunk := list(islice(source, batches * step))):
                     return
                 yield chunk

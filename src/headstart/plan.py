@@ -238,15 +238,16 @@ def _within(evidence: Evidence, rungs: list[Rung], budget: Budget, judge: str) -
     reasons: list[str] = []
     # The network from scratch is given as much time as transfer, so transfer may take half of what is left.
     left = None if budget.seconds is None else 0.5 * (budget.seconds - budget.spent_seconds)
+    room = budget.store_bytes
     for rung in rungs:
         fitting = rung
-        if budget.store_bytes is not None and rung.cut:
-            stored = _stored(evidence, rung, budget.store_bytes)
+        if room is not None and rung.cut:
+            stored = _stored(evidence, rung, room)
             if stored is None or stored.cut in {other.cut for other in kept}:
                 least = 2 * _view_bytes(evidence, rung.model_copy(update={"rounded": True}))
                 reasons.append(
-                    f"no rung from {evidence.stages[rung.cut]} on: two views of it take {least / 1e9:.2g} GB, "
-                    f"the store may hold {budget.store_bytes / 1e9:.2g} GB"
+                    f"no rung from {evidence.stages[rung.cut]} on: two views of it take {_gigabytes(least)}, "
+                    f"the store has room for {_gigabytes(room)}"
                 )
                 continue
             fitting = stored
@@ -259,7 +260,13 @@ def _within(evidence: Evidence, rungs: list[Rung], budget: Budget, judge: str) -
             continue
         kept.append(fitting)
         left = None if left is None else left - cost
+        if room is not None and fitting.cut:  # the rung above is still in use while this one is judged
+            room = max(0, room - fitting.views * _view_bytes(evidence, fitting))
     return kept, reasons
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.0f} GB" if count >= 1e11 else f"{count / 1e9:.2g} GB"
 
 
 def _view_bytes(evidence: Evidence, rung: Rung) -> int:
@@ -284,8 +291,14 @@ def _stored(evidence: Evidence, rung: Rung, room: int) -> Rung | None:
                 return rung
             given = ["in bfloat16"] if evidence.activation_dtype == "float32" else []
             given += [f"in {choice.views} of {rung.views} views"] if choice.views < rung.views else []
-            given += [f"at a cut further up, {evidence.stages[choice.cut]}"] if choice.cut > rung.cut else []
-            why = f"{rung.reason}; cached {', '.join(given)}, for which the store has room"
+            why = rung.reason
+            if choice.cut > rung.cut:
+                share = 100 * frozen_share(evidence.flops, choice.cut)
+                why = (
+                    f"stages from {evidence.stages[choice.cut]} on train: {share:.0f} % of the forward pass stays frozen; "
+                    f"the store has no room for what enters {evidence.stages[rung.cut]}"
+                )
+            why += f"; cached {' and '.join(given)}, for which there is room" if given else ""
             return choice.model_copy(update={"reason": why})
     return None
 

@@ -8,7 +8,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def keep(
 ) -> Run:
     """Write what is told of the model: plan, audit, predictions, report, and `metrics.json`, which ends the run."""
     began = time.monotonic()
-    predictions, doubtful = _predictions(dataset, proof), doubts(heads, dataset.labels)
+    predictions, doubtful = _predictions(dataset, proof), doubts(heads, dataset.labels, dataset.fold)
     if dataset.audit is not None:
         folder.write("audit.json", dataset.audit.model_dump_json(indent=1))
     folder.write("plan.json", plan.model_dump_json(indent=1))
@@ -107,6 +107,7 @@ def keep(
             }
             for r in tuned.rungs
         ],
+        "engine": None if story.way is None else asdict(story.way),
         "doubts": {"pictures": len(doubtful), "of": len(heads.pool)},
         "seconds": {"total": story.total, **story.seconds},
         "resumed": folder.resumed,

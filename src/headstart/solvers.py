@@ -102,7 +102,12 @@ class Streamed:
         mean = (total(lambda x: x.sum(0, dtype=torch.float64)) / count).float()
         variance = total(lambda x: (x - mean).square().sum(0, dtype=torch.float64)) / count
         scale = _spread(variance.float()) * len(mean) ** 0.5
-        power, directions = torch.linalg.eigh(total(lambda x: ((x - mean) / scale).T @ ((x - mean) / scale)))
+
+        def gram(x: Tensor) -> Tensor:
+            x = (x - mean) / scale
+            return x.T @ x
+
+        power, directions = torch.linalg.eigh(total(gram))
         keep = _meant(power)
         return cls(read, count, directions[:, keep].float(), power[keep].float(), mean, scale)
 

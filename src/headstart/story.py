@@ -27,6 +27,7 @@ class Story:
         self._began = time.monotonic()
         self._log: Path | None = None
         self.seconds: dict[str, float] = {}
+        self.way: Way | None = None
         self.lines: list[str] = []
 
     @property
@@ -81,8 +82,9 @@ class Story:
 
     def engine(self, way: Way) -> None:
         """How the frozen stages are run, and how well that agrees with plain float32."""
+        self.way = way
         agreement = "" if way.agreement is None else f", features at a cosine of {way.agreement:.5f} with plain float32"
-        self.note(f"engine: {way}, {way.runner}{agreement}")
+        self.note(f"engine: {way}{agreement}")
 
     def heads(self, heads: Race) -> None:
         """Which head won, and why."""

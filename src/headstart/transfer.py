@@ -71,7 +71,7 @@ def transfer(
         )
         story.heads(heads)
         model = on_frozen(engine, heads, features, dataset, store)
-        first = not folder.holds_model  # a resumed or repeated run may have left a better one
+        first = not folder.holds_model(dataset.digest)  # a resumed or repeated run may have left a better one
         if first:
             keep_model(folder, story, model, dataset)  # whatever comes now takes longer, and may be interrupted
     with story.phase("plan"):

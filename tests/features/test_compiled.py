@@ -16,6 +16,7 @@ from torch import Tensor
 from headstart.errors import BackboneError, MissingExtra
 from headstart.features import compiled as room
 from headstart.features import engine as engine_room
+from headstart.features import settle as settling
 from headstart.features.compiled import Gain, Runner, compiled, compilers
 from headstart.features.engine import Engine
 from headstart.features.extract import Features, extract
@@ -44,16 +45,21 @@ def test_a_compiled_engine_gives_what_torch_gives(runner: Runner) -> None:
     engine = Engine(backbone, precision="float32", runner=runner)
     engine.settle(pictures())
     assert engine.way is not None and engine.way.agreement is not None
-    assert (engine.way.runner, str(engine.way), engine.way.agreement > 0.99999) == (runner, "float32 folded", True)
+    assert (engine.way.runner, str(engine.way), engine.way.agreement > 0.99999) == (
+        runner,
+        f"float32 folded {runner}",
+        True,
+    )
     for count in (1, 4, 11):  # batches of four; fewer are padded, and rows stay rows
         part = pictures()[:count]
         found = np.concatenate([engine.pooled(part[at : at + engine.batch]) for at in range(0, count, engine.batch)])
         np.testing.assert_allclose(found, plain.pooled(part), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("runner", ["openvino", "compile"])
 @pytest.mark.usefixtures("traced_only")
-def test_threads_share_a_compiled_engine() -> None:
-    engine = Engine(tiny_backbone(), precision="float32", runner="openvino")
+def test_threads_share_a_compiled_engine(runner: Runner) -> None:
+    engine = Engine(tiny_backbone(), precision="float32", runner=runner)
     alone = engine.pooled(pictures(4))
     found: list[NDArray[np.float32]] = []
     threads = [Thread(target=lambda: found.extend(engine.pooled(pictures(4)) for _ in range(20))) for _ in range(4)]
@@ -94,7 +100,10 @@ def test_bfloat16_is_compiled_after_the_exact_stages_or_not_at_all(monkeypatch: 
     engine = Engine(tiny_backbone(), device=CPU, runner="openvino")
     engine.settle(pictures())
     assert asked == [(0, torch.bfloat16), (0, torch.float32)]
-    assert (engine.settled, str(engine.way)) == ("float32", "float32")
+    assert (engine.settled, str(engine.way)) == ("float32", "float32 folded openvino")
+    named = Engine(tiny_backbone(), device=CPU, precision="bfloat16", runner="openvino")
+    with pytest.raises(BackboneError, match="cosine"):
+        named.settle(pictures())  # a precision that was named is not exchanged for another
     unasked = Engine(tiny_backbone(), device=CPU, runner="auto")
     unasked.settle(pictures())
     before = unasked.way
@@ -117,13 +126,13 @@ def test_a_compiler_that_fails_says_which_and_why(monkeypatch: pytest.MonkeyPatc
         raise RuntimeError("no such operation: aten::odd\nwith a long trace")
 
     monkeypatch.setattr(room, "_openvino", failing)
-    with pytest.raises(BackboneError, match=r"openvino cannot compile .*aten::odd.*--engine eager"):
+    with pytest.raises(BackboneError, match=r"OpenVINO cannot compile .*aten::odd.*--engine eager"):
         Engine(tiny_backbone(), precision="float32", runner="openvino").settle(pictures())
 
 
 def test_a_compiler_that_is_not_installed_is_asked_for_by_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "openvino", None)
-    monkeypatch.setattr(room, "find_spec", lambda name: None)
+    monkeypatch.setattr(room, "version", lambda name: "")
     assert compilers(CPU) == ()
     with pytest.raises(MissingExtra, match="pip install"):
         Engine(tiny_backbone(), precision="float32", runner="openvino").settle(pictures())
@@ -173,15 +182,35 @@ def test_a_compiler_is_tried_where_the_job_is_long_and_what_it_gains_is_remember
     timed = Timed(monkeypatch, eager=1.0, faster=0.5)
     features, runner = run(Store(tmp_path))
     assert (runner, timed.built) == ("openvino", 1)
-    # The rows are those of torch, and mix with them.
     plain = Engine(tiny_backbone(), precision="float32")
     other = extract(plain.backbone, striped(40), Store(tmp_path / "other"), engine=plain)
     np.testing.assert_allclose(features.stages((0, 4)), other.stages((0, 4)), rtol=1e-3, atol=1e-4)
-    assert run(Store(tmp_path))[1] == "eager", "nothing was left to run, so nothing is compiled"
-    assert run(Store(tmp_path), 43)[1] == "eager", "three more pictures do not earn two seconds back"
+    monkeypatch.setattr(Engine, "seconds", lambda *_: pytest.fail("what was decided for these pictures is remembered"))
+    monkeypatch.setattr(engine_room, "compiled", lambda *_: pytest.fail("nothing is left to run"))
+    assert run(Store(tmp_path))[1] == "openvino"
     assert timed.built == 1
-    monkeypatch.setattr(Engine, "seconds", lambda *_: pytest.fail("the speeds are known"))
-    assert run(Store(tmp_path), 60)[1] == "openvino"
+
+
+def test_a_few_pictures_do_not_earn_a_compilation_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    timed = Timed(monkeypatch, eager=1.0, faster=0.9)  # ten pictures earn one of the two seconds that it took
+    assert (run(Store(tmp_path), 40)[1], timed.built) == ("openvino", 1)
+    monkeypatch.setattr(Engine, "seconds", lambda *_: pytest.fail("the gain is known"))
+    assert (run(Store(tmp_path), 15)[1], timed.built) == ("eager", 1)
+
+
+def test_nothing_else_runs_while_speeds_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    Timed(monkeypatch, eager=1.0, faster=0.5)
+    measure = Engine.seconds
+
+    def measured(engine: Engine, given: NDArray[np.uint8]) -> float:
+        told.append("measured")
+        return measure(engine, given)
+
+    monkeypatch.setattr(Engine, "seconds", measured)
+    engine = Engine(tiny_backbone(), precision="float32", runner="auto", device=CPU)
+    settling.settle(engine, striped(40), Store(tmp_path), lambda: told.append("alone"))
+    assert told == ["alone", "measured", "measured"]
 
 
 @pytest.mark.parametrize(("eager", "faster", "builds"), [(0.1, 0.01, 0), (1.0, 1.1, 1)])
@@ -190,22 +219,40 @@ def test_a_compiler_is_not_used_where_it_cannot_pay(
 ) -> None:
     timed = Timed(monkeypatch, eager, faster)
     assert (run(Store(tmp_path))[1], timed.built) == ("eager", builds)
-    assert (run(Store(tmp_path), 80)[1], timed.built) == ("eager", builds), "known to lose: never again"
+    assert (run(Store(tmp_path), 70)[1], timed.built) == ("eager", builds), "known to lose: never again"
 
 
-def test_a_compiler_that_does_not_agree_is_remembered_for_these_pictures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", [BackboneError("a cosine of 0.9"), MissingExtra("It", "openvino", "openvino")])
+def test_a_compiler_that_fails_unasked_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    timed, tried = Timed(monkeypatch, eager=1.0, faster=0.5), []
+    Timed(monkeypatch, eager=1.0, faster=0.5)
+    tried: list[Runner] = []
 
-    def disagreeing(engine: Engine, runner: Runner, given: NDArray[np.uint8]) -> float:
+    def failing(engine: Engine, runner: Runner, given: NDArray[np.uint8]) -> float:
         tried.append(runner)
-        raise BackboneError("a cosine of 0.9")
+        raise error
 
-    monkeypatch.setattr(Engine, "hasten", disagreeing)
+    monkeypatch.setattr(Engine, "hasten", failing)
     assert run(Store(tmp_path))[1] == "eager"
     assert run(Store(tmp_path))[1] == "eager"
-    assert (tried, timed.built) == (["openvino"], 0)
+    assert tried == ["openvino"], "remembered for these pictures"
+
+
+def test_openvino_says_that_it_runs_on_the_cpu() -> None:
+    backbone = tiny_backbone()
+    with pytest.raises(BackboneError, match="--engine compile, or eager"):
+        compiled("openvino", backbone, 0, torch.empty(4, 3, 32, 32, device="meta"), torch.float32)
+
+
+def test_a_batch_that_fails_later_is_told_like_a_compilation_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(activation: Tensor) -> Tensor:
+        raise RuntimeError("out of memory\nby far")
+
+    monkeypatch.setattr(room, "_openvino", lambda *_: broken)
+    program = compiled("openvino", tiny_backbone(), 0, torch.empty(4, 3, 32, 32), torch.float32)
+    with pytest.raises(BackboneError, match=r"OpenVINO cannot run this backbone here \(out of memory\)"):
+        program(torch.empty(4, 3, 32, 32))
 
 
 def test_what_was_asked_for_is_remembered_with_the_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

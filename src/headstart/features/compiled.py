@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
-from importlib.util import find_spec
 from typing import Any, Literal
 
 import numpy as np
@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from headstart import runtime
 from headstart.backbones.backbone import Backbone
 from headstart.errors import BackboneError, MissingExtra
+from headstart.features.precision import Precision, autocast
 
 Runner = Literal["eager", "openvino", "compile"]
 Program = Callable[[Tensor], Tensor]
+_NAMES: dict[Runner, str] = {"openvino": "OpenVINO", "compile": "torch.compile"}
 # Seconds of frozen forward passes from which a compiler is tried unasked: several times what it takes to compile.
 WORTH: dict[Runner, float] = {"openvino": 8.0, "compile": 240.0}
 
@@ -39,11 +41,11 @@ class Gain:
 
 
 def compilers(device: torch.device) -> tuple[Runner, ...]:
-    """Compilers that are tried unasked on this device. On a CPU `torch.compile` takes most of a minute and gains nothing over
-    folded copies; on a GPU it brings CUDA graphs."""
+    """Compilers that are tried unasked on this device. On a CPU `torch.compile` loses to folded copies (benchmarks/engines.py); on a
+    GPU it brings CUDA graphs."""
     if device.type == "cuda":
         return ("compile",)
-    return ("openvino",) if device.type == "cpu" and find_spec("openvino") else ()
+    return ("openvino",) if device.type == "cpu" and version("openvino") else ()
 
 
 def version(runner: Runner) -> str:
@@ -64,15 +66,13 @@ def compiled(runner: Runner, backbone: Backbone, start: int, entering: Tensor, p
         MissingExtra: where the compiler is not installed.
         BackboneError: where it cannot compile these stages.
     """
-    tail = _Tail(backbone, start).eval()
-    try:
+    tail, size, name = _Tail(backbone, start).eval(), len(entering), _NAMES[runner]
+    if runner == "openvino" and entering.device.type != "cpu":
+        raise BackboneError(
+            f"OpenVINO runs on the CPU here, and this run uses {entering.device}. Use --engine compile, or eager."
+        )
+    with _failing(f"{name} cannot compile this backbone here"):
         program = (_openvino if runner == "openvino" else _inductor)(tail, entering, precision)
-    except MissingExtra:
-        raise
-    except Exception as error:  # compilers raise what they like
-        reason = str(error).strip().partition("\n")[0][:200]
-        raise BackboneError(f"{runner} cannot compile this backbone ({reason}). Use --engine eager.") from error
-    size = len(entering)
 
     def padded(activation: Tensor) -> Tensor:
         # Programs are made for one shape: that is faster, and no shape waits for another compilation.
@@ -82,9 +82,22 @@ def compiled(runner: Runner, backbone: Backbone, start: int, entering: Tensor, p
         full = (
             torch.cat([activation, activation[-1:].expand(lacking, *activation.shape[1:])]) if lacking else activation
         )
-        return program(full)[: len(activation)]
+        with _failing(f"{name} cannot run this backbone here"):
+            return program(full)[: len(activation)]
 
     return padded
+
+
+@contextmanager
+def _failing(what: str) -> Iterator[None]:
+    """Compilers raise what they like; within, that becomes a `BackboneError`."""
+    try:
+        yield
+    except MissingExtra:
+        raise
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise BackboneError(f"{what} ({reason}). Use --engine eager.") from error
 
 
 class _Tail(nn.Module):
@@ -126,28 +139,39 @@ def _openvino(tail: _Tail, entering: Tensor, precision: torch.dtype) -> Program:
             "INFERENCE_NUM_THREADS": workers,
         },
     )
-    mine = threading.local()  # a request serves one thread at a time
+
+    class Own(threading.local):
+        """A request serves one thread at a time: every thread makes its own."""
+
+        def __init__(self) -> None:
+            self.request = network.create_infer_request()
+
+    own = Own()
 
     def program(activation: Tensor) -> Tensor:
-        if not hasattr(mine, "request"):
-            mine.request = network.create_infer_request()
-        found = mine.request.infer([activation.contiguous().numpy()])[0]
+        found = own.request.infer([activation.contiguous().numpy()])[0]
         return torch.from_numpy(np.array(found, dtype=np.float32))
 
     return program
 
 
 def _inductor(tail: _Tail, entering: Tensor, precision: torch.dtype) -> Program:
-    # On a GPU all small kernels of a batch become one CUDA graph, whose buffers serve one batch at a time. On a CPU every worker
-    # runs its own batch on one thread.
     how: dict[str, Any] = {"mode": "reduce-overhead"} if entering.is_cuda else {"options": {"cpp.threads": 1}}
     run = torch.compile(tail, fullgraph=True, **how)
-    one = threading.Lock() if entering.is_cuda else nullcontext()
 
     def program(activation: Tensor) -> Tensor:
-        bfloat16 = torch.autocast(activation.device.type, torch.bfloat16, enabled=precision == torch.bfloat16)
-        with one, torch.inference_mode(), bfloat16:
+        name: Precision = "bfloat16" if precision == torch.bfloat16 else "float32"
+        with torch.inference_mode(), autocast(activation.device, name):
             return torch.as_tensor(run(activation)).float().clone()
 
-    program(entering)
-    return program
+    # It is compiled for the number of threads that its caller has, which is one for every worker. CUDA graphs belong to the thread
+    # that recorded them, and have one set of buffers: there a thread of their own runs them all.
+    own = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
+    before = torch.get_num_threads()
+    for _ in range(3 if entering.is_cuda else 1):  # the graph is recorded after two runs
+        own.submit(program, entering).result()
+    torch.set_num_threads(before)
+    if not entering.is_cuda:
+        own.shutdown()
+        return program
+    return lambda activation: own.submit(program, activation).result()

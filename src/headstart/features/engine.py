@@ -32,7 +32,7 @@ BATCH, BATCH_CUDA = 4, 64
 SAME = 1 - 1e-5  # and at which a folded copy in float32 is, which differs by rounding only
 
 
-def normalize(pictures: NDArray[np.uint8] | Tensor, spec: InputSpec, device: torch.device) -> Tensor:
+def normalize(pictures: NDArray[np.uint8], spec: InputSpec, device: torch.device) -> Tensor:
     """uint8 pictures (N, H, W, 3) to the float32 (N, 3, H, W), channels_last, that the weights were trained with."""
     pixels = torch.as_tensor(pictures).to(device, non_blocking=True)
     scale = torch.tensor([255.0 * s for s in spec.std], device=device)
@@ -45,22 +45,22 @@ def normalize(pictures: NDArray[np.uint8] | Tensor, spec: InputSpec, device: tor
 @dataclass(frozen=True)
 class Way:
     """How a backbone is run: `stages[:exact]` in float32, the others at `precision`; whether in folded copies; the least cosine
-    with plain float32, per picture, of the pooled features (None where nothing was compared); what runs the others; and whether
-    JPEG files are decoded on the device.
-
-    As text it tells features apart that differ by more than rounding in float32: the runner is not in it.
-    """
+    with plain float32, per picture, of the pooled features (None where nothing was compared); and what runs the others."""
 
     precision: Precision
     exact: int = 0
     folded: bool = False
     agreement: float | None = None
     runner: Runner = "eager"
-    decodes: bool = False
 
     def __str__(self) -> str:
+        return self.before_compiling + ("" if self.runner == "eager" else f" {self.runner}")
+
+    @property
+    def before_compiling(self) -> str:
+        """The way of activations at a cut, which no compiler runs, as text."""
         after = f" after {self.exact}" if self.precision != "float32" and self.exact else ""
-        return f"{self.precision}{after}{' folded' * self.folded}{', decoded there' * self.decodes}"
+        return f"{self.precision}{after}{' folded' * self.folded}"
 
 
 PLAIN = Way("float32")
@@ -139,7 +139,7 @@ class Engine:
             "exact": self._exact,
             "fold": self._fold,
             "runner": "eager" if self.runner == "auto" else f"{self.runner} {version(self.runner)}",
-            "device": str(self.device),
+            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device),
             "bfloat16": has_fast_bfloat16(self.device),
             "machine": runtime.environment()["processor"],
             "torch": torch.__version__,
@@ -153,46 +153,32 @@ class Engine:
         """Decide how the backbone is run, on the first of these pictures (N, H, W, 3), unless that is decided."""
         self._ready(pictures)
 
-    def _ready(self, pictures: NDArray[np.uint8] | Tensor) -> _Settled:
+    def _ready(self, pictures: NDArray[np.uint8]) -> _Settled:
         now = self._now
         if now is None or now.nets is None or now.state != self._state():
-            pictures = pictures.cpu().numpy() if isinstance(pictures, Tensor) else pictures
             with self._lock:
                 if self._now is None or self._now.state != self._state():
-                    self._now = self._asked(self._compared(pictures[:SAMPLE]), pictures[:SAMPLE])
+                    self._now = self._asked(pictures[:SAMPLE])
                 elif self._now.nets is None:
-                    made = replace(self._now, nets=self._nets(self._now.way))
-                    self._now = replace(made, program=self._program(made, pictures))
+                    self._now = replace(self._now, nets=self._nets(self._now.way))
                 now = self._now
         return now
 
-    def _program(self, now: _Settled, pictures: NDArray[np.uint8]) -> Program | None:
-        """The compiled stages after the exact ones, made with pictures of the right size."""
-        if now.way.runner == "eager":
-            return None
-        full = np.resize(pictures, (self.batch, *pictures.shape[1:]))
-        with torch.inference_mode():
-            entering = self._run(now, normalize(full, self.backbone.input, self.device), 0, now.way.exact)[0]
-        if not isinstance(entering, Tensor):
-            raise BackboneError(f"stage {now.way.exact} takes several tensors, which are not compiled")
-        return compiled(now.way.runner, self.backbone, now.way.exact, entering, getattr(torch, now.way.precision))
-
-    def _asked(self, now: _Settled, sample: NDArray[np.uint8]) -> _Settled:
-        """The way that was settled on, run by the compiler that was named, if one was.
+    def _asked(self, sample: NDArray[np.uint8]) -> _Settled:
+        """The first way that agrees with plain float32, run by the compiler that was named, if one was.
 
         Raises:
             BackboneError: where that compiler cannot run the backbone.
         """
-        runner = self.runner
+        now, runner = self._compared(sample, self._wanted), self.runner
         if runner == "auto" or runner == "eager":
             return now
         try:
             return self._by(runner, now, sample)
         except BackboneError:
-            if now.way.precision == "float32":
+            if self._wanted != "auto" or now.way.precision == "float32":
                 raise
-            nets = (self.backbone, self.backbone)
-            return self._by(runner, _Settled(Way("float32"), nets, now.state), sample)
+            return self._by(runner, self._compared(sample, "float32"), sample)
 
     def _by(self, runner: Runner, now: _Settled, sample: NDArray[np.uint8]) -> _Settled:
         """The same way, run by a compiler.
@@ -207,13 +193,24 @@ class Engine:
         with torch.inference_mode():
             truth, found = self._features(plain, sample), self._pooled(made, sample)[:, -width:]
         least = float(torch.nn.functional.cosine_similarity(truth, found, dim=1).min())
-        enough = SAME if now.way.precision == "float32" else AGREES
+        enough = SAME if now.way.precision == "float32" else COSINE if self._wanted == "bfloat16" else AGREES
         if not least >= enough:
             raise BackboneError(
                 f"{runner} does not compute this backbone in {now.way.precision} exactly enough: its features have a cosine of "
                 f"{least:.5f} with those of torch, where {enough} is needed. Use --engine eager."
             )
         return replace(made, way=replace(made.way, agreement=least))
+
+    def _program(self, now: _Settled, pictures: NDArray[np.uint8]) -> Program:
+        """The compiled stages after the exact ones, made with pictures of the right size."""
+        full = np.resize(pictures, (self.batch, *pictures.shape[1:]))
+        with torch.inference_mode():
+            entering = self._run(now, normalize(full, self.backbone.input, self.device), 0, now.way.exact)[0]
+        if not isinstance(entering, Tensor):
+            raise BackboneError(
+                f"Several tensors enter stage {now.way.exact + 1}: that is not compiled. Use --engine eager."
+            )
+        return compiled(now.way.runner, self.backbone, now.way.exact, entering, getattr(torch, now.way.precision))
 
     def hasten(self, runner: Runner, pictures: NDArray[np.uint8]) -> float:
         """Have a compiler run the stages from now on; the seconds that this took.
@@ -244,25 +241,23 @@ class Engine:
         copies = fold(self.backbone, *dtypes) if way.folded else ()
         return (copies[0], copies[-1]) if copies else (self.backbone, self.backbone)
 
-    def _compared(self, sample: NDArray[np.uint8]) -> _Settled:
-        """The first way that agrees with plain float32 on the sample, the fastest first."""
+    def _compared(self, sample: NDArray[np.uint8], wanted: Precision | Literal["auto"]) -> _Settled:
+        """The first way of the precision wanted that agrees with plain float32 on the sample, the fastest first."""
         state, native = self._state(), has_fast_bfloat16(self.device)
         plain = _Settled(PLAIN, (self.backbone, self.backbone), state)
         # oneDNN refuses bfloat16 where the processor lacks it; torch's own kernels only take longer.
-        first: Precision = (
-            "bfloat16" if self._wanted == "bfloat16" or (self._wanted == "auto" and native) else "float32"
-        )
+        first: Precision = "bfloat16" if wanted == "bfloat16" or (wanted == "auto" and native) else "float32"
         folds = self._fold and (native or first == "float32")
         nets = self._nets(Way(first, folded=folds))
         folds = nets[1] is not self.backbone
         ways: list[tuple[Way, float]] = []
-        if first == "bfloat16" and self._wanted == "auto":
+        if first == "bfloat16" and wanted == "auto":
             done = np.cumsum(self.backbone.flops) / max(1, sum(self.backbone.flops))
             least, most = int((done <= CHEAP).sum()), len(self.backbone.stages) // 2
             ways += [(Way(first, exact, folds), AGREES) for exact in range(least, most + 1)]
         elif first == "bfloat16" and folds:
             ways.append((Way(first, self._exact, True), COSINE))
-        if folds and self._wanted != "bfloat16":
+        if folds and wanted != "bfloat16":
             ways.append((Way("float32", folded=True), SAME))
         truth = self._features(plain, sample) if ways else torch.empty(0)
         for way, enough in ways:
@@ -270,7 +265,7 @@ class Engine:
             cosines = torch.nn.functional.cosine_similarity(truth, self._features(tried, sample), dim=1)
             if float(cosines.min()) >= enough:
                 return replace(tried, way=replace(way, agreement=float(cosines.min())))
-        return replace(plain, way=Way("bfloat16", self._exact)) if self._wanted == "bfloat16" else plain
+        return replace(plain, way=Way("bfloat16", self._exact)) if wanted == "bfloat16" else plain
 
     def alike(self, backbone: Backbone) -> Engine:
         """An engine for other weights of the same network, at the precision settled on here."""
@@ -300,19 +295,25 @@ class Engine:
             pooled += more
         return activation, pooled
 
-    def pooled(self, pictures: NDArray[np.uint8] | Tensor) -> NDArray[np.float32]:
+    def pooled(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Pooled outputs of every stage, side by side: (N, sum of widths) float32, of pictures (N, H, W, 3) uint8."""
         now = self._ready(pictures)
         with torch.inference_mode():
             return self._pooled(now, pictures).cpu().numpy()
 
-    def _pooled(self, now: _Settled, pictures: NDArray[np.uint8] | Tensor) -> Tensor:
+    def _pooled(self, now: _Settled, pictures: NDArray[np.uint8]) -> Tensor:
         images = normalize(pictures, self.backbone.input, self.device)
-        if now.program is None:
+        if now.way.runner == "eager":
             return torch.cat(self._run(now, images, 0, len(self.backbone.stages))[1], dim=1).float()
+        program = now.program
+        if program is None:  # a way that was adopted is compiled when it is first used
+            with self._lock:
+                current = self._now if self._now is not None and self._now.way == now.way else now
+                program = current.program or self._program(current, pictures)
+                self._now = replace(current, program=program)
         entering, stages = self._run(now, images, 0, now.way.exact)
         assert isinstance(entering, Tensor)
-        return torch.cat([*(pooled.float() for pooled in stages), now.program(entering)], dim=1)
+        return torch.cat([*(pooled.float() for pooled in stages), program(entering)], dim=1)
 
     def activations(self, pictures: NDArray[np.uint8], cut: int) -> tuple[Tensor, NDArray[np.float32]]:
         """Activation at the cut, flattened (N, L) in the running precision, and the pooled outputs of `stages[:cut]`."""

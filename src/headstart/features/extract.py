@@ -18,7 +18,7 @@ from headstart.data.ahead import Ahead
 from headstart.data.dataset import Dataset, Images
 from headstart.data.images import Transform, load_view, load_views
 from headstart.features.engine import BATCH, Engine
-from headstart.features.settle import hasten, key_of, settle, there, transform_of
+from headstart.features.settle import key_of, settle, transform_of
 from headstart.features.store import Store, Table
 
 T = TypeVar("T")
@@ -34,13 +34,11 @@ def batches(
     seed: int = 0,
     size: int = BATCH,
     ahead: Ahead | None = None,
-    load: Callable[[list[int]], Any] | None = None,
 ) -> Iterator[tuple[list[int], T]]:
     """Decode and work, batch by batch, in order: (indices, results) of several batches, both done by the same worker.
 
     `work` takes pictures (N·V, H, W, 3) uint8, the V views of the first picture, then those of the next, and gives an array, a
-    tensor or a tuple of them with as many rows. Each picture is decoded once; by `load`, which gives the clean views of pictures,
-    where that is given.
+    tensor or a tuple of them with as many rows. Each picture is decoded once.
     """
     step = max(1, size // len(views))
     # Writing costs the same for one batch and for many; yet every worker should get its share of a short job.
@@ -53,9 +51,7 @@ def batches(
 
     def run(chunk: list[int]) -> tuple[list[int], T]:
         parts = [chunk[start : start + step] for start in range(0, len(chunk), step)]
-        return chunk, _joined(
-            [work(load(part) if load else np.concatenate([decoded(i) for i in part])) for part in parts]
-        )
+        return chunk, _joined([work(np.concatenate([decoded(i) for i in part])) for part in parts])
 
     return runtime.parallel(run, chunks)
 
@@ -116,7 +112,8 @@ def extract(
         StoreError: where the store cannot be written.
     """
     engine = Engine(backbone) if engine is None else engine
-    spec = key_of(backbone, None, view, seed) | {"precision": settle(engine, dataset, store)}
+    way = settle(engine, dataset, store, ahead.enough if ahead else runtime.nothing)
+    spec = key_of(backbone, None, view, seed) | {"precision": str(way)}
     table = store.table("pooled", spec, "float32", sum(backbone.widths))
     # In the order of the contents: who shares a batch moves the last bits, and names and order of files must not.
     wanted = np.arange(len(dataset)) if only is None else only
@@ -124,7 +121,6 @@ def extract(
     missing = sorted((int(wanted[place]) for place in found), key=lambda i: dataset.digests[i])
     if missing:
         store.make_room(len(missing) * table.row_bytes)
-        hasten(engine, dataset, store, len(missing))
         with progress("Extracting features", len(missing)) as advance:
             if ahead is not None:
                 ahead.enough()
@@ -137,21 +133,12 @@ def extract(
                 seed=seed,
                 size=engine.batch,
                 ahead=ahead if view == 0 else None,
-                load=_on_device(engine, dataset) if view == 0 else None,
             ):
                 table.append([dataset.digests[i] for i in chunk], rows)
                 advance(len(chunk))
     if ahead is not None:
         ahead.drop()
     return Features(table, table.locate(dataset.digests), tuple(backbone.widths))
-
-
-def _on_device(engine: Engine, dataset: Dataset) -> Callable[[list[int]], Any] | None:
-    """What decodes clean views where the network runs, if that was settled on."""
-    load = there() if engine.way is not None and engine.way.decodes else None
-    if load is None:
-        return None
-    return lambda indices: load(dataset.images, indices, transform_of(engine.backbone), engine.device)
 
 
 @dataclass(frozen=True)
@@ -219,7 +206,7 @@ def cache_activations(
         StoreError: where the activations do not fit or cannot be written.
     """
     engine = Engine(backbone) if engine is None else engine
-    how = settle(engine, dataset, store)
+    how = settle(engine, dataset, store).before_compiling
     rounded = rounded or engine.settled == "bfloat16"
     dtype = "uint16" if rounded else "float32"
     values = sum(int(np.prod(shape)) for shape in backbone.shapes[cut - 1])
