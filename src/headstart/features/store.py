@@ -37,7 +37,7 @@ from headstart.errors import StoreError
 FORMAT = "v1"
 _ENTRY = np.dtype([("digest", "V32"), ("crc", "<u4")])
 _RESIDENT = 64 * 2**20  # bytes of a table that are mapped at a time, more or less
-_AROUND = 2**16  # bytes that the system maps around each page that is asked for
+_AROUND = 2**21  # bytes that the system may map around each page that is asked for
 _RECENT = 900.0  # seconds; younger tables may be in use by another run and are not evicted
 
 
@@ -102,12 +102,11 @@ class Table:
         if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
             raise StoreError(f"{self.folder}: a row was asked for that the table does not hold; run again.")
         found = np.empty((len(rows), self.width), self.dtype)
-        cost = max(self.row_bytes, _AROUND)
-        step = max(1, _RESIDENT // cost)
+        step = max(1, _RESIDENT // max(self.row_bytes, _AROUND))
         for start in range(0, len(rows), step):
             part = rows[start : start + step]
             found[start : start + step] = self._map[part]
-            self._touched += len(part) * cost
+            self._touched += len(np.unique(part * self.row_bytes // _AROUND)) * max(self.row_bytes, _AROUND)
             if self._touched > _RESIDENT and hasattr(mmap, "MADV_DONTNEED"):
                 # What was read stays in the system's cache, but does not count as this process's memory.
                 self._file.madvise(mmap.MADV_DONTNEED)
