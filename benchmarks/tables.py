@@ -456,6 +456,20 @@ def main() -> None:
             + ".",
             "",
         ]
+    page += [
+        "What was tried for these and left out again:",
+        "",
+        "- *Extraction.* OpenVINO's bfloat16 is much faster than what is used here, and too coarse: its last stages lose "
+        "as much as its first, so neither exact leading stages nor a correction of means mends it. Rounding weights so that "
+        "their sums are kept, and correcting biases by the means of eight pictures, come out no better than exact stages do, or would "
+        "have to travel with the model. `torch.compile` loses to folded copies on a CPU.",
+        "- *The first prediction.* Most of the time goes into importing torch and timm. torchvision and timm both ask for torch's "
+        "compiler at their import, so that a stand-in for one of them saves nothing. Recording with numbers instead of meta "
+        "tensors takes as long. Pausing the garbage collector meanwhile saves time, and stayed.",
+        "- *Decoding on a GPU* through torchvision was written and taken out: torchvision 0.29 deprecates it, and a model would be "
+        "measured on other pixels than it sees in use.",
+        "",
+    ]
     sizes = load("scaling")
     if sizes is not None:
         page += [
