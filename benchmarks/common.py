@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,4 +43,22 @@ def case_by_case(about: str | None, path: Path, measured: Callable[[Path, int], 
             case = f"{name} seed {seed}"
             if case not in record["cases"]:
                 record["cases"][case] = measured(given.data / SETS[name], seed)
+                keep(record, path)
+
+
+def backbone_by_backbone(
+    about: str | None, path: Path, measured: Callable[[str, Path], Any], sets: Sequence[str] = tuple(SETS)
+) -> None:
+    """Run `measured(backbone, source)` on the backbones and data sets that are asked for and the results do not hold yet."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--sets", nargs="+", default=list(sets), choices=list(SETS))
+    parser.add_argument("--backbones", nargs="+", default=["tf_efficientnet_lite0", "mobilenetv2_100"])
+    given = parser.parse_args()
+    record = results(path)
+    for name in given.backbones:
+        for chosen in given.sets:
+            case = f"{name} on {chosen}"
+            if case not in record["cases"]:
+                record["cases"][case] = measured(name, given.data / SETS[chosen])
                 keep(record, path)

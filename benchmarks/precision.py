@@ -8,7 +8,6 @@ them; what the engine takes; and pictures a second of both, in turns.
 
 from __future__ import annotations
 
-import argparse
 import time
 from pathlib import Path
 from statistics import median
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from common import SETS, keep, results
+from common import backbone_by_backbone
 from headstart import runtime
 from headstart.backbones.catalog import load_backbone
 from headstart.data.images import load_view
@@ -71,21 +70,5 @@ def measured(name: str, source: Path) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Measure what the results do not hold yet."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
-    parser.add_argument("--backbones", nargs="+", default=["tf_efficientnet_lite0", "mobilenetv2_100"])
-    given = parser.parse_args()
-    record = results(RESULTS)
-    for name in given.backbones:
-        for chosen in given.sets:
-            case = f"{name} on {chosen}"
-            if case not in record["cases"]:
-                record["cases"][case] = measured(name, given.data / SETS[chosen])
-                keep(record, RESULTS)
-
-
 if __name__ == "__main__":
-    main()
+    backbone_by_backbone(__doc__, RESULTS, measured)
