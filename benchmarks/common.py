@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,33 +33,37 @@ def keep(record: dict[str, Any], path: Path) -> None:
 
 def case_by_case(about: str | None, path: Path, measured: Callable[[Path, int], Any]) -> None:
     """Run `measured(source, seed)` on the data sets and seeds that the command line asks for and the results do not hold yet."""
-    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
+    parser = _asking(about, SETS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     given = parser.parse_args()
-    record = results(path)
-    for seed in given.seeds:
-        for name in given.sets:
-            case = f"{name} seed {seed}"
-            if case not in record["cases"]:
-                record["cases"][case] = measured(given.data / SETS[name], seed)
-                keep(record, path)
+    todo = [(f"{name} seed {seed}", given.data / SETS[name], seed) for seed in given.seeds for name in given.sets]
+    _fill(path, {case: partial(measured, source, seed) for case, source, seed in todo})
 
 
 def backbone_by_backbone(
-    about: str | None, path: Path, measured: Callable[[str, Path], Any], sets: Sequence[str] = tuple(SETS)
+    about: str | None, path: Path, measured: Callable[[str, Path], Any], sets: Iterable[str] = SETS
 ) -> None:
     """Run `measured(backbone, source)` on the backbones and data sets that are asked for and the results do not hold yet."""
+    parser = _asking(about, sets)
+    parser.add_argument("--backbones", nargs="+", default=["tf_efficientnet_lite0", "mobilenetv2_100"])
+    given = parser.parse_args()
+    todo = [
+        (f"{name} on {chosen}", name, given.data / SETS[chosen]) for name in given.backbones for chosen in given.sets
+    ]
+    _fill(path, {case: partial(measured, name, source) for case, name, source in todo})
+
+
+def _asking(about: str | None, sets: Iterable[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--sets", nargs="+", default=list(sets), choices=list(SETS))
-    parser.add_argument("--backbones", nargs="+", default=["tf_efficientnet_lite0", "mobilenetv2_100"])
-    given = parser.parse_args()
+    return parser
+
+
+def _fill(path: Path, cases: Mapping[str, Callable[[], Any]]) -> None:
+    """Measure the cases that the results do not hold yet, and keep each at once."""
     record = results(path)
-    for name in given.backbones:
-        for chosen in given.sets:
-            case = f"{name} on {chosen}"
-            if case not in record["cases"]:
-                record["cases"][case] = measured(name, given.data / SETS[chosen])
-                keep(record, path)
+    for case, measured in cases.items():
+        if case not in record["cases"]:
+            record["cases"][case] = measured()
+            keep(record, path)

@@ -26,13 +26,17 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
+def headed(head: str) -> list[str]:
+    """The first two lines of a table: its columns, and the rule below them."""
+    return [head, "|" + "---|" * (head.count("|") - 1)]
+
+
 def whole_runs(cases: dict[str, Any]) -> list[str]:
     """One row per whole run: every model's accuracy, the verdict, what was trained, time and memory."""
-    rows = [
+    rows = headed(
         "| data set | test images | final | 95 % interval | best head | last-stage head | small network | pixels | verdict | "
-        "rungs kept of tried | seconds | peak GB | commit |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+        "rungs kept of tried | seconds | peak GB | commit |"
+    )
     for case in cases.values():
         if case["kind"] != "whole":
             continue
@@ -51,10 +55,9 @@ def whole_runs(cases: dict[str, Any]) -> list[str]:
 
 def gains(cases: dict[str, Any]) -> list[str]:
     """Final model against its own heads, mean over the seeds that were run."""
-    rows = [
-        "| data set | seeds | final | best head | last-stage head | final − best head | final − last-stage head |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows = headed(
+        "| data set | seeds | final | best head | last-stage head | final − best head | final − last-stage head |"
+    )
     names = list(dict.fromkeys(case["set"] for case in cases.values()))
     for name in names:
         those = [case["accuracy"] for case in cases.values() if case["set"] == name]
@@ -68,10 +71,9 @@ def gains(cases: dict[str, Any]) -> list[str]:
 
 def started(cases: dict[str, list[dict[str, Any]]]) -> list[str]:
     """One row per data set and way to begin a rung."""
-    rows = [
-        "| case | start | lr body | lr head | held out | test | frozen winner, held out | frozen winner, test |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    rows = headed(
+        "| case | start | lr body | lr head | held out | test | frozen winner, held out | frozen winner, test |"
+    )
     for case, ways in cases.items():
         for way in ways:
             best = max(way["shares"], key=lambda each: each["held_out"])
@@ -85,10 +87,7 @@ def started(cases: dict[str, list[dict[str, Any]]]) -> list[str]:
 
 def standardised(means: list[dict[str, Any]]) -> list[str]:
     """What each floor under the variances gives, out of fold and on unseen pictures."""
-    rows = [
-        "| floor | head | out of fold | refitted per fold | unseen | log-loss, unseen |",
-        "|---|---|---|---|---|---|",
-    ]
+    rows = headed("| floor | head | out of fold | refitted per fold | unseen | log-loss, unseen |")
     return rows + [
         f"| {row['floor']:g} | {row['head']} | {percent(row['out_of_fold'])} | {percent(row['refit'])} | {percent(row['test'])} | "
         f"{row['test_log_loss']:.3f} |"
@@ -98,11 +97,10 @@ def standardised(means: list[dict[str, Any]]) -> list[str]:
 
 def chosen(means: list[dict[str, Any]]) -> list[str]:
     """What is told of heads, and what unseen pictures give, by number of training pictures."""
-    rows = [
+    rows = headed(
         "| training pictures | cases | best of many, out of fold | best, unseen | chosen, out of fold | chosen, as told | chosen, "
-        "unseen | last stage, unseen |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+        "unseen | last stage, unseen |"
+    )
     keys = ("best_out_of_fold", "best_test", "chosen_out_of_fold", "chosen_told", "chosen_test", "last_test")
     return rows + [
         f"| {row['size']} | {row['cases']} | " + " | ".join(percent(row[key]) for key in keys) + " |" for row in means
@@ -112,12 +110,11 @@ def chosen(means: list[dict[str, Any]]) -> list[str]:
 def rounded(cases: dict[str, Any]) -> list[str]:
     """Least cosine with float32 by number of exact leading stages, what the engine takes, and its rate beside float32's."""
     depths = range(max(len(case["depths"]) for case in cases.values()))
-    rows = [
+    rows = headed(
         "| backbone | data set | "
         + " | ".join(f"{exact} exact" for exact in depths)
-        + " | taken | pictures/s | float32 |",
-        "|---|---|" + "---|" * (len(depths) + 3),
-    ]
+        + " | taken | pictures/s | float32 |"
+    )
     for case in cases.values():
         least = [f"{each['least']:.4f}" for each in case["depths"]]
         rates = case["rates"]
@@ -130,11 +127,10 @@ def rounded(cases: dict[str, Any]) -> list[str]:
 
 def planted(cases: dict[str, Any]) -> list[str]:
     """Planted label errors: how many are found, by data set."""
-    rows = [
+    rows = headed(
         "| data set | training pictures | planted a draw | in the first tenth, mean | least of all draws | doubtful then | "
-        "doubtful as given | accuracy out of fold, as given |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+        "doubtful as given | accuracy out of fold, as given |"
+    )
     for name, case in cases.items():
         rows.append(
             f"| {name} | {case['pictures']} | {case['planted']} | {percent(mean(case['found']))} % | "
@@ -146,10 +142,7 @@ def planted(cases: dict[str, Any]) -> list[str]:
 
 def handed(cases: dict[str, Any]) -> list[str]:
     """What runs the frozen stages: milliseconds a picture, agreement and seconds to set up."""
-    rows = [
-        "| case | asked for | taken | ms a picture | least cosine | set up, s |",
-        "|---|---|---|---|---|---|",
-    ]
+    rows = headed("| case | asked for | taken | ms a picture | least cosine | set up, s |")
     for name, ways in cases.items():
         for way in ways:
             agreement = "" if way["agreement"] is None else f"{way['agreement']:.5f}"
@@ -162,10 +155,7 @@ def handed(cases: dict[str, Any]) -> list[str]:
 
 def without_room(cases: dict[str, list[dict[str, Any]]]) -> list[str]:
     """Test accuracy of a rung by what is cached for it, and bytes of that, a picture."""
-    rows = [
-        "| case | frozen head | cut | kept in | views | kB a picture | test accuracy |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows = headed("| case | frozen head | cut | kept in | views | kB a picture | test accuracy |")
     for case, ways in cases.items():
         for way in ways:
             rows.append(
@@ -177,11 +167,10 @@ def without_room(cases: dict[str, list[dict[str, Any]]]) -> list[str]:
 
 def against_limits(cases: dict[str, Any]) -> list[str]:
     """Rates of decoding, engine and extraction, and prediction and partial fine-tuning against what they could be."""
-    rows = [
+    rows = headed(
         "| case | decoding alone, pictures/s | engine alone | limit | both on the same cores | extraction | limit ÷ extraction | "
-        "first prediction, s | predictions/s | limit ÷ predictions |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+        "first prediction, s | predictions/s | limit ÷ predictions |"
+    )
     for name, case in cases.items():
         rates = case["rates"]
         rows.append(
@@ -191,9 +180,10 @@ def against_limits(cases: dict[str, Any]) -> list[str]:
         )
     rows += [
         "",
-        "| case | frozen share of the forward pass | epoch of the whole network, ms a picture | from the store | times as fast | "
-        "1/(1 − share) |",
-        "|---|---|---|---|---|---|",
+        *headed(
+            "| case | frozen share of the forward pass | epoch of the whole network, ms a picture | from the store | times as fast | "
+            "1/(1 − share) |"
+        ),
     ]
     for name, case in cases.items():
         took = case["epoch_seconds_per_picture"]
@@ -206,11 +196,10 @@ def against_limits(cases: dict[str, Any]) -> list[str]:
 
 def scaled(cases: dict[str, Any]) -> list[str]:
     """One row per size: milliseconds a picture by phase, and memory."""
-    rows = [
+    rows = headed(
         "| pictures | audit, ms a picture | extraction, ms a picture | heads, s | s to a usable model | s in all | peak GB | "
-        "store GB | test accuracy |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+        "store GB | test accuracy |"
+    )
     for case in cases.values():
         phases, count = case["phases"], case["pictures"]
         rows.append(
@@ -223,10 +212,7 @@ def scaled(cases: dict[str, Any]) -> list[str]:
 
 def beside(case: dict[str, Any]) -> list[str]:
     """One row per contestant: medians, and how many times as long as Headstart's head-only and default fit it took."""
-    rows = [
-        "| contestant | runs | s to the model | s in all | test accuracy | × head only | × default, in all |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows = headed("| contestant | runs | s to the model | s in all | test accuracy | × head only | × default, in all |")
     done = {name: runs for name, runs in case["contestants"].items() if runs}
 
     def middle(name: str, key: str) -> float:
@@ -248,7 +234,7 @@ def by_phase(case: dict[str, Any]) -> list[str]:
     """Where the time of Headstart's own runs goes: median seconds of every phase, and what lies outside of all of them."""
     ours = {name: runs for name, runs in case["contestants"].items() if name.startswith("Headstart") and runs}
     phases = [name for name in next(iter(ours.values()))[0]["phases"] if name != "total"]
-    rows = [f"| run | {' | '.join(phases)} | start and end |", "|---|" + "---|" * (len(phases) + 1)]
+    rows = headed(f"| run | {' | '.join(phases)} | start and end |")
     for name, runs in ours.items():
         times = [median(run["phases"][phase] for run in runs) for phase in phases]
         times.append(median(run["whole"] - run["phases"]["total"] for run in runs))

@@ -202,14 +202,25 @@ def test_interrupted_and_typed_again_ends_with_the_same_result(
 def test_a_run_that_is_repeated_keeps_its_model_until_there_is_another(
     trained: Trained, tmp_path: Path, quick: None
 ) -> None:
-    def progress(description: str, total: int, unit: str = "images", /) -> Any:
-        return _struck([0]) if description.startswith("Rung 1") else runtime.silent(description, total, unit)
+    def interrupted(at: str) -> None:
+        def progress(description: str, total: int, unit: str = "images", /) -> Any:
+            return _struck([0]) if description.startswith(at) else runtime.silent(description, total, unit)
 
-    run = shutil.copytree(trained.run, tmp_path / "run")
-    with pytest.raises(KeyboardInterrupt):
-        hs.fit(trained.pictures, run, options(trained), progress=progress)
-    for name in ("model.safetensors", "model.json", "metrics.json"):
-        assert (run / name).read_bytes() == (trained.run / name).read_bytes(), "the head's model must not replace it"
+        with pytest.raises(KeyboardInterrupt):
+            hs.fit(pictures, run, options(trained), progress=progress)
+
+    pictures, run = shutil.copytree(trained.pictures, tmp_path / "pictures"), tmp_path / "run"
+    hs.fit(pictures, run, options(trained))
+    finished = {name: (run / name).read_bytes() for name in ("model.safetensors", "model.json", "metrics.json")}
+    Store().clear()
+    for at in ("Extracting", "Rung 1"):  # what is forgotten at the first interruption would show at the second
+        interrupted(at)
+        for name, content in finished.items():
+            assert (run / name).read_bytes() == content, "the head's model must not replace it"
+    next(pictures.rglob("*.png")).unlink()
+    interrupted("Rung 1")
+    assert (run / "model.safetensors").read_bytes() != finished["model.safetensors"], "that was of other pictures"
+    assert not (run / "metrics.json").exists(), "and so was its proof"
 
 
 def test_a_compiler_that_is_asked_for_runs_the_frozen_stages(trained: Trained, tmp_path: Path, quick: None) -> None:

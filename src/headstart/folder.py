@@ -110,9 +110,9 @@ class Folder:
         if not same:  # what is interrupted from here on must not leave an old model beside new options
             for name in (CARD, WEIGHTS, *WRITTEN):
                 (self.path / name).unlink(missing_ok=True)
-        self.write("config.json", json.dumps(self.config, indent=1))
-        data = before.get("data", "") if same and before is not None else ""
-        return same and not (self.path / "metrics.json").exists(), str(data)
+        data = str(before.get("data", "")) if same and before is not None else ""
+        self.is_of(data)
+        return same and not (self.path / "metrics.json").exists(), data
 
     def __enter__(self) -> Folder:
         return self
@@ -133,10 +133,12 @@ class Folder:
                         self.path.rmdir()
 
     def holds_model(self, data: str) -> bool:
-        """Whether a model of the same options and the same data, by their digest, lies here; notes what the data are."""
-        held = self.path is not None and self.data == data and (self.path / CARD).exists()
+        """Whether a model of the same options and the same data, by their digest, lies here."""
+        return self.path is not None and self.data == data and (self.path / CARD).exists()
+
+    def is_of(self, data: str) -> None:
+        """Note the digest of the data that the model here is made from."""
         self.write("config.json", json.dumps({**self.config, "data": data}, indent=1))
-        return held
 
     def write(self, name: str, text: str) -> None:
         """Write one file of the folder, atomically."""

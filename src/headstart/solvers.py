@@ -64,7 +64,9 @@ class Axes:
 
     def leading(self) -> Axes:
         weak = int((self.power <= WEAK * len(self.z)).sum())
-        z = self.z[:, weak:].contiguous() if weak else self.z
+        if not weak:
+            return self
+        z = self.z[:, weak:].contiguous()
         return replace(self, z=z, power=self.power[weak:], onto=lambda w: self.onto(pad(w, (0, 0, weak, 0))))
 
     def moment(self, targets: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from headstart.data.ahead import Ahead
 from headstart.data.dataset import Dataset
 from headstart.features.engine import Engine
 from headstart.features.extract import Features, activation_bytes, decode_seconds, extract
+from headstart.features.settle import settle
 from headstart.features.store import Store
 from headstart.finetune import Finetuned, finetune
 from headstart.folder import Folder
@@ -56,8 +57,7 @@ def transfer(
         engine = Engine(backbone, precision=options.precision, runner=options.engine)
         unsealed = np.flatnonzero(dataset.split != "test")
         features = extract(backbone, dataset, store, engine=engine, only=unsealed, ahead=ahead, progress=progress)
-        if engine.way is not None:
-            story.engine(engine.way)
+        story.engine(settle(engine, dataset, store))
     with story.phase("head"):
         pool = dataset.indices("train")
         heads = race(
@@ -74,6 +74,7 @@ def transfer(
         first = not folder.holds_model(dataset.digest)  # a resumed or repeated run may have left a better one
         if first:
             keep_model(folder, story, model, dataset)  # whatever comes now takes longer, and may be interrupted
+            folder.is_of(dataset.digest)
     with story.phase("plan"):
         plan = planned(dataset, engine, heads, options, store, spent=story.total)
         story.plan(plan)

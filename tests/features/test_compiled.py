@@ -198,6 +198,13 @@ def test_a_few_pictures_do_not_earn_a_compilation_back(tmp_path: Path, monkeypat
     assert (run(Store(tmp_path), 15)[1], timed.built) == ("eager", 1)
 
 
+def test_a_gain_is_measured_once_for_all_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    timed = Timed(monkeypatch, eager=1.0, faster=0.5)
+    assert (run(Store(tmp_path), 40)[1], timed.built) == ("openvino", 1)
+    monkeypatch.setattr(Engine, "seconds", lambda *_: pytest.fail("the gain is known"))
+    assert (run(Store(tmp_path), 90)[1], timed.built) == ("openvino", 2)
+
+
 def test_nothing_else_runs_while_speeds_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     Timed(monkeypatch, eager=1.0, faster=0.5)
@@ -266,7 +273,8 @@ def test_what_was_asked_for_is_remembered_with_the_features(tmp_path: Path, monk
 
 
 def test_openvino_tells_nobody_of_the_conversion(monkeypatch: pytest.MonkeyPatch) -> None:
-    telemetry = pytest.importorskip("openvino_telemetry")
+    import openvino_telemetry as telemetry
+
     monkeypatch.setattr(telemetry.Telemetry, "send_event", lambda *_, **__: pytest.fail("sent"))
     monkeypatch.setattr(telemetry.Telemetry, "start_session", lambda *_, **__: pytest.fail("started"))
     Engine(tiny_backbone(), precision="float32", runner="openvino").settle(pictures())

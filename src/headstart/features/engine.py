@@ -22,9 +22,7 @@ from headstart.features.precision import Precision, autocast, has_fast_bfloat16,
 
 COSINE = 0.999  # the least agreement with float32, per picture, that a faster precision must keep
 AGREES = 0.9995  # what it must reach on the sample, so that other pictures keep that as well
-CHEAP = (
-    0.1  # leading stages with so small a share of the forward pass stay in float32 unasked: they do most of the harm
-)
+CHEAP = 0.1  # leading stages with so small a share of the forward pass stay in float32 unasked: rounded, they harm most
 SAMPLE = 8  # pictures
 # Pictures that a worker runs at a time. More do not fit a processor's caches, and are slower (EfficientNet-Lite0, two workers). What
 # a GPU likes best has not been measured; it likes more.

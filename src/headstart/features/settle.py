@@ -85,19 +85,20 @@ def _hasten(
         }
         memo = store.artifact("gain", {**spec, **about})
         stored = memo.load()
-        if stored is not None and not Gain(**stored[0]).pays(count):
-            continue
-        alone()
-        eager = engine.seconds(pictures)
-        if eager * count < WORTH[runner]:
+        gain, eager = None if stored is None else Gain(**stored[0]), 0.0
+        if gain is None:
+            alone()
+            eager = engine.seconds(pictures)
+        if not (gain.pays(count) if gain else eager * count >= WORTH[runner]):
             continue
         try:
             building = engine.hasten(runner, pictures)
-            gain = Gain(eager, engine.seconds(pictures), building)
-        except (BackboneError, MissingExtra):
+            if gain is None:
+                gain = Gain(eager, engine.seconds(pictures), building)
+                memo.save(asdict(gain), {})
+        except (BackboneError, MissingExtra):  # it was not asked for; that these pictures run without it is remembered
             engine.adopt(before)
             continue
-        memo.save(asdict(gain), {})
         if gain.compiled < gain.eager:  # it is made, so that it need not be earned back any more
             return
         engine.adopt(before)
