@@ -91,6 +91,8 @@ def test_fit_shows_the_verdict_and_where_things_are(
     assert "final model" in said.out and "small network from scratch" in said.out
     assert f"headstart predict {trained.run} PICTURES" in said.out
     assert str(trained.run / "report.html") in said.out
+    doubts = verdict["doubts"]["pictures"]
+    assert f"{trained.run / 'doubts.csv'}  ({doubts} of 103 labels are worth a second look)" in said.out
     assert "130 images of 3 classes: 103 train, 27 test" in said.err
     assert "\x1b[" not in said.err  # no bars where nobody looks
 

@@ -278,6 +278,8 @@ def test_the_output_in_the_readme_is_that_of_the_example_run() -> None:
         row = next(line.split() for line in text.splitlines() if line.strip().startswith(show.NAMES[name]))
         expected = f"{100 * accuracy['value']:.1f} {100 * accuracy['low']:.1f} to {100 * accuracy['high']:.1f}"
         assert expected in " ".join(row)
+    doubts = metrics["doubts"]
+    assert f"({doubts['pictures']} of {doubts['of']} labels are worth a second look)" in text
 
 
 def test_the_example_runs(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:

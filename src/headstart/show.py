@@ -87,6 +87,13 @@ def show_run(run: Run) -> None:
     console.print(f"{test['images']:,} images tested, {run.metrics['seconds']['total']:.0f} s")
     if run.folder is not None:
         console.print(f"report   {escape(shlex.quote(str(run.report)))}", soft_wrap=True)
+        doubts = run.metrics["doubts"]
+        if doubts["pictures"]:
+            place = escape(shlex.quote(str(run.folder / "doubts.csv")))
+            console.print(
+                f"doubts   {place}  ({doubts['pictures']:,} of {doubts['of']:,} labels are worth a second look)",
+                soft_wrap=True,
+            )
         console.print(f"predict  headstart predict {escape(shlex.quote(str(run.folder)))} PICTURES…", soft_wrap=True)
 
 
