@@ -3,7 +3,7 @@
     python benchmarks/labels.py --data ../shared/data
 
 Five percent of the training labels of each data set are changed to another class, drawn evenly, twenty times; the share of them within
-the first tenth of the training pictures, by the rank of `headstart.doubts`.
+the first tenth of the training pictures, by the rank of `headstart.diagnosis.doubts`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from common import case_by_case
 from headstart import runtime  # noqa: F401  (before torch, which then takes its patience with threads)
 from headstart.backbones.catalog import load_backbone
 from headstart.data.load import load_dataset
-from headstart.doubts import doubts
+from headstart.diagnosis.doubts import doubts
 from headstart.features.engine import Engine
 from headstart.features.extract import extract
 from headstart.features.store import Store

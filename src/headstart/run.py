@@ -16,7 +16,8 @@ import numpy as np
 
 from headstart import bundle, runtime
 from headstart.data.dataset import Dataset
-from headstart.doubts import Doubt, doubts
+from headstart.diagnosis.diagnosis import Diagnosis
+from headstart.diagnosis.doubts import Doubt
 from headstart.finetune import Finetuned
 from headstart.folder import FORMAT, SEEN, SEEN_DIGITS, WRITTEN, Folder, Settings
 from headstart.model import Model
@@ -71,18 +72,19 @@ def keep(
     tuned: Finetuned,
     model: Model,
     proof: Proof,
+    diagnosis: Diagnosis,
 ) -> Run:
     """Write what is told of the model: plan, audit, predictions, report, and `metrics.json`, which ends the run."""
     began = time.monotonic()
-    predictions, doubtful = _predictions(dataset, proof), doubts(heads, dataset.labels, dataset.fold)
+    predictions = _predictions(dataset, proof)
     if dataset.audit is not None:
         folder.write("audit.json", dataset.audit.model_dump_json(indent=1))
     folder.write("plan.json", plan.model_dump_json(indent=1))
     folder.write("predictions.csv", _csv(_PREDICTED, predictions))
-    folder.write("doubts.csv", _csv(_DOUBTED, _doubted(dataset, doubtful)))
+    folder.write("doubts.csv", _csv(_DOUBTED, _doubted(dataset, diagnosis.doubts)))
     timings = {**story.seconds, "total": story.total}
     command = folder.config["command"]
-    shown = gather(dataset, heads, plan, tuned, model, proof, doubtful, timings, command, folder.resumed)
+    shown = gather(dataset, heads, plan, tuned, model, proof, diagnosis, timings, command, folder.resumed)
     html = render(shown)
     story.seconds["report"] = time.monotonic() - began
     metrics = {
@@ -108,7 +110,8 @@ def keep(
             for r in tuned.rungs
         ],
         "engine": None if story.way is None else asdict(story.way),
-        "doubts": {"pictures": len(doubtful), "of": len(heads.pool)},
+        "findings": [finding.model_dump(mode="json") for finding in diagnosis.findings],
+        "doubts": {"pictures": len(diagnosis.doubts), "of": diagnosis.looked_at},
         "seconds": {"total": story.total, **story.seconds},
         "resumed": folder.resumed,
         "peak_memory_bytes": runtime.peak_memory_bytes(),

@@ -19,6 +19,7 @@ from headstart.backbones.backbone import InputSpec
 from headstart.backbones.catalog import load_backbone
 from headstart.data.ahead import Ahead
 from headstart.data.dataset import Dataset
+from headstart.diagnosis.diagnosis import diagnose
 from headstart.features.engine import Engine
 from headstart.features.extract import Features, activation_bytes, decode_seconds, extract
 from headstart.features.settle import settle
@@ -94,7 +95,9 @@ def transfer(
         result = proof.prove(
             model, heads, tuned, features, dataset, against, store, seed=options.seed, progress=progress
         )
-    return keep(folder, story, options, dataset, heads, plan, tuned, model, result)
+    with story.phase("diagnose"):
+        diagnosis = diagnose(dataset, heads)
+    return keep(folder, story, options, dataset, heads, plan, tuned, model, result, diagnosis)
 
 
 def planned(

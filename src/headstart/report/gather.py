@@ -9,7 +9,8 @@ import numpy as np
 from headstart import runtime
 from headstart.data.dataset import Dataset
 from headstart.data.images import decode
-from headstart.doubts import Doubt
+from headstart.diagnosis.diagnosis import Diagnosis
+from headstart.diagnosis.doubts import Doubt
 from headstart.errors import UnreadableImage
 from headstart.finetune import Finetuned, RungResult
 from headstart.heads import Score
@@ -31,7 +32,7 @@ def gather(
     tuned: Finetuned,
     model: Model,
     proof: Proof,
-    doubtful: Sequence[Doubt],
+    diagnosis: Diagnosis,
     seconds: Mapping[str, float],
     command: str,
     resumed: bool = False,
@@ -50,8 +51,9 @@ def gather(
         plan_reasons=(*plan.reasons, *tuned.reasons),
         thumbnails=_thumbnails(dataset),
         mistakes=_mistakes(dataset, proof),
-        doubts=_doubts(dataset, doubtful),
-        doubtful=(len(doubtful), len(heads.pool)),
+        findings=diagnosis.findings,
+        doubts=_doubts(dataset, diagnosis.doubts),
+        doubtful=(len(diagnosis.doubts), diagnosis.looked_at),
         seconds=seconds,
         peak_memory_bytes=runtime.peak_memory_bytes(),
         versions=runtime.versions(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from headstart.data.audit import Audit
+from headstart.data.audit import Audit, Finding
 from headstart.evaluate import TestReport
 from headstart.verdict import Verdict
 
@@ -85,7 +85,7 @@ class ReportData:
 
     `seconds` per phase, in order, and "total". `thumbnails` are (class, pictures) pairs, `mistakes` the final model's on test
     pictures, the most confident first, `doubts` the frozen head's on training pictures that it had not seen, the most doubtful label
-    first, and `doubtful` how many there are of how many; `command` repeats the run.
+    first, and `doubtful` how many there are of how many; `findings` what to be careful about; `command` repeats the run.
     """
 
     title: str
@@ -104,5 +104,6 @@ class ReportData:
     versions: Mapping[str, str]
     command: str
     notes: Sequence[str] = field(default=())
+    findings: Sequence[Finding] = ()
     doubts: Sequence[Mistake] = ()
     doubtful: tuple[int, int] = (0, 0)

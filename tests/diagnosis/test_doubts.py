@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from headstart.doubts import doubts
+from headstart.diagnosis.doubts import doubts
 from headstart.heads import logistic_scores
 from headstart.race import Race
 from headstart.solvers import principal_axes
