@@ -23,13 +23,13 @@ from headstart.data.splits import assign_folds
 from headstart.features.engine import Engine
 from headstart.features.extract import extract
 from headstart.features.store import Store
-from headstart.heads import Score, fit_head
-from headstart.race import race
+from headstart.heads import Score
+from headstart.race import fit_winner, race
 
 RESULTS = Path(__file__).parent / "results" / "choice.json"
 
 
-def measured(features: Any, labels: Any, classes: int, size: int, seed: int) -> dict[str, Any] | None:
+def measured(features: Any, labels: Any, classes: int, size: int, seed: int, store: Store) -> dict[str, Any] | None:
     """One draw; None where fewer than 100 pictures are left to test on."""
     drawn = np.random.default_rng(seed).permutation(len(labels))
     fit, test = drawn[:size], drawn[size : size + 600]
@@ -40,9 +40,8 @@ def measured(features: Any, labels: Any, classes: int, size: int, seed: int) -> 
     best = max(found.candidates, key=lambda score: (score.accuracy, -score.log_loss))
 
     def tested(score: Score) -> float:
-        rows = features.stages(score.taps, fit)
-        head = fit_head(rows, labels[fit], classes, score.kind, score.taps, score.strength, score.temperature)
-        return float((head.logits(features.stages(score.taps, test)).argmax(1) == labels[test]).mean())
+        head = fit_winner(score, features, labels[fit], classes, fit, store)
+        return float((head.answers(features, test).argmax(1) == labels[test]).mean())
 
     return {
         "size": size, "seed": seed, "best_out_of_fold": best.accuracy, "chosen_out_of_fold": found.best.accuracy,
@@ -64,7 +63,7 @@ def main() -> None:
         features = extract(backbone, dataset, store, engine=engine)
         for size in (60, 200):
             for seed in range(given.seeds):
-                case = measured(features, dataset.labels, len(dataset.classes), size, seed)
+                case = measured(features, dataset.labels, len(dataset.classes), size, seed, store)
                 cases += [] if case is None else [{"set": name, **case}]
         print(name, len(cases), flush=True)
     means = [

@@ -57,7 +57,7 @@ def test_every_error_is_one_of_ours_and_drawn_in_the_tree() -> None:
 def test_options_are_frozen_and_default_to_the_design() -> None:
     options = headstart.Options()
     assert {field.name: getattr(options, field.name) for field in dataclasses.fields(options)} == {
-        "backbone": "tf_efficientnet_lite0",
+        "backbone": "auto",
         "weights": None,
         "plan": "auto",
         "budget": 600.0,

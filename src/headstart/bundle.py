@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from torch import nn
 from headstart.backbones.backbone import Backbone, InputSpec, Origin
 from headstart.backbones.catalog import load_backbone
 from headstart.errors import BackboneError, BundleError
+from headstart.features.engine import Engine
 from headstart.folder import CARD, WEIGHTS, write_atomically
 from headstart.heads import Head, Kind
 from headstart.model import Model
@@ -51,19 +53,38 @@ class _Head(_Record):
     strength: float
 
 
-class Card(_Record):
-    """`model.json`: everything about a model but its numbers; `sha256` is that of `model.safetensors`."""
+class _Network(_Record):
+    """A backbone: where it comes from, what it expects, how it runs."""
+
+    backbone: _Origin
+    stages: tuple[str, ...]
+    input: _Input
+    precision: Literal["float32", "bfloat16"]
+    exact_stages: int = 0
+
+    @staticmethod
+    def of(engine: Engine) -> dict[str, Any]:
+        """The fields for an engine's backbone."""
+        spec, origin = engine.backbone.input, engine.backbone.origin
+        return {
+            "backbone": _Origin(**{name: getattr(origin, name) for name in _Origin.model_fields}),
+            "stages": tuple(engine.backbone.names),
+            "input": _Input(**{name: getattr(spec, name) for name in _Input.model_fields}),
+            "precision": engine.settled or "float32",
+            "exact_stages": engine.exact,
+        }
+
+
+class Card(_Network):
+    """`model.json`: everything about a model but its numbers; `sha256` is that of `model.safetensors`. Networks `beside` the
+    backbone answer together with it: the head counts their stages on from its own."""
 
     format: Literal[1] = 1
     task: Literal["classification"] = "classification"
     classes: tuple[str, ...] = Field(min_length=2)
-    backbone: _Origin
-    stages: tuple[str, ...]
-    input: _Input
     head: _Head
     temperature: float = Field(gt=0)
-    precision: Literal["float32", "bfloat16"]
-    exact_stages: int = 0
+    beside: tuple[_Network, ...] = ()
     sha256: str
     versions: dict[str, str] = {}
 
@@ -74,21 +95,21 @@ def save(model: Model, folder: Path, *, versions: dict[str, str] | None = None) 
     Raises:
         OutputError: where the folder cannot be written.
     """
-    tensors = {f"backbone.{name}": value.detach().cpu().contiguous() for name, value in model.backbone.state().items()}
+    tensors = {
+        f"{_prefix(place)}{name}": value.detach().cpu().contiguous()
+        for place, engine in enumerate(model.engines)
+        for name, value in engine.backbone.state().items()
+    }
     tensors["head.weight"] = torch.from_numpy(np.ascontiguousarray(model.head.weight))
     tensors["head.bias"] = torch.from_numpy(np.ascontiguousarray(model.head.bias))
     # Tied weights share memory, which safetensors refuses; each name gets its own copy.
     payload = save_tensors({name: value.clone() for name, value in tensors.items()})
-    spec, origin = model.backbone.input, model.backbone.origin
     card = Card(
+        **_Network.of(model.engine),
         classes=model.classes,
-        backbone=_Origin(**{name: getattr(origin, name) for name in _Origin.model_fields}),
-        stages=tuple(model.backbone.names),
-        input=_Input(**{name: getattr(spec, name) for name in _Input.model_fields}),
         head=_Head(kind=model.head.kind, taps=model.head.taps, strength=model.head.strength),
         temperature=model.temperature,
-        precision=model.engine.settled or "float32",
-        exact_stages=model.engine.exact,
+        beside=tuple(_Network(**_Network.of(engine)) for engine in model.engines[1:]),
         sha256=hashlib.sha256(payload).hexdigest(),
         versions=versions or {},
     )
@@ -123,20 +144,33 @@ def load(folder: str | Path, *, module: nn.Module | None = None) -> Model:
         tensors = load_tensors(payload)
     except SafetensorError as error:
         raise BundleError(f"'{folder / WEIGHTS}' is no safetensors file: {error}.") from error
-    backbone = _rebuild(card, folder, module)
-    head = _head(card, tensors, backbone, folder)
-    try:
-        backbone.load_state({n.removeprefix("backbone."): t for n, t in tensors.items() if n.startswith("backbone.")})
-    except BackboneError as error:
-        raise BundleError(f"The weights in '{folder}' do not fit {card.backbone.name}: {error}") from error
+    networks = (card, *card.beside)
+    backbones = [_rebuild(network, folder, None if place else module) for place, network in enumerate(networks)]
+    head = _head(card, tensors, [width for backbone in backbones for width in backbone.widths], folder)
+    for place, backbone in enumerate(backbones):
+        start = _prefix(place)
+        try:
+            backbone.load_state({n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)})
+        except BackboneError as error:
+            name = networks[place].backbone.name
+            raise BundleError(f"The weights in '{folder}' do not fit {name}: {error}") from error
     return Model(
-        backbone,
+        backbones[0],
         head,
         card.classes,
         temperature=card.temperature,
         precision=card.precision,
         exact=card.exact_stages,
+        beside=[
+            Engine(backbone, precision=network.precision, exact=network.exact_stages)
+            for backbone, network in zip(backbones[1:], card.beside, strict=True)
+        ],
     )
+
+
+def _prefix(place: int) -> str:
+    """What the names of a backbone's weights begin with; no prefix begins another."""
+    return f"beside{place}." if place else "backbone."
 
 
 def read_card(folder: Path) -> Card:
@@ -166,7 +200,7 @@ def read_card(folder: Path) -> Card:
         raise BundleError(f"'{path}' is malformed at {'.'.join(map(str, first['loc']))}: {first['msg']}.") from error
 
 
-def _rebuild(card: Card, folder: Path, module: nn.Module | None) -> Backbone:
+def _rebuild(card: _Network, folder: Path, module: nn.Module | None) -> Backbone:
     spec = InputSpec(**card.input.model_dump())
     kind = card.backbone.name.split(":", 1)[0]
     if kind == "module" and module is None:
@@ -188,12 +222,10 @@ def _rebuild(card: Card, folder: Path, module: nn.Module | None) -> Backbone:
     return backbone
 
 
-def _head(card: Card, tensors: dict[str, torch.Tensor], backbone: Backbone, folder: Path) -> Head:
-    if max(card.head.taps) >= len(backbone.widths) or min(card.head.taps) < 0:
-        raise BundleError(
-            f"The head in '{folder}' reads stages {card.head.taps}; the backbone has {len(backbone.widths)}."
-        )
-    shape = (sum(backbone.widths[tap] for tap in card.head.taps), len(card.classes))
+def _head(card: Card, tensors: dict[str, torch.Tensor], widths: Sequence[int], folder: Path) -> Head:
+    if max(card.head.taps) >= len(widths) or min(card.head.taps) < 0:
+        raise BundleError(f"The head in '{folder}' reads stages {card.head.taps}; the backbone has {len(widths)}.")
+    shape = (sum(widths[tap] for tap in card.head.taps), len(card.classes))
     for name, expected in (("head.weight", shape), ("head.bias", shape[1:])):
         got = tuple(tensors[name].shape) if name in tensors else None
         if got != expected:

@@ -74,8 +74,12 @@ def fit(
     data: Data,
     out: Annotated[Path | None, typer.Option(help="Run folder to write.", show_default="runs/<name of DATA>")] = None,
     backbone: Annotated[
-        str, typer.Option(help="Pretrained network; see 'headstart backbones'.")
-    ] = "tf_efficientnet_lite0",
+        str,
+        typer.Option(
+            help="Pretrained network; see 'headstart backbones'. auto: those on this machine race, and two answer together where "
+            "that is better. A name: that one alone, which is faster."
+        ),
+    ] = "auto",
     weights: Annotated[Path | None, typer.Option(help="Local weights file for it: .safetensors, or .pth.")] = None,
     plan: Annotated[
         str,
@@ -309,7 +313,7 @@ def demo(
     run = transfer(
         digits(),
         out,
-        Options(seed=seed, budget=280.0),
+        Options(backbone="tf_efficientnet_lite0", seed=seed, budget=280.0),
         overwrite=overwrite,
         progress=runtime.bar,
         tell=_say,

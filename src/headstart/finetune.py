@@ -26,11 +26,12 @@ from headstart.data.dataset import Dataset
 from headstart.features.engine import Engine
 from headstart.features.extract import Features, cache_activations
 from headstart.features.store import Store
-from headstart.heads import Head, Score
+from headstart.heads import Head, Score, merged
 from headstart.plan import Plan, Rung
 from headstart.race import Race, fit_winner
 from headstart.solvers import spread
 from headstart.suffix import FromImages, FromStore, Net, Source, fastest, held_out_logits, training
+from headstart.tasks.classification import fit_temperature
 from headstart.train import Checkpoint, Epoch, Trained, train
 
 ALPHAS = (1.0, 0.75, 0.5, 0.25)  # shares of the trained weights in the interpolation with the start
@@ -131,19 +132,37 @@ class Ladder:
         held = np.concatenate([split.held for split in splits])
         truth = self.dataset.labels[held]
         best = np.concatenate([self._frozen(fit, held) for fit, held in judging])
+        beside = (
+            None
+            if (partner := self._partner()) is None
+            else np.concatenate(
+                [
+                    self._head(fit, partner[0]).answers(self.features, held) / np.float32(partner[1])
+                    for fit, held in judging
+                ]
+            )
+        )
+        heat = 1.0
         results: list[RungResult] = []
         reasons: list[str] = []
         for rung in self.plan.rungs:
             if time.monotonic() > self.deadline:
                 reasons.append(f"the rung from {self.plan.stages[rung.cut]} on was not tried: the time was used up")
                 continue
-            result, after, logits = self._try(rung, len(results), splits, best, truth)
+            result, after, logits, warmth = self._try(rung, len(results), splits, best, truth, beside)
             results.append(result)
             if not result.kept:
                 break
-            splits, best = after, logits
+            splits, best, heat = after, logits, warmth
         backbone, head, refit = self._final(pool, splits, tuple(results), reasons)
+        if partner is not None and any(result.kept for result in results):
+            head = merged([(head, heat), (self._head(pool, partner[0]), partner[1])], self.features.widths)
         return Finetuned(backbone, head, tuple(results), held, best, refit, tuple(reasons))
+
+    def _partner(self) -> tuple[Score, float] | None:
+        """The head on another backbone that answers together with the first's, and what its logits are divided by."""
+        joined = self.heads.best.parts[-1:]
+        return joined[0] if joined and joined[0][0].taps[0] >= len(self.features.own) else None
 
     def _judging(self, pool: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         if self.plan.judge == "val":
@@ -162,9 +181,16 @@ class Ladder:
         return head.answers(self.features, held)
 
     def _try(
-        self, rung: Rung, number: int, splits: list[_Split], best: NDArray[np.float32], truth: NDArray[np.int64]
-    ) -> tuple[RungResult, list[_Split], NDArray[np.float32]]:
-        """Train one rung on every split; its result, the splits after it, and their held-out logits."""
+        self,
+        rung: Rung,
+        number: int,
+        splits: list[_Split],
+        best: NDArray[np.float32],
+        truth: NDArray[np.int64],
+        beside: NDArray[np.float32] | None,
+    ) -> tuple[RungResult, list[_Split], NDArray[np.float32], float]:
+        """Train one rung on every split; its result, the splits after it, their held-out logits, and the temperature that these
+        were divided by to answer together with another backbone's, `beside` (M, K)."""
         began = time.monotonic()
         with self.progress(f"Rung {number + 1}: training", rung.epochs * len(splits), "epochs") as advance:
             trained = [
@@ -172,7 +198,12 @@ class Ladder:
                 for split in splits
             ]
         outcomes = [each.outcome for each in trained]
-        stacked = np.concatenate([each.shares for each in trained], axis=1)
+        stacked, heats = np.concatenate([each.shares for each in trained], axis=1), [1.0] * len(ALPHAS)
+        if beside is not None:
+            heats = [fit_temperature(logits, truth) for logits in stacked]
+            stacked = np.stack(
+                [0.5 * (logits / np.float32(t) + beside) for logits, t in zip(stacked, heats, strict=True)]
+            )
         place = max(range(len(ALPHAS)), key=lambda i: (_accuracy(stacked[i], truth), -_log_loss(stacked[i], truth)))
         right = (stacked[place].argmax(1) == truth).astype(float)
         difference = right - (best.argmax(1) == truth)
@@ -198,7 +229,7 @@ class Ladder:
             time.monotonic() - began,
             f"{'kept' if kept else 'dropped'}: {words}",
         )
-        return result, after, stacked[place]
+        return result, after, stacked[place], heats[place]
 
     def _source(self, rung: Rung, backbone: Backbone, fit: NDArray[np.int64], held: NDArray[np.int64]) -> Source:
         # The prefix of a split may have been trained by an earlier rung, so it is that split's backbone that runs.

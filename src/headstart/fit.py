@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from headstart import runtime
 from headstart.backbones.bundled import usual_transform
+from headstart.backbones.catalog import first_and_others
 from headstart.data.ahead import Ahead
 from headstart.features.store import Store
 from headstart.folder import Folder
@@ -55,7 +56,8 @@ def fit(
         with story.phase("audit"):
             dataset = audited(source, options, store, progress)
             story.dataset(dataset)
-        with Ahead.of(dataset, None if module is not None else usual_transform(options.backbone)) as ahead:
+        first, _ = first_and_others(options.backbone)
+        with Ahead.of(dataset, None if module is not None else usual_transform(first)) as ahead:
             with story.phase("import"), runtime.importing():
                 from headstart.transfer import transfer
             return transfer(

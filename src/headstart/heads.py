@@ -7,6 +7,7 @@ served and used as the start of fine-tuning. How they are solved is in `solvers`
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headstart.features.extract import Features
+from headstart.features.extract import Features, columns
 from headstart.features.store import Table
 from headstart.solvers import (
     BLOCK,
@@ -30,7 +31,7 @@ from headstart.solvers import (
 )
 from headstart.tasks.classification import fit_temperature
 
-Kind = Literal["logistic", "ridge", "centroid"]
+Kind = Literal["logistic", "ridge", "centroid", "blend"]
 # Weight on ½‖W‖² for standardised features divided by √D, times the number of images: scale-free in N and D.
 LOGISTIC_STRENGTHS = (1e-4, 1e-5, 1e-6)
 RIDGE_STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
@@ -66,7 +67,7 @@ class Score:
 
     `accuracy` and `log_loss` are means over the training pool with standard errors `accuracy_se`, `log_loss_se`;
     `logits` (N, K) float32 are out-of-fold logits in the order of the pool, divided by `temperature` where the head's scores
-    are no log-probabilities.
+    are no log-probabilities. A blend has `parts`: heads, each with the temperature that calibrates it.
     """
 
     kind: Kind
@@ -78,6 +79,7 @@ class Score:
     log_loss_se: float
     logits: NDArray[np.float32]
     temperature: float = 1.0
+    parts: tuple[tuple[Score, float], ...] = ()
 
 
 def _score(
@@ -172,6 +174,34 @@ def centroid_scores(
         w, b = centroids(axes.z[~out].T @ targets[~out], targets[~out].sum(0))
         logits[out] = axes.z[out] @ w + b
     return [_score("centroid", taps, 0.0, logits, labels, _temperature(logits, labels))]
+
+
+def blended(scores: Sequence[Score], labels: NDArray[np.int64]) -> Score:
+    """The score of the mean of calibrated logits, which is the geometric mean of probabilities; still one linear layer.
+
+    Averaged heads err less than each of them where they read different stages (logarithmic opinion pool, Heskes 1997).
+    """
+    heats = [fit_temperature(score.logits, labels) for score in scores]
+    mean = np.mean([score.logits / np.float32(heat) for score, heat in zip(scores, heats, strict=True)], axis=0)
+    taps = tuple(sorted({tap for score in scores for tap in score.taps}))
+    found = _score("blend", taps, 0.0, torch.from_numpy(mean), labels)
+    return replace(found, parts=tuple(zip(scores, heats, strict=True)))
+
+
+def merged(heads: Sequence[tuple[Head, float]], widths: Sequence[int]) -> Head:
+    """One linear layer that answers with the mean of the heads' logits, each divided by its temperature.
+
+    `widths` are those of all stages that taps count.
+    """
+    taps = tuple(sorted({tap for head, _ in heads for tap in head.taps}))
+    rows = columns(widths, taps)
+    weight = np.zeros((len(rows), len(heads[0][0].bias)), np.float32)
+    bias = np.zeros(weight.shape[1], np.float32)
+    for head, heat in heads:
+        share = np.float32(1.0 / (heat * len(heads)))
+        weight[np.searchsorted(rows, columns(widths, head.taps))] += share * head.weight
+        bias += share * head.bias
+    return Head("blend", taps, 0.0, weight, bias)
 
 
 def _temperature(logits: Tensor, labels: NDArray[np.int64]) -> float:

@@ -1,4 +1,4 @@
-"""Model: a backbone, a linear head on some of its stages, and what is needed to read its answers."""
+"""Model: one backbone or two, a linear head on some of their stages, and what is needed to read its answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image, ImageFile
 
 from headstart import runtime
 from headstart.backbones.backbone import Backbone
-from headstart.data.images import decode
+from headstart.data.images import Transform, decode
 from headstart.data.sources import ArrayImages, FileImages
 from headstart.errors import UnreadableImage
 from headstart.features.engine import Engine
@@ -61,7 +61,7 @@ class Predictions(Sequence[Prediction]):
 
 @final
 class Model:
-    """A trained classifier.
+    """A trained classifier. Engines `beside` run other backbones, whose stages the head counts on from those of `backbone`.
 
     `temperature` divides the logits before the softmax (Guo et al. 2017); `precision` and `exact` are
     the engine's, so that a model answers in use as it did when it was measured.
@@ -76,17 +76,26 @@ class Model:
         temperature: float = 1.0,
         precision: Precision = "float32",
         exact: int = 0,
+        beside: Sequence[Engine] = (),
     ) -> None:
         self.backbone = backbone
         self.head = head
         self.classes = classes
         self.temperature = temperature
         self.engine = Engine(backbone, precision=precision, exact=exact)
+        self.engines = (self.engine, *beside)
 
-    def logits(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Transformed pictures (N, H, W, 3) uint8 to logits (N, K) float32, not yet divided by the temperature."""
-        pooled = self.engine.pooled(pictures)
-        return self.head.logits(pooled[:, columns(self.backbone.widths, self.head.taps)])
+    @property
+    def transforms(self) -> tuple[Transform, ...]:
+        """How a picture is made ready for each backbone."""
+        return tuple(transform_of(engine.backbone) for engine in self.engines)
+
+    def logits(self, *pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Pictures (N, H, W, 3) uint8, transformed for each backbone in turn, to logits (N, K) float32, not yet divided by the
+        temperature."""
+        pooled = [engine.pooled(each) for engine, each in zip(self.engines, pictures, strict=True)]
+        widths = [width for engine in self.engines for width in engine.backbone.widths]
+        return self.head.logits(np.concatenate(pooled, axis=1)[:, columns(widths, self.head.taps)])
 
     def probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
         """Calibrated probabilities (N, K) of logits (N, K)."""
@@ -124,22 +133,22 @@ class Model:
 
         return runtime.parallel(answered, chunks())
 
-    def _loaded(self, place: int, picture: Picture) -> tuple[str, NDArray[np.uint8] | UnreadableImage]:
-        transform = transform_of(self.backbone)
+    def _loaded(self, place: int, picture: Picture) -> tuple[str, list[NDArray[np.uint8]] | UnreadableImage]:
         name = str(picture) if isinstance(picture, str | Path) else f"[{place}]"
         try:
-            return name, transform.clean(decode(_opened(picture), transform.needed_side))
+            # Decoded for each backbone as in training: how coarsely a JPEG may be decoded depends on the side that is needed.
+            return name, [each.clean(decode(_opened(picture), each.needed_side)) for each in self.transforms]
         except UnreadableImage as error:
             return name, UnreadableImage(str(error).removeprefix(f"{name}: "))  # the row names it already
 
     def _answers(
-        self, loaded: list[tuple[str, NDArray[np.uint8] | UnreadableImage]]
+        self, loaded: list[tuple[str, list[NDArray[np.uint8]] | UnreadableImage]]
     ) -> tuple[list[Prediction], NDArray[np.float64]]:
         found = [i for i, (_, picture) in enumerate(loaded) if not isinstance(picture, UnreadableImage)]
         probabilities = np.full((len(loaded), len(self.classes)), np.nan)
         if found:
-            stacked = np.stack([np.asarray(loaded[i][1], dtype=np.uint8) for i in found])
-            probabilities[found] = self.probabilities(self.logits(stacked))
+            read = [views for _, views in loaded if not isinstance(views, UnreadableImage)]
+            probabilities[found] = self.probabilities(self.logits(*map(np.stack, zip(*read, strict=True))))
         rows = []
         for (name, picture), row in zip(loaded, probabilities, strict=True):
             if isinstance(picture, UnreadableImage):

@@ -23,7 +23,8 @@ class Evidence(_Record):
 
     Per stage: `flops` of one picture's forward pass; `activation_bytes[k-1]` of one picture at cut k, in `activation_dtype`, the
     one they are computed in; `forward_seconds` and `training_seconds` per picture, measured on this machine; `decode_seconds` per
-    picture; `scratch_seconds` of one picture in the training of the small network from scratch.
+    picture; `scratch_seconds` of one picture in the training of the small network from scratch; `beside_seconds` per picture of
+    another backbone that answers together with the first.
     """
 
     images: int
@@ -43,6 +44,7 @@ class Evidence(_Record):
     training_seconds: list[float]
     decode_seconds: float
     scratch_seconds: float
+    beside_seconds: float = 0.0
 
 
 class Budget(_Record):
@@ -217,7 +219,8 @@ def scratch_epochs(evidence: Evidence, tuning: float, trainings: int) -> tuple[i
     is no fair opponent; after 150 epochs it has long converged. Rounded to a power of 1.25, so that the noise of the measured
     speeds seldom changes it. Only where a test set was cut does it search for a learning rate.
     """
-    transfer = evidence.images * (evidence.decode_seconds + sum(evidence.forward_seconds)) + tuning
+    once = evidence.decode_seconds + sum(evidence.forward_seconds) + evidence.beside_seconds
+    transfer = evidence.images * once + tuning
     images, search = (evidence.images, SCRATCH_SEARCH) if trainings == 1 else (round(0.8 * evidence.images), 0.0)
     least = max(_SCRATCH_EPOCHS, math.ceil(_SCRATCH_STEPS / math.ceil(images / SCRATCH_BATCH)))
     epochs = transfer / (trainings * images * evidence.scratch_seconds * (1.0 + search))

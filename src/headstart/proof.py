@@ -18,7 +18,7 @@ from headstart.baselines import fit_pixels, majority_logits, pixel_features, thu
 from headstart.data.dataset import Dataset
 from headstart.data.splits import assign_folds
 from headstart.evaluate import TestReport, evaluate
-from headstart.features.extract import Features, extract
+from headstart.features.extract import Features, extract, together
 from headstart.features.store import Store
 from headstart.finetune import Finetuned
 from headstart.model import Model
@@ -191,7 +191,9 @@ def prove(
 
     def final(one: Pass) -> tuple[NDArray[np.float32], float]:
         asked = dataset.select(one.asked)
-        tested = extract(model.backbone, asked, store, engine=model.engine, progress=progress)
+        tested = together(
+            [extract(engine.backbone, asked, store, engine=engine, progress=progress) for engine in model.engines]
+        )
         return model.head.answers(tested, np.arange(len(asked))), model.temperature
 
     def out_of_fold(one: Pass) -> tuple[NDArray[np.float32], float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from headstart import runtime
+from headstart.choice import choice_out_of_bag, clearly_better, clearly_likelier, paired_gain
 from headstart.data.splits import thinned
 from headstart.features.extract import Features
 from headstart.features.store import Artifact, Store
@@ -20,8 +21,10 @@ from headstart.heads import (
     Head,
     Kind,
     Score,
+    blended,
     centroid_scores,
     logistic_scores,
+    merged,
     ridge_scores,
     solved,
     subject,
@@ -32,14 +35,13 @@ Scorer = Callable[[Axes, NDArray[np.int64], NDArray[np.int64], int, tuple[int, .
 _Entrant = tuple[Kind, tuple[int, ...]]
 _SCORERS: dict[Kind, Scorer] = {"ridge": ridge_scores, "logistic": logistic_scores, "centroid": centroid_scores}
 RACED = 6000  # pictures that race at most, and that are held in memory: more cost time and tell no head from another
-_DRAWS = 400  # bootstrap samples; the choice among heads is made anew in each
 
 
 @dataclass(frozen=True, eq=False)
 class Race:
     """All candidates, the winner, the last-stage reference and the depth profile (one ridge score per stage).
 
-    `accuracy` is what to expect of the winner: its own score is the best of many, and this one is cleared of that. `pool` (M,)
+    `accuracy` is what to expect of the winner: its own score less as much as the best of many is flattered by. `pool` (M,)
     are the pictures that the scores are of, in the order of their logits.
     """
 
@@ -62,11 +64,57 @@ def race(
     store: Store | None = None,
     progress: runtime.Progress = runtime.silent,
 ) -> Race:
-    """Cross-validate heads per stage and combined; `labels` and `folds` (M,) belong to the pictures `pool` (M,).
+    """Cross-validate heads on every backbone; `labels` and `folds` (M,) belong to the pictures `pool` (M,).
+
+    The first backbone's winner is joined by that of another one, as the mean of their calibrated logits, where this gives the
+    labels a higher likelihood out of fold by more than one standard error. With a store, the same race is run once.
+    """
+    runs = [
+        _race(features.of(place), labels, folds, classes, pool, store, progress)
+        for place in range(1 + len(features.beside))
+    ]
+    first, given = runs[0], labels[thinned(labels, RACED)]
+    offsets = np.cumsum([0, len(features.own), *(len(other.own) for other in features.beside)])
+    joined = [
+        blended([first.best, shifted(other.best, int(offset))], given)
+        for other, offset in zip(runs[1:], offsets[1:], strict=False)
+    ]
+    if not joined:
+        return first
+    pair = min(joined, key=lambda score: score.log_loss)
+    candidates = (*first.candidates, pair)
+    if not clearly_likelier(pair, first.best, given):
+        return replace(first, candidates=candidates)
+    gain, error = paired_gain(pair, first.best, given)
+    return replace(
+        first,
+        candidates=candidates,
+        best=pair,
+        accuracy=pair.accuracy - (first.best.accuracy - first.accuracy),
+        reason=f"two backbones together are {100 * gain:.1f} ± {100 * error:.1f} points ahead of the first alone out of fold",
+    )
+
+
+def shifted(score: Score, by: int) -> Score:
+    """The same score, its stages counted on from those of other backbones."""
+    parts = tuple((shifted(part, by), heat) for part, heat in score.parts)
+    return replace(score, taps=tuple(tap + by for tap in score.taps), parts=parts)
+
+
+def _race(
+    features: Features,
+    labels: NDArray[np.int64],
+    folds: NDArray[np.int64],
+    classes: int,
+    pool: NDArray[np.int64],
+    store: Store | None,
+    progress: runtime.Progress,
+) -> Race:
+    """Heads on one backbone, per stage and combined.
 
     Ridge scores every stage (the depth profile) and the combinations, cheaply; the last stage, the best stage and the best
-    combination go on to logistic regression. The last stage wins unless another beats it by more than one standard error
-    of the paired difference. Of more than `RACED` pictures a sample races. With a store, the same race is run once.
+    combination go on to logistic regression. Their blend wins unless another beats it by more than one standard error of the
+    paired difference, and by three pictures. Of more than `RACED` pictures a sample races.
     """
     count, sample = len(pool), thinned(labels, RACED)
     labels, folds, pool = labels[sample], folds[sample], pool[sample]
@@ -75,7 +123,7 @@ def race(
     if store is not None:
         spec = {
             **subject(features.table, features.rows[pool], labels, classes, folds),
-            "solver": [LOGISTIC_STRENGTHS, RIDGE_STRENGTHS, STEPS, STEPS_ON, WEAK, torch.__version__, 3],
+            "solver": [LOGISTIC_STRENGTHS, RIDGE_STRENGTHS, STEPS, STEPS_ON, WEAK, torch.__version__, 4],
         }
         memo = store.artifact("race", spec)
         raced = _recalled(memo)
@@ -84,21 +132,19 @@ def race(
         if store is not None:
             rows = [{name: getattr(score, name) for name in _PLAIN} for score in raced.candidates]
             arrays = {str(place): score.logits for place, score in enumerate(raced.candidates)}
-            memo.save({"scores": rows, "accuracy": raced.accuracy, "gain": raced.gain}, arrays)
-    candidates = raced.candidates
-    last, best = candidates[0], max(candidates, key=_rank)
-    gain, error = paired_gain(best, last, labels)
-    if gain > max(error, 1.5 / len(labels)):  # one picture more, and none lost, always exceeds its own standard error
-        accuracy = min(raced.accuracy, best.accuracy)
-        reason = (
-            f"{_words(best)} is {100 * gain:.1f} ± {100 * error:.1f} points ahead of the last stage out of fold, "
-            f"{100 * min(gain, raced.gain):.1f} once cleared of being the best of many"
-        )
-    else:
-        reason = f"no head beats the last stage by more than one standard error ({100 * gain:.1f} ± {100 * error:.1f} points)"
-        best, accuracy = last, last.accuracy
+            memo.save({"scores": rows, "accuracy": raced.accuracy}, arrays)
+    last, candidates = raced.candidates[0], raced.candidates
+    usual, best = last, max(candidates, key=_rank)
+    if len(finalists := [score for score in candidates if score.kind == "logistic"]) > 1:
+        usual = blended(finalists, labels)
+        candidates = (last, usual, *candidates[1:])
+    if not clearly_better(best, usual, labels):
+        best = usual
+    flattery = max(0.0, max(score.accuracy for score in raced.candidates) - raced.accuracy)
+    accuracy = best.accuracy - (flattery if best is not last else 0.0)
+    reason = _why(best, usual, last, labels, flattery)
     if store is not None and known and len(pool) == count:  # both will be asked for, and their axes are at hand
-        for score in (best, last):
+        for score in (last, *([part for part, _ in best.parts] or [best])):
             kept = _memo(store, score, features, labels, classes, pool)
             axes = known[score.taps]
             _kept(kept, solved(axes, labels, classes, score.kind, score.taps, score.strength, score.temperature))
@@ -111,11 +157,10 @@ _PLAIN = ("kind", "taps", "strength", "accuracy", "accuracy_se", "log_loss", "lo
 
 @dataclass(frozen=True, eq=False)
 class _Raced:
-    """The candidates, the last stage's logistic head first; accuracy of choosing the best, and its gain over that one."""
+    """The candidates, the last stage's logistic head first, and the accuracy of choosing the best of them."""
 
     candidates: tuple[Score, ...]
     accuracy: float
-    gain: float
 
 
 def _recalled(memo: Artifact) -> _Raced | None:
@@ -127,7 +172,7 @@ def _recalled(memo: Artifact) -> _Raced | None:
         Score(**{**row, "taps": tuple(row["taps"])}, logits=arrays[str(place)])
         for place, row in enumerate(record["scores"])
     )
-    return _Raced(candidates, record["accuracy"], record["gain"])
+    return _Raced(candidates, record["accuracy"])
 
 
 def _compete(
@@ -173,47 +218,54 @@ def _compete(
     tried = [score for key in order for score in scores[key]]
     right = np.stack([score.logits.argmax(1) == labels for score in tried], 1)
     loss = np.stack([-log_softmax(score.logits, axis=1)[np.arange(len(labels)), labels] for score in tried], 1)
-    return _Raced(tuple(scores[key][0] for key in order), *choice_out_of_bag(right, loss))
-
-
-def choice_out_of_bag(right: NDArray[np.bool_], loss: NDArray[np.float32], draws: int = _DRAWS) -> tuple[float, float]:
-    """Accuracy of choosing the best of C candidates, and its gain over the first of them, on pictures that did not choose.
-
-    `right` and `loss` (N, C): whether each candidate's out-of-fold answer is right, and its log-loss. Each bootstrap sample of
-    the pictures picks the candidate that ranks first on it, and sees how that one does on the pictures left out (bootstrap
-    bias-corrected cross-validation: Tsamardinos, Greasidou & Borboudakis 2018, doi 10.1007/s10994-018-5714-4).
-    """
-    count, draw = len(right), np.random.default_rng(0)
-    hits, losses, found = right.astype(np.float32), loss.astype(np.float32), []
-    for _ in range(draws):
-        inside = np.bincount(draw.integers(count, size=count), minlength=count).astype(np.float32)
-        outside = inside == 0
-        if outside.any():
-            pick = np.lexsort((inside @ losses, -(inside @ hits)))[0]
-            found.append((right[outside, pick].mean(), right[outside, 0].mean()))
-    chosen, first = np.array(found).mean(0)
-    return float(chosen), float(chosen - first)
+    return _Raced(tuple(scores[key][0] for key in order), choice_out_of_bag(right, loss))
 
 
 def _rank(score: Score) -> tuple[float, float]:
     return score.accuracy, -score.log_loss
 
 
+def _why(best: Score, usual: Score, last: Score, labels: NDArray[np.int64], flattery: float) -> str:
+    if best is last:
+        return "no other stage adds to the last one"
+    gain, error = paired_gain(best, last, labels)
+    ahead = f"{_words(best)} is {100 * gain:.1f} ± {100 * error:.1f} points ahead of the last stage alone out of fold"
+    if best is usual:
+        return f"{ahead}; no single head is clearly better"
+    return f"{ahead}, {100 * (gain - flattery):.1f} once cleared of being the best of many"
+
+
 def _words(score: Score) -> str:
-    where = f"stage {score.taps[0] + 1}" if len(score.taps) == 1 else f"stages {score.taps[0] + 1}–{score.taps[-1] + 1}"
-    return f"a {score.kind} head on {where}"
+    if score.parts:
+        return f"the mean of the heads on {', '.join(_where(part) for part, _ in score.parts[:-1])} and {_where(score.parts[-1][0])}"
+    return f"a {score.kind} head on {_where(score)}"
 
 
-def paired_gain(a: Score, b: Score, labels: NDArray[np.int64]) -> tuple[float, float]:
-    """Mean and standard error of the difference in accuracy, picture by picture, of two out-of-fold scores."""
-    difference = (a.logits.argmax(1) == labels).astype(float) - (b.logits.argmax(1) == labels).astype(float)
-    return float(difference.mean()), float(difference.std() / max(1, len(labels)) ** 0.5)
+def _where(score: Score) -> str:
+    first, last = score.taps[0] + 1, score.taps[-1] + 1
+    return f"stage {first}" if first == last else f"stages {first}–{last}"
 
 
 def fit_winner(
     score: Score, features: Features, labels: NDArray[np.int64], classes: int, pool: NDArray[np.int64], store: Store
 ) -> Head:
     """The head that `score` speaks of, fitted on the pictures `pool` (M,) with their `labels` (M,), once per store."""
+    if score.parts:
+        fitted = [(fit_winner(part, features, labels, classes, pool, store), heat) for part, heat in score.parts]
+        return merged(fitted, features.widths)
+    first = 0
+    for part in (features.of(place) for place in range(1 + len(features.beside))):
+        if score.taps[0] < first + len(part.own):
+            head = _fitted(shifted(score, -first), part, labels, classes, pool, store)
+            return replace(head, taps=score.taps)
+        first += len(part.own)
+    raise ValueError(f"stages {score.taps} of {first}")
+
+
+def _fitted(
+    score: Score, features: Features, labels: NDArray[np.int64], classes: int, pool: NDArray[np.int64], store: Store
+) -> Head:
+    """A head on one backbone."""
     memo = _memo(store, score, features, labels, classes, pool)
     stored = memo.load()
     if stored is not None:

@@ -9,7 +9,6 @@ import numpy as np
 import PIL
 
 from headstart import runtime
-from headstart.backbones.catalog import DEFAULT_BACKBONE
 from headstart.data.audit import Audit
 from headstart.data.dataset import Dataset
 from headstart.data.facts import RECORD_BYTES
@@ -22,13 +21,13 @@ from headstart.features.store import Recall, Store
 class Options:
     """What a person may say about a run; the same options on the same data give the same run.
 
-    `backbone` a name, see `headstart backbones`; `weights` a local file for it. `plan` "auto", "head", "full" or a plan file.
-    `engine` what runs the frozen stages: torch ("eager"), a compiler, or what is fastest ("auto"). `budget` wall time in seconds,
-    None for no bound. `store_limit` bytes. `unreadable` "skip" or "error"; `rare` what to do with a class of one image: "train"
-    on it untested, "drop" it, "error". Column names apply to tables.
+    `backbone` a name, see `headstart backbones`, or "auto": those on this machine race; `weights` a local file for it. `plan` "auto",
+    "head", "full" or a plan file. `engine` what runs the frozen stages: torch ("eager"), a compiler, or what is fastest ("auto").
+    `budget` wall time in seconds, None for no bound. `store_limit` bytes. `unreadable` "skip" or "error"; `rare` what to do with a
+    class of one image: "train" on it untested, "drop" it, "error". Column names apply to tables.
     """
 
-    backbone: str = DEFAULT_BACKBONE
+    backbone: str = "auto"
     weights: str | None = None
     plan: str = "auto"
     budget: float | None = 600.0

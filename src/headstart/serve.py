@@ -24,7 +24,6 @@ from headstart.data.readers import read
 from headstart.data.sources import extensions
 from headstart.errors import DataError, OutputError, UnreadableImage
 from headstart.evaluate import TestReport, evaluate
-from headstart.features.settle import transform_of
 from headstart.folder import SEEN_DIGITS, trained_on
 from headstart.model import Model, Prediction
 from headstart.tasks.classification import softmax
@@ -186,19 +185,20 @@ _Look = tuple[int, str, str]  # index, content digest, why it cannot be read
 
 def _answered(model: Model, images: Images) -> Iterator[tuple[list[_Look], NDArray[np.float32]]]:
     """What was looked at, batch by batch, and the logits of those that could be read; each picture is decoded once."""
-    transform = transform_of(model.backbone)
 
     def answer(chunk: range) -> tuple[list[_Look], NDArray[np.float32]]:
-        looks, pictures = [], []
+        looks, views = [], []
         for index in chunk:
             digest = reason = ""
             try:
                 digest = images.content(index)
-                pictures.append(load_view(images, index, transform))
+                views.append([load_view(images, index, transform) for transform in model.transforms])
             except UnreadableImage as error:
                 reason = str(error)
             looks.append((index, digest, reason))
-        return looks, model.logits(np.stack(pictures)) if pictures else np.empty((0, len(model.classes)), np.float32)
+        if not views:
+            return looks, np.empty((0, len(model.classes)), np.float32)
+        return looks, model.logits(*map(np.stack, zip(*views, strict=True)))
 
     step = model.engine.batch
     chunks = [range(start, min(start + step, len(images))) for start in range(0, len(images), step)]

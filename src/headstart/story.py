@@ -14,6 +14,7 @@ from headstart.folder import LOG
 if TYPE_CHECKING:
     from headstart.features.engine import Way
     from headstart.finetune import Finetuned
+    from headstart.lineup import Lineup
     from headstart.plan import Plan
     from headstart.race import Race
 
@@ -92,6 +93,11 @@ class Story:
         self.say(
             f"frozen head: {100 * heads.accuracy:.1f} ± {100 * best.accuracy_se:.1f} % out of fold; {heads.reason}"
         )
+
+    def lineup(self, lineup: Lineup) -> None:
+        """Which backbones answer, and why."""
+        for reason in lineup.reasons:
+            self.say(f"backbones: {reason}")
 
     def plan(self, plan: Plan) -> None:
         """What is going to be tried, and why."""

@@ -6,6 +6,7 @@ Dataset -> Backbone -> Features -> Head -> Plan -> Model -> Result -> Run
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,17 +16,19 @@ from numpy.typing import NDArray
 from torch import nn
 
 from headstart import proof, runtime
-from headstart.backbones.backbone import InputSpec
-from headstart.backbones.catalog import load_backbone
+from headstart.backbones.backbone import Backbone, InputSpec
+from headstart.backbones.catalog import first_and_others, load_backbone
 from headstart.data.ahead import Ahead
 from headstart.data.dataset import Dataset
 from headstart.diagnosis.diagnosis import diagnose
 from headstart.features.engine import Engine
-from headstart.features.extract import Features, activation_bytes, decode_seconds, extract
+from headstart.features.extract import Features, activation_bytes, decode_seconds, extract, together
 from headstart.features.settle import settle
 from headstart.features.store import Store
 from headstart.finetune import Finetuned, finetune
 from headstart.folder import Folder
+from headstart.heads import Head
+from headstart.lineup import line_up
 from headstart.model import Model
 from headstart.plan import Budget, Evidence, Mode, Plan, decide, load_plan
 from headstart.race import Race, fit_winner, race
@@ -54,7 +57,8 @@ def transfer(
     runtime.seed_everything(options.seed)
     with story.phase("extract"):
         weights = None if options.weights is None else Path(options.weights)
-        backbone = load_backbone(options.backbone if module is None else module, weights=weights, input=input)
+        name, others = first_and_others(options.backbone)
+        backbone = load_backbone(name if module is None else module, weights=weights, input=input)
         engine = Engine(backbone, precision=options.precision, runner=options.engine)
         unsealed = np.flatnonzero(dataset.split != "test")
         features = extract(backbone, dataset, store, engine=engine, only=unsealed, ahead=ahead, progress=progress)
@@ -71,37 +75,57 @@ def transfer(
             progress=progress,
         )
         story.heads(heads)
-        model = on_frozen(engine, heads, features, dataset, store)
+        model = on_frozen([engine], heads, features, dataset, store)
         first = not folder.holds_model(dataset.digest)  # a resumed or repeated run may have left a better one
         if first:
             keep_model(folder, story, model, dataset)  # whatever comes now takes longer, and may be interrupted
             folder.is_of(dataset.digest)
+    engines: tuple[Engine, ...] = (engine,)
+    tried = features
+    if others and module is None and weights is None:
+        with story.phase("backbones"):
+            lineup = line_up(
+                engine,
+                features,
+                dataset,
+                store,
+                others,
+                lambda name: Engine(load_backbone(name), precision=options.precision, runner=options.engine),
+                deadline=deadline,
+                progress=progress,
+            )
+            story.lineup(lineup)
+            engines, features, heads, tried = lineup.engines, lineup.features, lineup.heads, lineup.tried
+            model = on_frozen(engines, heads, features, dataset, store)
+            if first and engines != (engine,):
+                keep_model(folder, story, model, dataset)
     with story.phase("plan"):
-        plan = planned(dataset, engine, heads, options, store, spent=story.total)
+        plan = planned(dataset, engines, heads, options, store, spent=story.total)
         story.plan(plan)
     with story.phase("finetune"):
         # The network from scratch is given the time that transfer took, so transfer may use half of what is left.
         halfway = time.monotonic() + 0.5 * (deadline - time.monotonic())
-        tuned = finetune(engine, heads, features, dataset, plan, store, deadline=halfway, progress=progress)
+        tuned = finetune(engines[0], heads, features, dataset, plan, store, deadline=halfway, progress=progress)
         story.finetuned(tuned)
         if tuned.kept:
-            model = finetuned(engine, tuned, dataset)
+            model = finetuned(engines, tuned, dataset)
         if tuned.kept or not first:
             keep_model(folder, story, model, dataset)
     with story.phase("baselines"):
         against = proof.baselines(dataset, store, plan, tuned, deadline=deadline, seed=options.seed, progress=progress)
     with story.phase("evaluate"):  # the sealed test set is opened here, once
-        features = extract(engine.backbone, dataset, store, engine=engine, progress=progress)
-        result = proof.prove(
-            model, heads, tuned, features, dataset, against, store, seed=options.seed, progress=progress
-        )
+        if len(dataset.indices("test")):
+            tried = together(
+                [extract(each.backbone, dataset, store, engine=each, progress=progress) for each in engines]
+            )
+        result = proof.prove(model, heads, tuned, tried, dataset, against, store, seed=options.seed, progress=progress)
     with story.phase("diagnose"):
         diagnosis = diagnose(dataset, heads)
     return keep(folder, story, options, dataset, heads, plan, tuned, model, result, diagnosis)
 
 
 def planned(
-    dataset: Dataset, engine: Engine, heads: Race, options: Options, store: Store, *, spent: float = 0.0
+    dataset: Dataset, engines: Sequence[Engine], heads: Race, options: Options, store: Store, *, spent: float = 0.0
 ) -> Plan:
     """The plan: from a file, or decided from the evidence; the same options on the same data keep the plan they had.
 
@@ -111,7 +135,7 @@ def planned(
     Raises:
         PlanError: where the plan file does not fit.
     """
-    backbone = engine.backbone
+    engine, backbone = engines[0], engines[0].backbone
     modes: dict[str, Mode] = {"auto": "auto", "head": "head", "full": "full"}
     mode = modes.get(options.plan)
     if mode is None:
@@ -149,6 +173,7 @@ def planned(
         training_seconds=speed["training"].tolist(),
         decode_seconds=decode_seconds(dataset, engine.backbone),
         scratch_seconds=float(speed["scratch"]),
+        beside_seconds=float(sum(_speed(other, store)["forward"].sum() for other in engines[1:])),
     )
     budget = Budget(seconds=options.budget, spent_seconds=spent, store_bytes=options.store_limit)
     plan = decide(
@@ -185,28 +210,31 @@ def _speed(engine: Engine, store: Store) -> dict[str, NDArray[np.float64]]:
     return measured
 
 
-def on_frozen(engine: Engine, heads: Race, features: Features, dataset: Dataset, store: Store) -> Model:
-    """The model whose head won the race, on the backbone as it is; the temperature calibrates its out-of-fold answers."""
+def on_frozen(engines: Sequence[Engine], heads: Race, features: Features, dataset: Dataset, store: Store) -> Model:
+    """The model whose head won the race, on the backbones as they are; the temperature calibrates its out-of-fold answers."""
     pool, classes = dataset.indices("train"), dataset.classes
     labels = dataset.labels[pool]
     head = fit_winner(heads.best, features, labels, len(classes), pool, store)
+    heat = fit_temperature(heads.best.logits, dataset.labels[heads.pool])
+    return _model(engines[0].backbone, engines, head, classes, heat)
+
+
+def finetuned(engines: Sequence[Engine], tuned: Finetuned, dataset: Dataset) -> Model:
+    """The model that the ladder ended with; the temperature calibrates its held-out answers."""
+    heat = fit_temperature(tuned.logits, dataset.labels[tuned.held])
+    return _model(tuned.backbone, engines, tuned.head, dataset.classes, heat)
+
+
+def _model(
+    backbone: Backbone, engines: Sequence[Engine], head: Head, classes: tuple[str, ...], temperature: float
+) -> Model:
+    """A model whose first backbone, perhaps a fine-tuned one, runs as the first engine does."""
     return Model(
-        engine.backbone,
+        backbone,
         head,
         classes,
-        temperature=fit_temperature(heads.best.logits, dataset.labels[heads.pool]),
-        precision=engine.settled or "float32",
-        exact=engine.exact,
-    )
-
-
-def finetuned(engine: Engine, tuned: Finetuned, dataset: Dataset) -> Model:
-    """The model that the ladder ended with; the temperature calibrates its held-out answers."""
-    return Model(
-        tuned.backbone,
-        tuned.head,
-        dataset.classes,
-        temperature=fit_temperature(tuned.logits, dataset.labels[tuned.held]),
-        precision=engine.settled or "float32",
-        exact=engine.exact,
+        temperature=temperature,
+        precision=engines[0].settled or "float32",
+        exact=engines[0].exact,
+        beside=engines[1:],
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -77,6 +78,15 @@ def load_backbone(
         return load_module(name_or_module, input)
     source, name = _split(name_or_module)
     return _SOURCES[source].load(name, None if weights is None else Path(weights), pretrained, input)
+
+
+def first_and_others(name: str) -> tuple[str, tuple[str, ...]]:
+    """The backbone to begin with, and those to try beside it: none where a name is given, and for "auto" those on this machine,
+    the small ones first."""
+    if name != "auto":
+        return name, ()
+    here = sorted((entry.parameters or math.inf, entry.name) for entry in catalog() if entry.on_this_machine)
+    return DEFAULT_BACKBONE, tuple(other for _, other in here if other != DEFAULT_BACKBONE)
 
 
 def fetch(name: str) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -69,20 +69,43 @@ def _joined(parts: list[Any]) -> Any:
 class Features:
     """Pooled outputs of every stage for a data set, read from the store through a memory map.
 
-    `widths` pooled width per stage; `rows` (N,) row numbers in the table, -1 for a picture that was not run yet.
+    `own` pooled width per stage; `rows` (N,) row numbers in the table, -1 for a picture that was not run yet. `beside` are the
+    features of other backbones for the same pictures, whose stages are counted on from the last one here.
     """
 
     table: Table
     rows: NDArray[np.int64]
-    widths: tuple[int, ...]
+    own: tuple[int, ...]
+    beside: tuple[Features, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Pooled width per stage, of all backbones in turn."""
+        return sum((other.own for other in self.beside), self.own)
+
+    def of(self, place: int) -> Features:
+        """The features of one backbone alone."""
+        return self.beside[place - 1] if place else replace(self, beside=())
+
     def stages(self, taps: Sequence[int], indices: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
-        """Pooled outputs of the stages `taps`, side by side: (N, sum of their widths) float32."""
-        rows = self.rows if indices is None else self.rows[indices]
-        return np.asarray(self.table.read(rows)[:, columns(self.widths, taps)], dtype=np.float32)
+        """Pooled outputs of the stages `taps`, in ascending order, side by side: (N, sum of their widths) float32."""
+        found, first = [], 0
+        for place in range(1 + len(self.beside)):
+            part = self.of(place)
+            here = [tap - first for tap in taps if first <= tap < first + len(part.own)]
+            first += len(part.own)
+            if here:
+                rows = part.rows if indices is None else part.rows[indices]
+                found.append(np.asarray(part.table.read(rows)[:, columns(part.own, here)], dtype=np.float32))
+        return found[0] if len(found) == 1 else np.concatenate(found, axis=1)
+
+
+def together(features: Sequence[Features]) -> Features:
+    """The features of several backbones for the same pictures; the stages of each are counted on from those before it."""
+    return replace(features[0], beside=tuple(features[1:]))
 
 
 def columns(widths: Sequence[int], taps: Sequence[int]) -> NDArray[np.int64]:

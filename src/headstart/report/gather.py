@@ -42,11 +42,12 @@ def gather(
     return ReportData(
         title=dataset.source.rstrip("/").rsplit("/", 1)[-1] or dataset.source,
         backbone=model.backbone.origin.name,
+        beside=[engine.backbone.origin.name for engine in model.engines[1:]],
         audit=dataset.audit,
         verdict=proof.verdict,
         test=proof.report,
         stages=_stages(heads, tuned, model),
-        heads=[_head(score, heads, model.backbone.names) for score in heads.candidates],
+        heads=[_head(score, heads, model) for score in heads.candidates],
         rungs=_rungs(plan, tuned),
         plan_reasons=(*plan.reasons, *tuned.reasons),
         thumbnails=_thumbnails(dataset),
@@ -78,11 +79,16 @@ def _stages(heads: Race, tuned: Finetuned, model: Model) -> list[StageRow]:
     ]
 
 
-def _head(score: Score, heads: Race, names: tuple[str, ...]) -> HeadRow:
-    first, last = names[score.taps[0]], names[score.taps[-1]]
+def _head(score: Score, heads: Race, model: Model) -> HeadRow:
+    names = model.backbone.names
+    if score.taps[-1] >= len(names):
+        where = " and ".join(engine.backbone.origin.name for engine in model.engines)
+    else:
+        first, last = names[score.taps[0]], names[score.taps[-1]]
+        where = first if len(score.taps) == 1 else f"{first} to {last}"
     return HeadRow(
         name=score.kind,
-        taps=first if len(score.taps) == 1 else f"{first} to {last}",
+        taps=where,
         accuracy=score.accuracy,
         accuracy_se=score.accuracy_se,
         log_loss=score.log_loss,

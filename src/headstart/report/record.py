@@ -85,7 +85,8 @@ class ReportData:
 
     `seconds` per phase, in order, and "total". `thumbnails` are (class, pictures) pairs, `mistakes` the final model's on test
     pictures, the most confident first, `doubts` the frozen head's on training pictures that it had not seen, the most doubtful label
-    first, and `doubtful` how many there are of how many; `findings` what to be careful about; `command` repeats the run.
+    first, and `doubtful` how many there are of how many; `findings` what to be careful about; `command` repeats the run; `beside`
+    are the backbones that answer together with the first.
     """
 
     title: str
@@ -103,6 +104,7 @@ class ReportData:
     peak_memory_bytes: int
     versions: Mapping[str, str]
     command: str
+    beside: Sequence[str] = ()
     notes: Sequence[str] = field(default=())
     findings: Sequence[Finding] = ()
     doubts: Sequence[Mistake] = ()

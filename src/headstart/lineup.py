@@ -1,0 +1,143 @@
+"""The line-up: whether another network on this machine is worth having beside the first, or before it.
+
+Candidates run over a sample of the training pictures, the small ones first. One whose frozen head is clearly better takes the first
+place, which is the one that is fine-tuned; one whose head makes the first's answers more likely stands beside it, and both answer
+together. Networks that saw the same source err on different pictures, and their mean gains most where pictures are few.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headstart import runtime
+from headstart.choice import clearly_better
+from headstart.data.dataset import Dataset
+from headstart.data.splits import thinned
+from headstart.features.engine import Engine
+from headstart.features.extract import Features, extract, together
+from headstart.features.store import Store
+from headstart.race import Race, race
+
+TRIED = 400  # training pictures that a candidate is tried on
+_WARM, _FIRST = 8, 40  # the first of them settle how it runs, the next tell how fast that is
+_SHARE = 0.15  # of the time that is left, which running one candidate over all pictures may take
+
+
+@dataclass(frozen=True, eq=False)
+class Lineup:
+    """Engines in use, the one that may be fine-tuned first; the features and heads of the pictures that are not sealed; reasons.
+
+    `tried` are the features of everybody that was tried, where all training pictures were: a test by cross-validation chooses anew.
+    """
+
+    engines: tuple[Engine, ...]
+    features: Features
+    heads: Race
+    tried: Features
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class _Candidate:
+    name: str
+    engine: Engine
+    features: Features
+    heads: Race
+
+
+def line_up(
+    engine: Engine,
+    features: Features,
+    dataset: Dataset,
+    store: Store,
+    names: Sequence[str],
+    load: Callable[[str], Engine],
+    *,
+    deadline: float = math.inf,
+    progress: runtime.Progress = runtime.silent,
+) -> Lineup:
+    """Try the networks `names`, which `load` brings, beside `engine`, whose features of all unsealed pictures are given.
+
+    What is decided depends on the time that is left, and is remembered: the same run decides the same.
+    """
+    pool = dataset.indices("train")
+    sample, unsealed = pool[thinned(dataset.labels[pool], TRIED)], np.flatnonzero(dataset.split != "test")
+
+    def raced(found: Features, indices: NDArray[np.int64]) -> Race:
+        labels, folds = dataset.labels[indices], dataset.fold[indices]
+        return race(found, labels, folds, len(dataset.classes), indices, store=store, progress=progress)
+
+    memo = store.artifact("lineup", {"data": dataset.digest, "first": engine.backbone.digest(), "names": list(names)})
+    stored = memo.load()
+    names = names if stored is None else stored[0]["tried"]
+    candidates, reasons = [_Candidate(_named(engine), engine, features, raced(features, sample))], []
+    for name in names:
+        other = load(name)
+        if not stored:
+            needed = len(unsealed) * _pace(other, dataset, store, sample, progress)
+            if needed > _SHARE * (deadline - time.monotonic()):
+                reasons.append(f"{name} was not tried: to run all pictures through it would take about {needed:.0f} s")
+                continue
+        found = extract(other.backbone, dataset, store, engine=other, only=sample, progress=progress)
+        candidates.append(_Candidate(name, other, found, raced(found, sample)))
+    first = candidates[0]
+    for candidate in candidates[1:]:
+        if clearly_better(candidate.heads.best, first.heads.best, dataset.labels[first.heads.pool]):
+            first = candidate
+    others = [candidate for candidate in candidates if candidate is not first]
+    tried = together([candidate.features for candidate in (first, *others)])
+    used = _used(tried, raced(tried, sample))
+    chosen = [first, *(candidate for candidate, here in zip(others, used, strict=True) if here)]
+    if stored is None:
+        memo.save({"tried": [other.name for other in candidates[1:]]}, {})
+    whole = len(sample) == len(pool)
+    engines = [candidate.engine for candidate in chosen]
+    features = together(
+        [extract(each.backbone, dataset, store, engine=each, only=unsealed, progress=progress) for each in engines]
+    )
+    heads = raced(features, pool)
+    if not any(_used(features, heads)):  # what helped on the sample need not help on all of them
+        engines, features = engines[:1], features.of(0)
+        heads = raced(features, pool)
+    reasons += [_said(first, others, engines, heads)] if others else []
+    return Lineup(tuple(engines), features, heads, tried if whole else features, tuple(reasons))
+
+
+def _named(engine: Engine) -> str:
+    return engine.backbone.origin.name.removeprefix("timm:")
+
+
+def _pace(
+    engine: Engine, dataset: Dataset, store: Store, sample: NDArray[np.int64], progress: runtime.Progress
+) -> float:
+    """About how many seconds a picture takes; what the store holds takes hardly any."""
+    extract(engine.backbone, dataset, store, engine=engine, only=sample[:_WARM], progress=progress)
+    began = time.monotonic()
+    extract(engine.backbone, dataset, store, engine=engine, only=sample[_WARM:_FIRST], progress=progress)
+    return (time.monotonic() - began) / max(1, len(sample[_WARM:_FIRST]))
+
+
+def _used(features: Features, heads: Race) -> list[bool]:
+    """Whether the winner reads each of the backbones beside the first."""
+    ends = np.cumsum([len(features.own), *(len(other.own) for other in features.beside)])
+    return [any(start <= tap < end for tap in heads.best.taps) for start, end in pairwise(ends)]
+
+
+def _said(first: _Candidate, others: Sequence[_Candidate], engines: Sequence[Engine], heads: Race) -> str:
+    alone = ", ".join(f"{each.name} {100 * each.heads.best.accuracy:.1f} %" for each in (first, *others))
+    count = len(first.heads.pool)
+    if len(engines) == 1:
+        return f"{first.name} answers alone: no other network adds to it beyond chance (on {count} training pictures, {alone})"
+    cost = sum(sum(each.backbone.flops) for each in engines) / max(1, sum(engines[0].backbone.flops))
+    names = " and ".join(map(_named, engines))
+    return (
+        f"{names} answer together, with {cost:.1f} times the computation of the first alone: {heads.reason} "
+        f"(each alone, on {count} training pictures: {alone})"
+    )

@@ -1,0 +1,175 @@
+"""The line-up: another network stands beside the first, or takes its place, only where that is better beyond chance."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import headstart as hs
+from headstart.backbones.from_module import load_module
+from headstart.choice import clearly_better, clearly_likelier
+from headstart.data.dataset import Dataset
+from headstart.features.engine import Engine
+from headstart.features.extract import Features, extract, together
+from headstart.features.store import Store
+from headstart.finetune import Ladder
+from headstart.heads import Score
+from headstart.lineup import Lineup, line_up
+from headstart.plan import Plan, Rung
+from headstart.race import fit_winner, race
+from headstart.request import Options
+from tests.toys import SPEC, TinyNet, striped, stripes
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    return striped(180, contrast=25)
+
+
+def engine(seed: int, width: int = 8) -> Engine:
+    return Engine(load_module(TinyNet(seed, width), SPEC), precision="float32")
+
+
+def blind() -> Engine:
+    """A network that sees nothing: every picture gives the same features."""
+    net = TinyNet(0)
+    with torch.no_grad():
+        net.stem.weight.zero_()
+    return Engine(load_module(net, SPEC), precision="float32")
+
+
+def features_of(one: Engine, dataset: Dataset, store: Store) -> Features:
+    return extract(one.backbone, dataset, store, engine=one, only=np.flatnonzero(dataset.split != "test"))
+
+
+def lined_up(first: Engine, others: dict[str, Engine], dataset: Dataset, store: Store, **options: float) -> Lineup:
+    found = features_of(first, dataset, store)
+    return line_up(first, found, dataset, store, list(others), others.__getitem__, **options)
+
+
+def test_stages_of_several_backbones_are_counted_on(dataset: Dataset, store: Store) -> None:
+    one, other = (features_of(each, dataset, store) for each in (engine(0), engine(1, 12)))
+    both, pool = together([one, other]), dataset.indices("train")
+    assert both.widths == one.widths + other.widths
+    expected = np.concatenate([one.stages((1, 4), pool), other.stages((0, 3), pool)], axis=1)
+    assert np.array_equal(both.stages((1, 4, 5, 8), pool), expected)
+    assert np.array_equal(both.of(1).stages((2,), pool), other.stages((2,), pool))
+
+
+def test_two_backbones_answer_with_the_mean_of_their_calibrated_logits(dataset: Dataset, store: Store) -> None:
+    pool = dataset.indices("train")
+    labels, folds = dataset.labels[pool], dataset.fold[pool]
+    both = together([features_of(each, dataset, store) for each in (engine(0), engine(1, 12))])
+    found = race(both, labels, folds, 3, pool, store=store)
+    alone = [race(both.of(place), labels, folds, 3, pool, store=store) for place in (0, 1)]
+    pair = found.candidates[-1]
+    (first, heat), (second, warmth) = pair.parts
+    assert np.array_equal(first.logits, alone[0].best.logits) and np.array_equal(second.logits, alone[1].best.logits)
+    np.testing.assert_allclose(pair.logits, 0.5 * (first.logits / heat + second.logits / warmth), rtol=1e-4, atol=1e-4)
+    assert min(second.taps) >= len(both.own) > max(first.taps)
+    assert found.best is (pair if clearly_likelier(pair, first, labels) else found.best)
+    head = fit_winner(pair, both, labels, 3, pool, store)
+    parts = [
+        fit_winner(run.best, both.of(place), labels, 3, pool, store).answers(both.of(place), pool) / np.float32(t)
+        for place, (run, t) in enumerate(zip(alone, (heat, warmth), strict=True))
+    ]
+    np.testing.assert_allclose(head.answers(both, pool), 0.5 * (parts[0] + parts[1]), rtol=1e-3, atol=1e-3)
+
+
+def test_a_better_network_takes_the_first_place(dataset: Dataset, store: Store) -> None:
+    seeing = engine(1)
+    found = lined_up(blind(), {"seeing": seeing}, dataset, store)
+    assert found.engines[0] is seeing
+    assert "alone" in found.reasons[-1]
+    assert found.heads.best.accuracy > 0.5
+
+
+def test_a_network_that_adds_nothing_is_left_out(dataset: Dataset, store: Store) -> None:
+    first = engine(0)
+    found = lined_up(first, {"blind": blind()}, dataset, store)
+    assert found.engines == (first,) and not found.features.beside
+    assert max(found.heads.best.taps) < len(found.features.own)
+    assert "no other network adds to it beyond chance" in found.reasons[-1]
+
+
+def test_one_that_helps_stands_beside_the_first_and_its_cost_is_told(dataset: Dataset, store: Store) -> None:
+    first = engine(0)
+    others = {str(seed): engine(seed, 16) for seed in (5, 6)}
+    found = lined_up(first, others, dataset, store)
+    assert len(found.engines) == 2
+    assert "answer together, with" in found.reasons[-1] and "times the computation" in found.reasons[-1]
+    assert len(found.tried.beside) == 2, "a test by cross-validation chooses among all that were tried"
+    assert max(found.heads.best.taps) >= len(found.features.own)
+
+
+def test_what_was_decided_is_remembered_and_time_bounds_what_is_tried(dataset: Dataset, store: Store) -> None:
+    others = {str(seed): engine(seed, 16) for seed in (5, 6)}
+    late = lined_up(engine(0), others, dataset, Store(store.root / "late"), deadline=time.monotonic() - 1)
+    assert len(late.engines) == 1 and all("was not tried" in reason for reason in late.reasons)
+    found = lined_up(engine(0), others, dataset, store)
+    again = lined_up(engine(0), others, dataset, store, deadline=time.monotonic() - 1)
+    names = [[each.backbone.digest() for each in lineup.engines] for lineup in (found, again)]
+    assert names[0] == names[1] and len(names[0]) == 2
+    assert np.array_equal(found.heads.best.logits, again.heads.best.logits)
+
+
+def test_a_finetuned_network_answers_together_with_the_one_beside_it(dataset: Dataset, store: Store) -> None:
+    one, other = engine(0), engine(5, 4)
+    both = together([features_of(each, dataset, store) for each in (one, other)])
+    pool = dataset.indices("train")
+    heads = race(both, dataset.labels[pool], dataset.fold[pool], 3, pool, store=store)
+    pair = heads.candidates[-1]
+    weak = replace(heads.last, logits=np.zeros_like(heads.last.logits))
+    heads = replace(heads, best=replace(pair, parts=((weak, 50.0), pair.parts[1])))
+    rung = Rung(cut=1, epochs=12, views=2, lr_body=1e-2, lr_head=1e-2)
+    plan = Plan(backbone="net", stages=list(one.backbone.names), rungs=[rung])
+    tuned = Ladder(dataset, both, store, one, plan, heads).climb()
+    assert tuned.kept, "the rung pays here"
+    partner, heat = pair.parts[1]
+    assert tuned.head.taps == tuple(sorted({len(both.own) - 1, *partner.taps}))
+    head = fit_winner(partner, both, dataset.labels[pool], 3, pool, store)
+    rows = tuned.head.weight[both.own[-1] :]
+    np.testing.assert_allclose(rows, head.weight / np.float32(2 * heat), rtol=1e-4, atol=1e-6)
+    assert (tuned.logits.argmax(1) == dataset.labels[tuned.held]).mean() > 0.5
+
+
+def score(logits: np.ndarray) -> Score:  # type: ignore[type-arg]
+    return Score("logistic", (0,), 1e-4, 0.0, 0.0, 0.0, 0.0, logits.astype(np.float32))
+
+
+def test_better_beyond_chance_takes_more_than_a_picture_or_two() -> None:
+    labels = np.arange(60) % 3
+    sure = 4.0 * np.eye(3)[labels]
+    for wrong, better in ((0, False), (2, False), (3, True), (12, True)):
+        other = sure.copy()
+        other[:wrong] = np.roll(other[:wrong], 1, axis=1)
+        assert clearly_better(score(sure), score(other), labels) is better
+        assert not clearly_better(score(other), score(sure), labels)
+    assert clearly_likelier(score(sure), score(np.zeros((60, 3))), labels)
+    assert not clearly_likelier(score(sure), score(sure), labels)
+
+
+def test_fit_races_the_networks_that_came_with_it(tmp_path: Path) -> None:
+    pictures, labels = stripes(126, contrast=12)
+    plan = {"backbone": "timm:tf_efficientnet_lite0", "stages": [], "rungs": [], "scratch_epochs": 1}
+    from headstart.backbones.catalog import load_backbone
+
+    plan["stages"] = list(load_backbone("tf_efficientnet_lite0").names)
+    import json
+
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    run = hs.fit((pictures, labels), tmp_path / "run", Options(plan=str(tmp_path / "plan.json"), budget=math.inf))
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "backbones: " in log and "tf_efficientnet_lite2" in log
+    model = hs.load(tmp_path / "run")
+    assert [each.backbone.origin.name for each in model.engines] == [
+        each.backbone.origin.name for each in run.model.engines
+    ]
+    some = list(pictures[:6])
+    assert np.array_equal(model.predict(some).probabilities, run.model.predict(some).probabilities)
