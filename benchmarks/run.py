@@ -1,9 +1,10 @@
 """Suites that set Headstart beside other tools.
 
     python benchmarks/run.py --suite speed --data ../shared/data --peers-python /path/to/peers/bin/python
+    python benchmarks/run.py --suite accuracy --tier quick --data ../shared/data --peers-python /path/to/peers/bin/python
 
-`speed` lays out the pictures as train/ and test/ with a folder per class (links, nothing is copied), saves the weights as
-the peers read them, and runs every contestant as a process of its own: same pictures, same split, same weights, same machine, in
+`speed` and `accuracy` lay out the pictures as train/ and test/ with a folder per class (links, nothing is copied), save the weights as
+the peers read them, and run every contestant as a process of its own: same pictures, same split, same weights, same machine, in
 one run. What has been measured is kept in benchmarks/results and not measured again.
 """
 
@@ -13,10 +14,12 @@ import argparse
 import sys
 from pathlib import Path
 
+import accuracy
 import speed
+from common import SETS
 
-SUITES = {"speed": speed}
-NAMES = {"speed": speed.CONTESTANTS}
+SUITES = {"speed": speed, "accuracy": accuracy}
+NAMES = {"speed": speed.CONTESTANTS, "accuracy": accuracy.CONTESTANTS}
 
 
 def main() -> None:
@@ -24,14 +27,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", choices=list(SUITES), required=True)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--sets", nargs="+", help="only these data sets instead of satellite")
-    parser.add_argument("--images", type=int, default=1260, help="training pictures at most")
+    parser.add_argument(
+        "--sets", nargs="+", help="speed, accuracy: only these data sets; speed has satellite without it"
+    )
+    parser.add_argument("--images", type=int, default=1260, help="speed: training pictures at most")
+    parser.add_argument("--tier", choices=list(accuracy.TIERS), default="quick", help="accuracy: how much is run")
+    parser.add_argument("--sizes", nargs="+", choices=accuracy.SIZES, help="accuracy: only these")
+    parser.add_argument("--seeds", nargs="+", type=int, help="accuracy: only these")
     parser.add_argument("--peers-python", default=sys.executable, help="the Python that the peers are installed for")
     parser.add_argument("--only", nargs="+", help="only these contestants")
     given = parser.parse_args()
     for name in given.only or []:
         if name not in NAMES[given.suite]:
             parser.error(f"--only {name!r}: the suite has {', '.join(map(repr, NAMES[given.suite]))}")
+    for name in given.sets or []:
+        if given.suite == "accuracy" and name not in SETS:
+            parser.error(f"--sets {name!r}: the suite has {', '.join(SETS)}")
     SUITES[given.suite].suite(given)
 
 
