@@ -1,11 +1,12 @@
-"""Suites that set Headstart beside other tools.
+"""Suites that set Headstart beside other tools, or before cases whose truth is known.
 
     python benchmarks/run.py --suite speed --data ../shared/data --peers-python /path/to/peers/bin/python
     python benchmarks/run.py --suite accuracy --tier quick --data ../shared/data --peers-python /path/to/peers/bin/python
+    python benchmarks/run.py --suite verdict --data ../shared/data
 
 `speed` and `accuracy` lay out the pictures as train/ and test/ with a folder per class (links, nothing is copied), save the weights as
 the peers read them, and run every contestant as a process of its own: same pictures, same split, same weights, same machine, in
-one run. What has been measured is kept in benchmarks/results and not measured again.
+one run. `verdict` needs no peers. What has been measured is kept in benchmarks/results and not measured again.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from pathlib import Path
 
 import accuracy
 import speed
+import verdict
 from common import SETS
 
-SUITES = {"speed": speed, "accuracy": accuracy}
-NAMES = {"speed": speed.CONTESTANTS, "accuracy": accuracy.CONTESTANTS}
+SUITES = {"speed": speed, "accuracy": accuracy, "verdict": verdict}
+NAMES = {"speed": speed.CONTESTANTS, "accuracy": accuracy.CONTESTANTS, "verdict": verdict.CASES}
 
 
 def main() -> None:
@@ -33,9 +35,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1260, help="speed: training pictures at most")
     parser.add_argument("--tier", choices=list(accuracy.TIERS), default="quick", help="accuracy: how much is run")
     parser.add_argument("--sizes", nargs="+", choices=accuracy.SIZES, help="accuracy: only these")
-    parser.add_argument("--seeds", nargs="+", type=int, help="accuracy: only these")
+    parser.add_argument("--seeds", nargs="+", type=int, help="accuracy: only these; verdict: these instead of 0 to 29")
     parser.add_argument("--peers-python", default=sys.executable, help="the Python that the peers are installed for")
-    parser.add_argument("--only", nargs="+", help="only these contestants")
+    parser.add_argument("--only", nargs="+", help="only these contestants, or cases of the verdict")
     given = parser.parse_args()
     for name in given.only or []:
         if name not in NAMES[given.suite]:
