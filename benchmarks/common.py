@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -26,9 +27,21 @@ def results(path: Path) -> dict[str, Any]:
 
 
 def keep(record: dict[str, Any], path: Path) -> None:
-    """Write a record."""
+    """Write a record; an interruption leaves the one before."""
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def commit() -> str:
+    """The commit that is measured; cases of different commits may stand side by side."""
+
+    def git(*words: str) -> str:
+        asked = ["git", "-C", str(Path(__file__).parents[1]), *words]
+        return subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip()
+
+    return git("describe", "--always") + "-dirty" * bool(git("status", "--porcelain", "--", "src"))
 
 
 def case_by_case(about: str | None, path: Path, measured: Callable[[Path, int], Any]) -> None:

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import SETS, keep, results
+from common import SETS, commit, keep, results
 
 RESULTS = Path(__file__).parent / "results" / "main_job.json"
 
@@ -99,16 +99,6 @@ def without_baselines(source: Path, seed: int) -> dict[str, Any]:
         ],
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
-
-
-def commit() -> str:
-    """The commit that is measured; cases of different commits may stand side by side."""
-
-    def git(*words: str) -> str:
-        asked = ["git", "-C", str(Path(__file__).parents[1]), *words]
-        return subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip()
-
-    return git("describe", "--always") + "-dirty" * bool(git("status", "--porcelain", "--", "src"))
 
 
 def main() -> None:

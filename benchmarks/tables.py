@@ -10,6 +10,11 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from scipy.stats import binomtest
+
+from cells import headed, percent
+from standings import duels, held, met, parties, points, ranked, shared
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -19,16 +24,6 @@ def load(name: str) -> dict[str, Any] | None:
     """A results file, or None where it has not been made."""
     path = HERE / "results" / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-
-
-def percent(value: float) -> str:
-    """A share as a percentage with one decimal."""
-    return f"{100 * value:.1f}"
-
-
-def headed(head: str) -> list[str]:
-    """The first two lines of a table: its columns, and the rule below them."""
-    return [head, "|" + "---|" * (head.count("|") - 1)]
 
 
 def whole_runs(cases: dict[str, Any]) -> list[str]:
@@ -242,8 +237,9 @@ def by_phase(case: dict[str, Any]) -> list[str]:
     return rows
 
 
-def drawn(suite: dict[str, Any], path: Path) -> None:
-    """Accuracy against time, a panel per case: what a person gets, and how long it takes. The time axis is logarithmic."""
+def drawn(shown: dict[str, list[tuple[str, float, float]]], path: Path) -> None:
+    """Accuracy against time, a panel each, of (contestant, seconds, accuracy): what a person gets, and how long it takes. The time
+    axis is logarithmic."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -251,25 +247,99 @@ def drawn(suite: dict[str, Any], path: Path) -> None:
     matplotlib.rcParams.update({"svg.hashsalt": "headstart", "svg.fonttype": "none", "font.family": "sans-serif"})
     from matplotlib import pyplot
 
-    cases = suite["cases"]
     figure, panels = pyplot.subplots(
-        1, len(cases), figsize=(6.4 * len(cases), 4.2), squeeze=False, layout="constrained"
+        1, len(shown), figsize=(6.4 * len(shown), 4.2), squeeze=False, layout="constrained"
     )
-    for panel, (name, case) in zip(panels[0], cases.items(), strict=True):
-        for who, runs in case["contestants"].items():
-            if not runs or who.endswith("again"):
-                continue
+    for panel, (name, contestants) in zip(panels[0], shown.items(), strict=True):
+        for who, seconds, accuracy in contestants:
             ours = who.startswith("Headstart")
-            seconds = median(run["whole" if who == "Headstart, default" else "seconds"] for run in runs)
-            accuracy = 100 * median(run["accuracy"] for run in runs)
-            panel.scatter(seconds, accuracy, color="#1f4fbf" if ours else "#8a8a94", s=42, zorder=3)
-            panel.annotate(
-                who, (seconds, accuracy), (0, 7 if ours else -14), textcoords="offset points", ha="center", fontsize=7.5
-            )
+            place = seconds, 100 * accuracy
+            panel.scatter(*place, color="#1f4fbf" if ours else "#8a8a94", s=42, zorder=3)
+            panel.annotate(who, place, (0, 7 if ours else -14), textcoords="offset points", ha="center", fontsize=7.5)
         panel.set(xscale="log", xlabel="seconds, from files to a usable model", ylabel="test accuracy, %", title=name)
         panel.margins(0.3, 0.22)
         panel.grid(alpha=0.25)
     figure.savefig(path, metadata={"Date": None})
+
+
+def by_speed(case: dict[str, Any]) -> list[tuple[str, float, float]]:
+    """Contestant, median seconds, median accuracy of a case of the speed suite; repeated runs left out."""
+    return [
+        (
+            who,
+            median(run["whole" if who == "Headstart, default" else "seconds"] for run in runs),
+            median(run["accuracy"] for run in runs),
+        )
+        for who, runs in case["contestants"].items()
+        if runs and not who.endswith("again")
+    ]
+
+
+def compared(suite: dict[str, Any]) -> list[str]:
+    """The section on accuracy beside other recipes, and its plot."""
+    cases = met(suite["cases"])
+    page = [
+        "## How right it is, beside other recipes",
+        "",
+        "`benchmarks/run.py --suite accuracy`: same pictures, same split, same ImageNet weights (the Keras guide: MobileNetV2's), "
+        "each a process of its own. Test pictures are those that Headstart seals for the seed, 600 at most. Means in percent; "
+        "*behind the best* is the mean distance, in points, from whoever shown is best in a case, which only hindsight knows. "
+        "Headstart's heads come from the run of its default; their seconds are those to its first model. AutoGluon is not among them: "
+        "it could not be installed where this ran.",
+        "",
+    ]
+    shows = [(names, common) for names in parties(cases) if (common := shared(cases, names))]
+    for names, common in shows:
+        page += [f"{held(common)}.", "", "\n".join(ranked(common, names)), ""]
+    page += [
+        "Each against Headstart's default, on all cases that both have. The exact tests ask whether what is not tied is split "
+        "evenly: over cases (two of one set share pictures), and over all their test pictures together (McNemar; a picture counts "
+        "once a case, so that this one is too sure).",
+        "",
+        "\n".join(duels(cases)),
+        "",
+    ]
+    failed = [
+        f"{who} on {name}"
+        for name, case in suite["cases"].items()
+        for who, row in case["contestants"].items()
+        if "failed" in row
+    ]
+    page += [f"Ended with an error, and counted nowhere: {'; '.join(failed)}.", ""] if failed else []
+    if shows:
+        names, common = shows[-1]
+        drawn({f"mean of {len(common)} cases": points(common, names)}, ROOT / "docs" / "accuracy.svg")
+        page += ["![Mean accuracy against mean time](accuracy.svg)", ""]
+    return page
+
+
+def rate(count: int, runs: int) -> str:
+    """A share of runs in percent with its exact 95 % interval (Clopper and Pearson)."""
+    found = binomtest(count, runs).proportion_ci(0.95, method="exact")
+    return f"{percent(count / runs)} ({percent(found.low)} to {percent(found.high)})"
+
+
+def judged(cases: dict[str, Any]) -> list[str]:
+    """One row per constructed case, and one for all cases of a truth."""
+    columns = "case | truth | runs | right, % | called helped, % | called hurt, % | called overkill, %"
+    rows = headed(f"| {columns} | final, mean | small network | pixels |")
+    groups = {name: (case["truth"], list(case["runs"].values())) for name, case in cases.items() if case["runs"]}
+    for truth in dict.fromkeys(truth for truth, _ in groups.values()):
+        groups[f"*all of them*, {truth}"] = (
+            truth,
+            [run for own, runs in list(groups.values()) if own == truth for run in runs],
+        )
+    for name, (truth, runs) in groups.items():
+        counts = [
+            sum(run["right"] for run in runs), sum(run["outcome"] == "helped" for run in runs),
+            sum(run["outcome"] == "hurt" for run in runs), sum(run["overkill"] for run in runs),
+        ]  # fmt: skip
+        means = [mean(run["accuracy"][model] for run in runs) for model in ("final", "scratch_cnn", "pixels")]
+        rows.append(
+            f"| {name} | {truth} | {len(runs)} | {' | '.join(rate(count, len(runs)) for count in counts)} | "
+            f"{' | '.join(map(percent, means))} |"
+        )
+    return rows
 
 
 def machine(environment: dict[str, Any]) -> str:
@@ -416,11 +486,28 @@ def main() -> None:
             "runs.",
             "",
         ]
-        drawn(suite, ROOT / "docs" / "speed.svg")
+        drawn({name: by_speed(case) for name, case in suite["cases"].items()}, ROOT / "docs" / "speed.svg")
         page += ["![Accuracy against time of all contestants](speed.svg)", ""]
         for name, case in suite["cases"].items():
             page += [f"### {name}, {case['test']} test pictures", "", "\n".join(beside(case)), ""]
             page += ["Where Headstart's seconds go:", "", "\n".join(by_phase(case)), ""]
+    right = load("accuracy")
+    if right is not None:
+        page += compared(right)
+    truths = load("verdict")
+    if truths is not None:
+        page += [
+            "## Verdicts where the truth is known",
+            "",
+            "`benchmarks/run.py --suite verdict`: 100 to 500 pictures, two fifths of them sealed, only the head trained; a seed draws "
+            "the pictures, the split and what is constructed. *Nothing*: labels were shuffled, so *not distinguishable* is true, and "
+            "neither *helped* nor *hurt*. *Hurt*: the numbers within every tensor of the source weights changed places. *Overkill* "
+            "counts as right beside *not distinguishable* alone. Where no test set was cut, cross-validation judges. Exact 95 % "
+            "intervals.",
+            "",
+            "\n".join(judged(truths["cases"])),
+            "",
+        ]
     limits = load("limits")
     if limits is not None:
         page += [

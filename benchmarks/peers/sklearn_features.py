@@ -7,11 +7,12 @@ The strength is cross-validated over ten values, as `LogisticRegressionCV` does 
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+import outcome
 
 BACKBONE = "tf_efficientnet_lite0"
 
@@ -34,27 +35,23 @@ def main(tree: Path, weights: Path, out: Path) -> None:
     net.eval()
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(net))
 
-    def features(side: str) -> tuple[Any, Any]:
-        pictures = ImageFolder(tree / side, transform)
+    def features(pictures: Any) -> Any:
         with torch.inference_mode():
-            pairs = [(net(x), y) for x, y in torch.utils.data.DataLoader(pictures, 32, num_workers=2)]
-        return torch.cat([x for x, _ in pairs]).numpy(), torch.cat([y for _, y in pairs]).numpy()
+            return torch.cat([net(x) for x, _ in torch.utils.data.DataLoader(pictures, 32, num_workers=2)]).numpy()
 
-    x, y = features("train")
+    training, testing = (ImageFolder(tree / side, transform) for side in ("train", "test"))
+    x, y = features(training), training.targets
     extracted = time.monotonic() - began
     probe = make_pipeline(StandardScaler(), LogisticRegressionCV(max_iter=1000))
     probe.fit(x, y)
     trained = time.monotonic() - began
-    accuracy = float(probe.score(*features("test")))
-    record = {
-        "accuracy": accuracy,
-        "phases": {
-            "imports": imported, "features": extracted - imported, "head": trained - extracted,
-            "testing": time.monotonic() - began - trained,
-        },
-        "versions": {"torch": torch.__version__, "timm": timm.__version__, "scikit-learn": sklearn.__version__},
+    answers = [training.classes[i] for i in probe.predict(features(testing)).tolist()]
+    phases = {
+        "imports": imported, "features": extracted - imported, "head": trained - extracted,
+        "testing": time.monotonic() - began - trained,
     }  # fmt: skip
-    out.write_text(json.dumps(record), encoding="utf-8")
+    versions = {"torch": torch.__version__, "timm": timm.__version__, "scikit-learn": sklearn.__version__}
+    outcome.write(out, tree, [path for path, _ in testing.samples], answers, phases=phases, versions=versions)
 
 
 if __name__ == "__main__":

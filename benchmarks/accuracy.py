@@ -1,0 +1,174 @@
+"""How right every contestant is: data sets × 5, 20 and all pictures a class × seeds, on the same splits from the same weights.
+
+The test side is the one that Headstart seals for the seed, 600 pictures of it at most; training pictures are drawn from the rest,
+class by class. `--tier quick` trains on 600 at most: Headstart and the linear probe on every set with three seeds, what takes long
+on three unlike sets with one. `--tier full` has everybody on everything, five seeds. The cheapest cases come first, round by round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common import SETS, commit, keep, results
+from contest import MOBILE, Contestant, Ran, linked, ran
+
+RESULTS = Path(__file__).parent / "results" / "accuracy.json"
+TESTED, QUICK = 600, 600  # pictures at most: tested, and trained on in the quick tier
+READ_BY_ALL = (".jpg", ".jpeg", ".png", ".bmp")
+
+CONTESTANTS = {
+    "linear probe, scikit-learn": Contestant(("sklearn_features.py",)),
+    "Headstart, default": Contestant(()),
+    "fastai, fine_tune(5)": Contestant(("fastai_fine_tune.py",)),
+    "Keras guide, 20 and 10 epochs, MobileNetV2": Contestant(("keras_guide.py", "20", "10"), MOBILE),
+    "LP-FT, 10 and 5 epochs": Contestant(("plain_lpft.py", "10", "5")),
+    "full fine-tuning, best of three rates": Contestant(("full_search.py",)),
+    "BiT-HyperRule": Contestant(("bit_hyperrule.py",)),
+}
+CHEAP, SLOW, SLOWEST = (tuple(CONTESTANTS)[part] for part in (slice(2), slice(2, 5), slice(5, None)))
+UNLIKE = ("satellite", "signs", "flowers")
+SIZES = ("5", "20", str(QUICK), "all")  # pictures a class; then pictures in all, each class its share
+
+
+@dataclass(frozen=True)
+class Round:
+    """Contestants who meet on all of these sets and sizes, with one seed."""
+
+    contestants: tuple[str, ...]
+    sets: tuple[str, ...]
+    sizes: tuple[str, ...]
+    seed: int
+
+
+TIERS = {
+    "quick": (
+        Round(CHEAP, tuple(SETS), SIZES[:3], 0), Round(SLOW, UNLIKE, SIZES[:3], 0), Round(CHEAP, tuple(SETS), SIZES[:3], 1),
+        Round(CHEAP, tuple(SETS), SIZES[:3], 2), Round(SLOWEST, UNLIKE, SIZES[:3], 0),
+    ),
+    "full": tuple(Round(tuple(CONTESTANTS), tuple(SETS), ("5", "20", "all"), seed) for seed in range(5)),
+}  # fmt: skip
+
+
+def drawn(labels: np.ndarray, seed: int, *, each: int | None = None, most: int | None = None) -> np.ndarray:
+    """Positions, ascending, of `each` pictures of every class at most, and of about `most` in all, of every class its share.
+
+    With one seed a smaller draw lies within a larger one.
+    """
+    order = np.random.default_rng(seed).permutation(len(labels))
+    chosen = []
+    for label, count in enumerate(np.bincount(labels)):
+        share = count if most is None else int(np.ceil(count * min(1.0, most / len(labels))))
+        chosen.append(order[labels[order] == label][: share if each is None else min(share, each)])
+    return np.sort(np.concatenate(chosen))
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """A case: indices into the data set of the pictures on either side."""
+
+    size: str
+    train: np.ndarray
+    test: np.ndarray
+
+
+@cache
+def _dataset(source: Path, seed: int) -> Any:
+    from headstart.features.store import Store
+    from headstart.request import Options, audited
+
+    return audited(source, Options(seed=seed), Store())
+
+
+def draws(source: Path, sizes: Iterable[str], seed: int, capped: bool) -> list[Draw]:
+    """One draw per size; of sizes that would train on the same pictures, one."""
+    dataset = _dataset(source, seed)
+
+    def side(split: str, **limits: int | None) -> np.ndarray:
+        indices = dataset.indices(split)
+        indices = indices[[Path(dataset.names[i]).suffix.lower() in READ_BY_ALL for i in indices]]
+        return indices[drawn(dataset.labels[indices], seed, **limits)]
+
+    test, found = side("test", most=TESTED), dict[tuple[int, ...], Draw]()
+    for size in sizes:
+        each = int(size) if size in SIZES[:2] else None
+        train = side("train", each=each, most=QUICK if capped or size == str(QUICK) else None)
+        if size == "all" and len(train) <= QUICK:
+            size = str(QUICK)  # the same case in both tiers
+        found[tuple(train.tolist())] = Draw(size, train, test)
+    return list(found.values())
+
+
+def row(done: Ran, tested: list[str]) -> dict[str, Any]:
+    """What is kept of a contestant in a case; `right` has a 1 per right answer, in the order of the test paths."""
+    right = "".join(str(int(done.answers.get(path) == path.split("/")[0])) for path in tested)
+    kept = {key: done.row[key] for key in ("seconds", "first", "whole", "rate", "versions") if key in done.row}
+    found = {"accuracy": right.count("1") / len(right), "right": right, **kept}
+    if done.told:
+        models = done.told["test"]["models"]
+        found["models"] = {name: scores["accuracy"]["value"] for name, scores in models.items()}
+        found |= {key: done.told[key] for key in ("verdict", "overkill", "chosen")}
+        found["rungs"] = [bool(rung["kept"]) for rung in done.told["rungs"]]
+    return found
+
+
+def suite(given: argparse.Namespace) -> None:
+    """Run what is missing and write after every process; who ends with an error has failed in that case, and is not run again."""
+    record = results(RESULTS)
+    with tempfile.TemporaryDirectory() as name:
+        for title, source, draw, seed in _asked(given):
+            key = f"{source}, size {draw.size}, seed {seed}"
+            facts = {"set": source, "size": draw.size, "seed": seed}
+            case = record["cases"].setdefault(key, {**facts, "contestants": {}})
+            if title in case["contestants"]:
+                continue
+            place = (given.data / SETS[source]).resolve()
+            with tempfile.TemporaryDirectory(dir=name) as folder:
+                tree = Path(folder) / "pictures"
+                root = place.parent if place.is_file() else place
+                case |= linked(_dataset(place, seed), root, {"train": draw.train, "test": draw.test}, tree)
+                tested = sorted(path.relative_to(tree / "test").as_posix() for path in (tree / "test").rglob("*.*"))
+                found = {"commit": commit(), "load": os.getloadavg()[0]}
+                try:
+                    found |= row(ran(CONTESTANTS[title], title, tree, Path(folder), given.peers_python), tested)
+                except subprocess.CalledProcessError as error:
+                    found["failed"] = error.returncode
+            case["contestants"][title] = found
+            keep(record, RESULTS)
+            told = "failed" if "failed" in found else f"{100 * found['accuracy']:.1f} %, {found['seconds']:.0f} s"
+            print(f"{key}: {title}: {told}", flush=True)
+
+
+def _asked(given: argparse.Namespace) -> Iterator[tuple[str, str, Draw, int]]:
+    """Contestant, set, draw and seed of everything that the tier and the filters ask for, in order."""
+    for each in TIERS[given.tier]:
+        titles = [title for title in each.contestants if not given.only or title in given.only]
+        if not titles or (given.seeds and each.seed not in given.seeds):
+            continue
+        sizes = [size for size in each.sizes if not given.sizes or size in given.sizes]
+        sets = [source for source in each.sets if not given.sets or source in given.sets]
+        found = {source: _new((given.data / SETS[source]).resolve(), sizes, each.seed, given.tier) for source in sets}
+        for size, source in product(SIZES, sets):
+            for draw in found[source]:
+                if draw.size == size:
+                    yield from ((title, source, draw, each.seed) for title in titles)
+
+
+def _new(source: Path, sizes: list[str], seed: int, tier: str) -> list[Draw]:
+    """The draws of a seed; where the test set is given and all else is trained on, a further seed draws nothing new."""
+    old = draws(source, sizes, 0, tier == "quick") if seed else []
+    return [
+        draw
+        for draw in draws(source, sizes, seed, tier == "quick")
+        if not any(np.array_equal(draw.train, each.train) and np.array_equal(draw.test, each.test) for each in old)
+    ]

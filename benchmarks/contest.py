@@ -1,0 +1,123 @@
+"""What the suites that set Headstart beside other tools share: the same pictures, the same weights, a process for every contestant.
+
+The peers live in an environment of their own: `pip install torch torchvision timm fastai scikit-learn tensorflow-cpu safetensors`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from csv import DictReader
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+PEERS = Path(__file__).parent / "peers"
+PROOF = ("baselines", "evaluate", "report")
+LITE, MOBILE = "tf_efficientnet_lite0", "mobilenetv2_100"
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """What is run: a script of benchmarks/peers with its arguments, or Headstart's options; `warm` after the run it names."""
+
+    arguments: tuple[str, ...]
+    weights: str = LITE
+    runs: int = 1
+    warm: str = ""
+
+    @property
+    def is_peer(self) -> bool:
+        return any(word.endswith(".py") for word in self.arguments[:1])
+
+
+@dataclass(frozen=True)
+class Ran:
+    """One process: times, accuracy and phases; its answers by path below test/; and what Headstart tells in `metrics.json`."""
+
+    row: dict[str, Any]
+    answers: Mapping[str, str]
+    told: Mapping[str, Any] = field(default_factory=dict)
+
+
+def linked(dataset: Any, source: Path, sides: Mapping[str, Any], folder: Path) -> dict[str, int]:
+    """A tree of links, a folder per side and class, to the pictures whose indices `sides` holds; how many lie on each side."""
+    for side, indices in sides.items():
+        for index in indices:
+            path = Path(source, dataset.names[int(index)]).resolve()
+            link = folder / side / dataset.classes[dataset.labels[index]] / f"{index:06d}{path.suffix}"
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path)
+    return {side: len(indices) for side, indices in sides.items()}
+
+
+def weights_of(name: str, folder: Path) -> Path:
+    """The weights of a bundled network under their original names, without its classifier."""
+    from safetensors.torch import save_file
+
+    from headstart.backbones.catalog import load_backbone
+
+    path = folder / f"{name}.safetensors"
+    if not path.exists():
+        save_file({key: value.contiguous() for key, value in load_backbone(name).state().items()}, path)
+    return path
+
+
+def timed(command: list[str], cache: Path, model: Path | None) -> tuple[float, float | None]:
+    """Seconds until the process ended, and until `model` was there.
+
+    Raises:
+        CalledProcessError: where it ended with an error.
+    """
+    began, usable = time.monotonic(), None
+    with subprocess.Popen(
+        command, env={**os.environ, "HEADSTART_CACHE": str(cache)}, stdout=subprocess.DEVNULL
+    ) as process:
+        while process.poll() is None:
+            if model is not None and usable is None and model.exists():
+                usable = time.monotonic() - began
+            time.sleep(0.02)
+        whole = time.monotonic() - began
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return whole, usable
+
+
+def ran(who: Contestant, name: str, tree: Path, work: Path, python: str) -> Ran:
+    """One process: seconds to a usable model and in all, accuracy on the test pictures, and its own account of its phases."""
+    if who.is_peer:
+        out = work / "out.json"
+        script = PEERS / who.arguments[0]
+        command = [python, str(script), str(tree), str(weights_of(who.weights, work)), str(out), *who.arguments[1:]]
+        whole, _ = timed(command, work, None)
+        found = json.loads(out.read_text(encoding="utf-8"))
+        answers = found.pop("answers")
+        # What comes after the model is the testing alone.
+        return Ran({"seconds": whole - found["phases"]["testing"], "whole": whole, **found}, answers)
+    cache = work / f"cache of {who.warm or name} on {tree.name}"
+    if not who.warm:
+        shutil.rmtree(cache, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=work) as scratch:
+        out = Path(scratch) / "run"
+        command = [sys.executable, "-m", "headstart", "fit", str(tree), "--out", str(out), *who.arguments]
+        command += ["--backbone", who.weights, "--weights", str(weights_of(who.weights, work))]
+        whole, usable = timed(command, cache, out / "model.json")
+        found = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+        with (out / "predictions.csv").open(encoding="utf-8", newline="") as stream:
+            answers = {row["path"].removeprefix("test/"): row["predicted"] for row in DictReader(stream)}
+    row = {
+        # A ladder was climbed: the first model was not the last.
+        "seconds": whole - sum(found["seconds"][phase] for phase in PROOF) if found["rungs"] else usable,
+        "first": usable,
+        "whole": whole,
+        "accuracy": found["test"]["models"]["final"]["accuracy"]["value"],
+        "phases": found["seconds"],
+        "peak_memory_bytes": found["peak_memory_bytes"],
+    }
+    return Ran(row, answers, found)

@@ -1,0 +1,70 @@
+"""How long every contestant takes to a usable model.
+
+Two times are taken, both from the start of the process, imports included: until the model is there (the final one: Headstart
+saves one with a frozen head long before), and until the process ends, which has tested the model by then. What has been measured
+is kept and not measured again; every contestant runs once before any runs twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from statistics import median
+
+from common import keep, results
+from contest import MOBILE, Contestant, linked, ran
+
+RESULTS = Path(__file__).parent / "results" / "speed.json"
+
+CONTESTANTS = {
+    "Headstart, head only": Contestant(("--plan", "head"), runs=3),
+    "Headstart, head only, again": Contestant(("--plan", "head"), runs=3, warm="Headstart, head only"),
+    "Headstart, head only, MobileNetV2": Contestant(("--plan", "head"), MOBILE, runs=3),
+    "scikit-learn on timm features": Contestant(("sklearn_features.py",), runs=3),
+    "plain PyTorch, 10 frozen epochs": Contestant(("plain_lpft.py", "10", "0")),
+    "Keras guide, 20 frozen epochs, MobileNetV2": Contestant(("keras_guide.py", "20", "0"), MOBILE),
+    "Headstart, default": Contestant((), runs=3),
+    "Headstart, default, again": Contestant((), runs=3, warm="Headstart, default"),
+    "plain PyTorch, 10 frozen epochs and 5 more": Contestant(("plain_lpft.py", "10", "5")),
+    "fastai, fine_tune(5)": Contestant(("fastai_fine_tune.py",)),
+}
+
+
+def laid_out(source: Path, images: int, folder: Path) -> dict[str, int]:
+    """A tree of links with at most `images` training pictures, drawn by Headstart's own split; how many lie on each side."""
+    import numpy as np
+
+    from headstart.data.load import load_dataset
+
+    dataset = load_dataset(source)
+    chosen = np.random.default_rng(0).permutation(dataset.indices("train"))[:images]
+    return linked(dataset, source, {"train": chosen, "test": dataset.indices("test")}, folder)
+
+
+def suite(given: argparse.Namespace) -> None:
+    """Run what is missing, a round of everybody at a time, and write after every process."""
+    record = results(RESULTS)
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        for source in given.sets or ["satellite"]:
+            tree = work / source
+            counts = laid_out((given.data / source).resolve(), given.images, tree)
+            label = f"{source}, {counts['train']} training pictures"
+            case = record["cases"].setdefault(label, {"set": source, **counts, "contestants": {}})
+            for number in range(max(who.runs for who in CONTESTANTS.values())):
+                for title, who in CONTESTANTS.items():
+                    done = case["contestants"].setdefault(title, [])
+                    if number >= who.runs or len(done) > number or (given.only and title not in given.only):
+                        continue
+                    done.append(ran(who, title, tree, work, given.peers_python).row)
+                    keep(record, RESULTS)
+                    last = done[-1]
+                    print(
+                        f"{source}: {title}: {last['seconds']:.1f} s to a usable model, {last['whole']:.1f} s in all, "
+                        f"{100 * last['accuracy']:.1f} %",
+                        flush=True,
+                    )
+            for title, done in case["contestants"].items():
+                if done:
+                    print(f"{source}: {title}: median {median(each['seconds'] for each in done):.1f} s", flush=True)

@@ -1,0 +1,137 @@
+"""Who is how right in the accuracy suite: means over the cases that all shown have in common, and paired tests against Headstart."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+from scipy.stats import binomtest, rankdata
+
+from accuracy import QUICK, SIZES
+from cells import chance, headed, percent
+
+OURS = "Headstart, default"
+HEADS = {"head": "Headstart, its best head", "last_stage_head": "Headstart, its last-stage head"}
+ENOUGH = 2 / 3  # of the cases of whoever has most: fewer would leave the others hardly any in common
+SAID = {"5": "5 a class", "20": "20 a class", str(QUICK): f"up to {QUICK} in all", "all": "all"}
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A contestant in a case: accuracy, seconds to the model, and `right`, a 1 per right answer by path, where that was kept."""
+
+    accuracy: float
+    seconds: float
+    right: str | None
+
+
+@dataclass(frozen=True)
+class Met:
+    """A case: its set, size and seed, and who answered."""
+
+    source: str
+    size: str
+    seed: int
+    answered: Mapping[str, Answered]
+
+
+def met(cases: Mapping[str, Any]) -> list[Met]:
+    """The cases without those who failed; Headstart's own heads, which its run tests as well, stand as contestants of their own."""
+    found = []
+    for case in cases.values():
+        answered: dict[str, Answered] = {}
+        for name, row in case["contestants"].items():
+            if "failed" in row:
+                continue
+            answered[name] = Answered(row["accuracy"], row["seconds"], row["right"])
+            for model, title in HEADS.items() if name == OURS else ():
+                same = model == row["chosen"]
+                answered[title] = Answered(row["models"][model], row["first"], row["right"] if same else None)
+        found.append(Met(case["set"], case["size"], case["seed"], answered))
+    return found
+
+
+def parties(cases: Iterable[Met]) -> list[tuple[str, ...]]:
+    """Who can be shown together: those who ran (nearly) everywhere, and, where others ran in fewer cases, these and the former."""
+    counts = Counter(name for case in cases for name in case.answered)
+    found: list[tuple[str, ...]] = []
+    for _ in range(2):
+        rest = [count for name, count in counts.items() if not found or name not in found[0]]
+        if rest:
+            found.append(tuple(name for name, count in counts.items() if count >= ENOUGH * max(rest)))
+    return found
+
+
+def shared(cases: Iterable[Met], names: Iterable[str]) -> list[Met]:
+    """The cases in which all of them answered."""
+    return [case for case in cases if set(names) <= set(case.answered)]
+
+
+def ranked(cases: list[Met], names: tuple[str, ...]) -> list[str]:
+    """Means of accuracy by size and in all, of rank, of the distance from the best in hindsight, of seconds; the best first."""
+    sizes = [size for size in SIZES if any(case.size == size for case in cases)]
+    grid = {name: [case.answered[name].accuracy for case in cases] for name in names}
+    ranks = rankdata([[-value for value in grid[name]] for name in names], axis=0)
+    best = [max(column) for column in zip(*grid.values(), strict=True)]
+    rows = headed(
+        f"| contestant | {' | '.join(SAID[size] for size in sizes)} | mean | mean rank | behind the best | s to the model |"
+    )
+    for name, rank in sorted(zip(names, ranks, strict=True), key=lambda pair: -mean(grid[pair[0]])):
+        by_size = [mean(case.answered[name].accuracy for case in cases if case.size == size) for size in sizes]
+        behind = mean(top - own for top, own in zip(best, grid[name], strict=True))
+        seconds = mean(case.answered[name].seconds for case in cases)
+        shown = " | ".join(percent(value) for value in [*by_size, mean(grid[name])])
+        rows.append(f"| {name} | {shown} | {rank.mean():.1f} | {percent(behind)} | {seconds:.0f} |")
+    return rows
+
+
+def duels(cases: list[Met]) -> list[str]:
+    """Everybody against Headstart's default on all cases that both have: cases and pictures won and lost, with exact sign tests."""
+    rows = headed(
+        f"| against {OURS} | cases | its accuracy | Headstart's | won, tied, lost | p over cases | pictures it alone has right | "
+        "Headstart alone | p over pictures |"
+    )
+    for name in dict.fromkeys(name for case in cases for name in case.answered if name != OURS):
+        pairs = [(case.answered[name], case.answered[OURS]) for case in shared(cases, (name, OURS))]
+        if not pairs:
+            continue
+        won, lost = sum(a.accuracy > b.accuracy for a, b in pairs), sum(a.accuracy < b.accuracy for a, b in pairs)
+        theirs, ours = mean(a.accuracy for a, _ in pairs), mean(b.accuracy for _, b in pairs)
+        rows.append(
+            f"| {name} | {len(pairs)} | {percent(theirs)} | {percent(ours)} | "
+            f"{won}, {len(pairs) - won - lost}, {lost} | {chance(sign_test(won, lost))} | {' | '.join(_pictures(pairs))} |"
+        )
+    return rows
+
+
+def _pictures(pairs: list[tuple[Answered, Answered]]) -> tuple[str, str, str]:
+    """Pictures that one alone has right, pooled, and McNemar's exact test; nothing where answers were not kept one by one."""
+    alone = [0, 0]
+    for a, b in pairs:
+        if a.right is None or b.right is None:
+            return "", "", ""
+        for x, y in zip(a.right, b.right, strict=True):
+            alone[0] += x > y
+            alone[1] += x < y
+    return str(alone[0]), str(alone[1]), chance(sign_test(*alone))
+
+
+def sign_test(won: int, lost: int) -> float:
+    """Two-sided exact p of so uneven a split of what is not tied."""
+    return 1.0 if won + lost == 0 else float(binomtest(won, won + lost).pvalue)
+
+
+def held(cases: list[Met]) -> str:
+    """Which cases they are, in words."""
+    sets, seeds = (sorted({getattr(case, key) for case in cases}) for key in ("source", "seed"))
+    sizes = [SAID[size] for size in SIZES if any(case.size == size for case in cases)]
+    return f"{len(cases)} cases: {', '.join(sets)}; {', '.join(sizes)}; seeds {', '.join(map(str, seeds))}"
+
+
+def points(cases: list[Met], names: tuple[str, ...]) -> list[tuple[str, float, float]]:
+    """Contestant, mean seconds to the model, mean accuracy."""
+    answers = {name: [case.answered[name] for case in cases] for name in names}
+    return [(name, mean(a.seconds for a in own), mean(a.accuracy for a in own)) for name, own in answers.items()]
