@@ -135,6 +135,27 @@ def planted(cases: dict[str, Any]) -> list[str]:
     return rows
 
 
+def lined_up(cases: dict[str, Any]) -> list[str]:
+    """Heads on one backbone and on what the line-up chose: mean over sets of the mean over seeds, by pictures of each class."""
+    rows = headed("| pictures of each class | draws | last stage | one backbone | line-up | two were chosen |")
+    for size in ("5", "20", "all"):
+        by_set: dict[str, list[dict[str, Any]]] = {}
+        for case, sizes in cases.items():
+            if size in sizes:
+                by_set.setdefault(case.split()[0], []).append(sizes[size])
+        if not by_set:
+            continue
+        shares = [
+            100 * mean(mean(row[name] for row in those) for those in by_set.values())
+            for name in ("last_stage", "alone", "line_up")
+        ]
+        draws = [row for those in by_set.values() for row in those]
+        two = 100 * mean(len(row["chosen"]) == 2 for row in draws)
+        means = " | ".join(f"{share:.1f}" for share in shares)
+        rows.append(f"| {size} | {len(draws)} of {len(by_set)} sets | {means} | {two:.0f} % |")
+    return rows
+
+
 def handed(cases: dict[str, Any]) -> list[str]:
     """What runs the frozen stages: milliseconds a picture, agreement and seconds to set up."""
     rows = headed("| case | asked for | taken | ms a picture | least cosine | set up, s |")
@@ -450,6 +471,17 @@ def main() -> None:
             "is cleared of the choice.",
             "",
             "\n".join(chosen(choice["means"])),
+            "",
+        ]
+    several = load("backbones")
+    if several is not None:
+        page += [
+            "## Two backbones or one",
+            "",
+            "Heads on frozen features, percent of the test pictures: the last stage of EfficientNet-Lite0, the head that the race picks "
+            "on it, and what the line-up of Lite0, Lite1 and Lite2 answers with (`benchmarks/backbones.py`).",
+            "",
+            "\n".join(lined_up(several["cases"])),
             "",
         ]
     wrong = load("labels")

@@ -92,6 +92,7 @@ def keep(
         "verdict": proof.verdict.outcome,
         "overkill": proof.verdict.overkill,
         "chosen": "finetuned" if tuned.kept else "head",
+        "backbones": [engine.backbone.origin.name for engine in model.engines],
         "sentence": proof.verdict.sentence,
         "test": proof.report.model_dump(mode="json"),
         "temperature": model.temperature,

@@ -95,6 +95,8 @@ def transfer(
                 progress=progress,
             )
             story.lineup(lineup)
+            if lineup.engines[0] is not engine:
+                story.engine(settle(lineup.engines[0], dataset, store))
             engines, features, heads, tried = lineup.engines, lineup.features, lineup.heads, lineup.tried
             model = on_frozen(engines, heads, features, dataset, store)
             if first and engines != (engine,):
@@ -236,5 +238,7 @@ def _model(
         temperature=temperature,
         precision=engines[0].settled or "float32",
         exact=engines[0].exact,
-        beside=engines[1:],
+        beside=[
+            Engine(other.backbone, precision=other.settled or "float32", exact=other.exact) for other in engines[1:]
+        ],
     )
