@@ -156,6 +156,33 @@ def lined_up(cases: dict[str, Any]) -> list[str]:
     return rows
 
 
+def carried_on(sets: dict[str, Any], cases: dict[str, Any]) -> list[str]:
+    """Accuracy foretold for twice and four times the pictures: how far off, beside that of no change, and how often inside."""
+    rows = headed(
+        "| data set | pictures | forecasts | gain of twice as many, points | off by, twice as many | no change is off by | inside | "
+        "inside, as tested | off by, four times | no change is off by | inside | inside, as tested | seconds |"
+    )
+
+    def row(name: str, sizes: str, found: list[dict[str, Any]], seconds: float) -> str:
+        def over(times: str, key: str) -> float:
+            return 100 * mean(each[times][key] for each in found)
+
+        keys = ("error", "error_of_no_change", "inside", "as_tested")
+        values = [over("2", "gain"), *(over(times, key) for times in ("2", "4") for key in keys)]
+        count = sum(each[times]["cases"] for each in found for times in ("2", "4"))
+        return (
+            f"| {name} | {sizes} | {count} | " + " | ".join(f"{value:.1f}" for value in values) + f" | {seconds:.1f} |"
+        )
+
+    for name, found in sets.items():
+        those = [case for key, draws in cases.items() if key.split()[0] == name for case in draws]
+        counts = [case["pictures"] for case in those]
+        longest = max(case["seconds"] for case in those)
+        rows.append(row(name, f"{min(counts)} to {max(counts)}", [found], longest))
+    longest = max(case["seconds"] for draws in cases.values() for case in draws)
+    return [*rows, row("mean of all sets", "", list(sets.values()), longest)]
+
+
 def handed(cases: dict[str, Any]) -> list[str]:
     """What runs the frozen stages: milliseconds a picture, agreement and seconds to set up."""
     rows = headed("| case | asked for | taken | ms a picture | least cosine | set up, s |")
@@ -478,8 +505,8 @@ def main() -> None:
         page += [
             "## Two backbones or one",
             "",
-            "Heads on frozen features, percent of the test pictures: the last stage of EfficientNet-Lite0, the head that the race picks "
-            "on it, and what the line-up of Lite0, Lite1 and Lite2 answers with (`benchmarks/backbones.py`).",
+            "Heads on frozen features, percent of the test pictures: the last stage of EfficientNet-Lite0, the head that the race "
+            "picks on it, and what the line-up of Lite0, Lite1 and Lite2 answers with (`benchmarks/backbones.py`).",
             "",
             "\n".join(lined_up(several["cases"])),
             "",
@@ -493,6 +520,20 @@ def main() -> None:
             "first tenth of the training pictures, by the rank of `doubts.csv`.",
             "",
             "\n".join(planted(wrong["cases"])),
+            "",
+        ]
+    grown = load("growth")
+    if grown is not None:
+        page += [
+            "## What more pictures would add",
+            "",
+            "Heads race on one, three or six twentieths of a data set, drawn five times; the winner's accuracy out of fold "
+            "is foretold for twice and four times as many, and measured on eight twentieths that are never drawn "
+            "(`benchmarks/growth.py`). What is known of exponents beforehand is fitted to the other data sets. Points, and shares of "
+            "the forecasts in percent: whose 95 % interval holds what is measured, and whose does, once it also has the chance of the "
+            "test pictures. Seconds: the longest curve, on a busy machine.",
+            "",
+            "\n".join(carried_on(grown["left_out"], grown["cases"])),
             "",
         ]
     speed = load("head_only")

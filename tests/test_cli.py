@@ -93,6 +93,7 @@ def test_fit_shows_the_verdict_and_where_things_are(
     assert str(trained.run / "report.html") in said.out
     doubts = verdict["doubts"]["pictures"]
     assert f"{trained.run / 'doubts.csv'}  ({doubts} of 103 labels are worth a second look)" in said.out
+    assert verdict["growth"]["sentence"] in " ".join(said.out.split())
     assert "130 images of 3 classes: 103 train, 27 test" in said.err
     assert "\x1b[" not in said.err  # no bars where nobody looks
 

@@ -25,6 +25,7 @@ import headstart as hs
 from headstart import proof, show
 from headstart.cli import app
 from headstart.data import audit, load
+from headstart.diagnosis.growth import FARTHEST, FEWEST, Prior
 from headstart.features import engine
 from headstart.finetune import ALPHAS
 from headstart.plan import FEW_IMAGES, LADDER, Budget, Evidence, Rung, load_plan, scratch_epochs
@@ -237,6 +238,8 @@ def test_thresholds_in_the_text_are_those_of_the_code() -> None:
     assert f"a cosine of at least {engine.COSINE:g}" in decides
     assert f"about {100 * LADDER[0]:.0f} % and about {100 * LADDER[1]:.0f} %" in decides
     assert f"every fold below {FEW_IMAGES} training pictures" in decides
+    assert f"drawn towards {Prior.exponent:g} the more" in decides and f"give or take {Prior.spread:g}" in decides
+    assert f"fewer than {FEWEST} pictures, nor further than four times" in decides and FARTHEST == 4
     assert ALPHAS == (1.0, 0.75, 0.5, 0.25) and "a quarter, half, three quarters or all" in decides
     assert proof.REPEATS == 3 and "in three repeats of five-fold" in decides
     assert f"falls by a factor {Rung.model_fields['lr_decay'].default} per stage" in decides
@@ -278,6 +281,7 @@ def test_the_output_in_the_readme_is_that_of_the_example_run() -> None:
         row = next(line.split() for line in text.splitlines() if line.strip().startswith(show.NAMES[name]))
         expected = f"{100 * accuracy['value']:.1f} {100 * accuracy['low']:.1f} to {100 * accuracy['high']:.1f}"
         assert expected in " ".join(row)
+    assert metrics["growth"]["sentence"] in " ".join(text.split())
     doubts = metrics["doubts"]
     assert f"({doubts['pictures']} of {doubts['of']} labels are worth a second look)" in text
 

@@ -116,6 +116,16 @@ def test_doubtful_labels_are_listed_the_least_likely_first(trained: Trained) -> 
     assert f"{len(rows)} of 103 training pictures" in (trained.run / "report.html").read_text()
 
 
+def test_the_learning_curve_is_of_the_training_pictures(trained: Trained) -> None:
+    found = metrics(trained.run)["growth"]
+    assert [pictures for pictures, _ in found["measured"]] == [26, 52, 77, 103]
+    assert [each["pictures"] for each in found["foretold"]] == [103, 146, 206, 291, 412]
+    assert found["foretold"][0]["accuracy"] == pytest.approx(found["measured"][-1][1])
+    for each in found["foretold"]:
+        assert each["low"] <= each["accuracy"] <= each["high"]
+    assert found["sentence"].replace(" %", "\u00a0%") in (trained.run / "report.html").read_text()
+
+
 def test_a_second_fit_is_all_from_the_store(trained: Trained, monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
     def computed(*_: object, **__: object) -> None:
         raise AssertionError("computed again")
@@ -127,11 +137,13 @@ def test_a_second_fit_is_all_from_the_store(trained: Trained, monkeypatch: pytes
     monkeypatch.setattr(sys.modules["headstart.finetune"], "train", computed)
     monkeypatch.setattr("headstart.scratch.train", computed)
     monkeypatch.setattr(import_module("headstart.race"), "_compete", computed)
+    monkeypatch.setattr(import_module("headstart.diagnosis.growth"), "answered", computed)
     before, model = metrics(trained.run), (trained.run / "model.safetensors").read_bytes()
     again = hs.fit(trained.pictures, trained.run, options(trained))
     assert (trained.run / "model.safetensors").read_bytes() == model
     assert again.metrics["test"] == json.loads(json.dumps(before["test"]))
     assert again.metrics["rungs"][0]["gain"] == before["rungs"][0]["gain"]
+    assert json.loads(json.dumps(again.metrics["growth"])) == before["growth"]
 
 
 def test_what_fit_returns_is_what_it_wrote(trained: Trained, monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
@@ -159,6 +171,7 @@ def test_renamed_files_elsewhere_and_another_cache_give_the_same_model(
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == (trained.run / "model.safetensors").read_bytes()
     old, new = metrics(trained.run), metrics(tmp_path / "run")
     assert new["temperature"] == pytest.approx(old["temperature"], rel=1e-4)
+    assert new["growth"] == old["growth"]
     for name in ("final", "scratch_cnn", "pixels", "majority"):
         assert new["test"]["models"][name]["accuracy"]["value"] == old["test"]["models"][name]["accuracy"]["value"]
 

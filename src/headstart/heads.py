@@ -188,6 +188,13 @@ def blended(scores: Sequence[Score], labels: NDArray[np.int64]) -> Score:
     return replace(found, parts=tuple(zip(scores, heats, strict=True)))
 
 
+def leaves(score: Score, share: float = 1.0) -> list[tuple[Score, float]]:
+    """The heads that a blend is made of, down to single ones, and the factor of each one's logits in their sum."""
+    if not score.parts:
+        return [(score, share)]
+    return [leaf for part, heat in score.parts for leaf in leaves(part, share / (heat * len(score.parts)))]
+
+
 def merged(heads: Sequence[tuple[Head, float]], widths: Sequence[int]) -> Head:
     """One linear layer that answers with the mean of the heads' logits, each divided by its temperature.
 

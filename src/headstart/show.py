@@ -87,6 +87,8 @@ def show_run(run: Run) -> None:
         )
     console.print(table)
     console.print(f"{test['images']:,} images tested, {run.metrics['seconds']['total']:.0f} s")
+    if run.metrics["growth"] is not None:
+        console.print(escape(run.metrics["growth"]["sentence"]))
     if run.folder is not None:
         console.print(f"report   {escape(shlex.quote(str(run.report)))}", soft_wrap=True)
         doubts = run.metrics["doubts"]

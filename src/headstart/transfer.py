@@ -117,12 +117,12 @@ def transfer(
         against = proof.baselines(dataset, store, plan, tuned, deadline=deadline, seed=options.seed, progress=progress)
     with story.phase("evaluate"):  # the sealed test set is opened here, once
         if len(dataset.indices("test")):
-            tried = together(
+            features = tried = together(
                 [extract(each.backbone, dataset, store, engine=each, progress=progress) for each in engines]
             )
         result = proof.prove(model, heads, tuned, tried, dataset, against, store, seed=options.seed, progress=progress)
     with story.phase("diagnose"):
-        diagnosis = diagnose(dataset, heads)
+        diagnosis = diagnose(dataset, heads, features, store, progress=progress)
     return keep(folder, story, options, dataset, heads, plan, tuned, model, result, diagnosis)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from headstart.data.audit import Audit, ClassCount, Finding
+from headstart.diagnosis.growth import Foretold, Growth
 from headstart.evaluate import evaluate
 from headstart.report.report import (
     CurvePoint,
@@ -136,6 +137,16 @@ def sample(names: Sequence[str] = SIGNS, images: int = 420, *, repeats: int = 1)
             for k in range(min(3, count - 1))
         ],
         doubtful=(17, 640),
+        growth=Growth(
+            measured=((160, 0.881), (320, 0.914), (480, 0.931), (640, 0.943)),
+            foretold=(
+                Foretold(1.0, 640, 0.943, 0.925, 0.958),
+                Foretold(2**0.5, 905, 0.95, 0.932, 0.965),
+                Foretold(2.0, 1280, 0.956, 0.937, 0.971),
+                Foretold(2**1.5, 1810, 0.962, 0.942, 0.976),
+                Foretold(4.0, 2560, 0.966, 0.946, 0.98),
+            ),
+        ),
         seconds={
             "total": 311.0,
             "audit": 3.2,

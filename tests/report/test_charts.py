@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headstart.report import text
-from headstart.report.charts import Line, axis, compact_heat_map, heat_map, interval_track, line_figure
+from headstart.report.charts import Axis, Line, axis, compact_heat_map, heat_map, interval_track, line_figure
 
 finite = st.floats(-1e6, 1e6, allow_nan=False)
 
@@ -43,6 +43,18 @@ def test_lines_run_from_bottom_left_to_top_right() -> None:
     assert path is not None
     x0, y0, x1, y1 = map(float, path.groups())
     assert x0 < x1 and y0 > y1
+
+
+def test_a_band_lies_around_its_line_and_a_doubling_axis_says_what_was_doubled() -> None:
+    x, y = Axis(5, 7, (5, 6, 7), doubling=True), axis([0.0, 1.0], percent=True)
+    svg = line_figure([Line([(6, 0.5), (7, 0.6)], "plain", band=[(0.4, 0.7), (0.5, 0.8)])], x, y, "more")
+    assert [x.text(tick) for tick in x.ticks] == re.findall(r">(\d+)</text>", svg) == ["32", "64", "128"]
+    band = re.search(r'class="band" d="M([^"]+)Z"', svg)
+    assert band is not None
+    left_low, right_low, right_high, left_high = [tuple(map(float, p.split())) for p in band[1].split("L")]
+    assert left_low[0] == left_high[0] < right_low[0] == right_high[0]
+    assert left_low[1] > left_high[1] and right_low[1] > right_high[1]
+    assert "64: 50.0" in svg
 
 
 def test_a_heat_map_draws_each_count_once() -> None:

@@ -72,6 +72,7 @@ def test_document_is_well_formed_and_has_every_section(html: str) -> None:
         "classes",
         "mistakes",
         "doubts",
+        "growth",
         "calibration",
         "run",
     ]
@@ -100,6 +101,7 @@ def test_document_says_what_the_data_say(html: str) -> None:
         "IMG_2041.jpg",
         "17 of 640 training pictures are answered against their label",
         "IMG_4101.jpg",
+        "about 95.6 % (93.7 to 97.1) out of fold, instead of 94.3 %",
         f"{100 * data.test.models['pixels'].accuracy.value:.1f} %",
         "94.3 ± 0.8 %",
     ):
@@ -172,9 +174,10 @@ def test_a_head_only_run_leaves_the_empty_sections_out() -> None:
     data = sample()
     stages = [replace(stage, frozen=True, accuracy=None, accuracy_se=None) for stage in data.stages]
     data = replace(data, stages=stages, rungs=(), plan_reasons=(), heads=(), mistakes=(), doubts=(), thumbnails=())
+    data = replace(data, growth=None)
     document = Document(render(data))
     ids = {attrs["id"] for _, attrs in document.elements if "id" in attrs}
-    assert not ids & {"curves", "mistakes", "doubts"}
+    assert not ids & {"curves", "mistakes", "doubts", "growth"}
     assert "All 9 stages of tf_efficientnet_lite0 stayed as they came" in document.text
     links = {attrs["href"] for tag, attrs in document.elements if tag == "a"}
     assert links == {f"#{name}" for name in ids - {"verdict"}}

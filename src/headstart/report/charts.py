@@ -20,7 +20,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 12, 40
 
 @dataclass(frozen=True)
 class Axis:
-    """From `low` to `high` with labelled `ticks`; `percent` writes shares as percentages."""
+    """From `low` to `high` with labelled `ticks`; `percent` writes shares as percentages, `doubling` what log2 was taken of."""
 
     low: float
     high: float
@@ -28,6 +28,7 @@ class Axis:
     title: str = ""
     percent: bool = False
     digits: int = 0
+    doubling: bool = False
 
     def place(self, value: float) -> float:
         """0 at `low`, 1 at `high`, never outside."""
@@ -35,10 +36,14 @@ class Axis:
 
     def text(self, value: float) -> str:
         """A tick's label."""
+        if self.doubling:
+            return f"{2**value:,.0f}"
         return f"{100 * value:g}\u00a0%" if self.percent else f"{value:.{self.digits}f}"
 
     def exact(self, value: float) -> str:
         """A value between ticks, for a tooltip."""
+        if self.doubling:
+            return self.text(value)
         return f"{100 * value:.1f}\u00a0%" if self.percent else f"{value:.4g}"
 
 
@@ -111,7 +116,8 @@ def _percent(scale: Axis, value: float) -> str:
 class Line:
     """Points (x, y) of a `tone`, with dots and `joined` by a line or one of the two.
 
-    `errors` are half-widths of whiskers, `radii` those of the dots; `ringed` is the place of one marked dot.
+    `errors` are half-widths of whiskers, `radii` those of the dots; `ringed` is the place of one marked dot; `band` the lower and the
+    upper end of an interval around each point.
     """
 
     points: Sequence[tuple[float, float]]
@@ -121,6 +127,7 @@ class Line:
     ringed: int | None = None
     dots: bool = True
     joined: bool = True
+    band: Sequence[tuple[float, float]] = ()
 
 
 def line_figure(lines: Sequence[Line], x: Axis, y: Axis, name: str, *, diagonal: bool = False) -> Markup:
@@ -131,6 +138,10 @@ def line_figure(lines: Sequence[Line], x: Axis, y: Axis, name: str, *, diagonal:
         parts.append(Markup('<path class="diagonal" d="{}"/>').format(_path(ends, x, y)))
     for line in lines:
         parts.append(Markup('<g class="{}">').format(line.tone))
+        if line.band:
+            along = [px for px, _ in line.points]
+            lower, upper = (list(zip(along, ends, strict=True)) for ends in zip(*line.band, strict=True))
+            parts.append(Markup('<path class="band" d="{}Z"/>').format(_path([*lower, *reversed(upper)], x, y)))
         for (px, py), error in zip(line.points, line.errors, strict=False):
             parts.append(
                 Markup('<line class="whisker" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>').format(

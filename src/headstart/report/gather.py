@@ -55,6 +55,7 @@ def gather(
         findings=diagnosis.findings,
         doubts=_doubts(dataset, diagnosis.doubts),
         doubtful=(len(diagnosis.doubts), diagnosis.looked_at),
+        growth=diagnosis.growth,
         seconds=seconds,
         peak_memory_bytes=runtime.peak_memory_bytes(),
         versions=runtime.versions(),

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from headstart.data.audit import Audit, Finding
 from headstart.evaluate import TestReport
 from headstart.verdict import Verdict
+
+if TYPE_CHECKING:  # without torch
+    from headstart.diagnosis.growth import Growth
 
 
 @dataclass(frozen=True)
@@ -85,8 +89,8 @@ class ReportData:
 
     `seconds` per phase, in order, and "total". `thumbnails` are (class, pictures) pairs, `mistakes` the final model's on test
     pictures, the most confident first, `doubts` the frozen head's on training pictures that it had not seen, the most doubtful label
-    first, and `doubtful` how many there are of how many; `findings` what to be careful about; `command` repeats the run; `beside`
-    are the backbones that answer together with the first.
+    first, and `doubtful` how many there are of how many; `findings` what to be careful about; `growth` the learning curve, None where
+    there is none; `command` repeats the run; `beside` are the backbones that answer together with the first.
     """
 
     title: str
@@ -109,3 +113,4 @@ class ReportData:
     findings: Sequence[Finding] = ()
     doubts: Sequence[Mistake] = ()
     doubtful: tuple[int, int] = (0, 0)
+    growth: Growth | None = None

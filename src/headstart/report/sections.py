@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
@@ -20,6 +21,9 @@ from headstart.report.charts import (
     line_figure,
 )
 from headstart.report.record import CurvePoint, ReportData, RungRow, StageRow
+
+if TYPE_CHECKING:  # without torch
+    from headstart.diagnosis.growth import Growth
 
 MODELS = {
     "final": "Final model",
@@ -152,6 +156,24 @@ def _curve_figure(lines: Sequence[Line], x: Axis, name: str, *, percent: bool) -
     values = [value for line in lines for _, value in line.points] or [0.0, 1.0]
     y = axis(values, percent=percent, floor=0.0, ceiling=1.0 if percent else None)
     return line_figure(lines, x, y, name)
+
+
+def growth(found: Growth) -> Markup:
+    """Accuracy against the number of training pictures: measured, and foretold with its interval; every tick doubles them."""
+    measured = [(math.log2(pictures), accuracy) for pictures, accuracy in found.measured]
+    foretold = [(math.log2(each.pictures), each.accuracy) for each in found.foretold]
+    band = [(each.low, each.high) for each in found.foretold]
+    values = [accuracy for _, accuracy in measured] + [end for ends in band for end in ends]
+    low, high = measured[0][0], foretold[-1][0]
+    ticks = tuple(high - step for step in range(math.floor(high - low + 0.02), -1, -1))
+    x = Axis(low, high, ticks, "labelled training pictures", doubling=True)
+    y = axis(values, percent=True, floor=0.0, ceiling=1.0)
+    lines = [
+        Line(foretold, "transfer", dots=False, band=band),
+        Line([foretold[place] for place in (2, 4) if place < len(foretold)], "transfer", joined=False),
+        Line(measured, "plain"),
+    ]
+    return line_figure(lines, x, y, "Accuracy of the frozen head against the number of training pictures")
 
 
 def class_bars(data: ReportData) -> tuple[list[Bar], str]:

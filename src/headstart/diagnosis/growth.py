@@ -1,0 +1,185 @@
+"""How much more data would help: the frozen head's accuracy, measured on parts of the training pictures and carried on beyond them.
+
+With five folds the head is fitted to one, two, three and all four of those that do not judge. The odds of a mistake are taken to fall
+as a power of the number of pictures, as errors are known to do (Hestness et al. 2017, Deep Learning Scaling is Predictable,
+Empirically, arXiv 1712.00409).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import expit, logit
+
+from headstart import runtime
+from headstart.data.dataset import Dataset
+from headstart.features.extract import Features
+from headstart.features.store import Store
+from headstart.heads import LOGISTIC_STRENGTHS, Score, fit_head, leaves, subject
+from headstart.race import Race
+from headstart.solvers import STEPS, STEPS_ON, WEAK
+
+FEWEST = 20  # pictures; with fewer an interval says nothing
+LONE = 0.2  # share of pictures whose class lies in one fold: nobody can answer them now, and twice as many would change that
+FARTHEST = 4  # times the pictures that took part: as far as the intervals were measured
+TIMES = (1.0, 2**0.5, 2.0, 2**1.5, 4.0)
+_DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class Prior:
+    """The exponent before anything is measured, `exponent` ± `spread`, as seven data sets have it (`benchmarks/growth.py`), and by how
+    much the one to come may differ from the one that is measured, `drift`: the data sets hardly tell values below 0.2 apart."""
+
+    exponent: float = 0.3
+    spread: float = 0.4
+    drift: float = 0.1
+
+
+@dataclass(frozen=True)
+class Foretold:
+    """Accuracy to expect of `times` as many pictures, a share, with its 95 % interval."""
+
+    times: float
+    pictures: int
+    accuracy: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Accuracy out of fold of the best frozen head against the number of labelled training pictures.
+
+    `measured` are pairs of pictures and accuracy, the last one as the race tells it; `foretold` begins with the pictures at hand.
+    """
+
+    measured: tuple[tuple[int, float], ...]
+    foretold: tuple[Foretold, ...]
+
+    @property
+    def sentence(self) -> str:
+        """What twice as many pictures would give."""
+        now, then = self.foretold[0], next(each for each in self.foretold if each.times == 2)
+        return (
+            f"With twice as many labelled pictures the frozen head would reach about {100 * then.accuracy:.1f} % "
+            f"({100 * then.low:.1f} to {100 * then.high:.1f}) out of fold, instead of {100 * now.accuracy:.1f} %."
+        )
+
+
+def growth(
+    heads: Race, features: Features, dataset: Dataset, store: Store, progress: runtime.Progress = runtime.silent
+) -> Growth | None:
+    """The learning curve of the head that won the race, on the pictures that raced; what is fitted for it is fitted once per store.
+
+    None where they are fewer than `FEWEST`, lie in fewer than three folds, or more than a share `LONE` of them have a class that lies
+    in one; and where twice the training pictures would be more than `FARTHEST` times as many.
+    """
+    pool, pictures, best = heads.pool, len(dataset.indices("train")), heads.best
+    labels, folds, count, classes = dataset.labels[pool], dataset.fold[pool], len(pool), len(dataset.classes)
+    lone = np.array([len(np.unique(folds[labels == label])) < 2 for label in range(classes)])
+    if count < FEWEST or len(np.unique(folds)) < 3 or lone[labels].mean() > LONE or 2 * pictures > FARTHEST * count:
+        return None
+    spec = {
+        **subject(features.table, features.rows[pool], labels, classes, folds),
+        "beside": [other.table.folder.name for other in features.beside],
+        "heads": [(leaf.kind, leaf.taps, leaf.strength, leaf.temperature, factor) for leaf, factor in leaves(best)],
+        "solver": [LOGISTIC_STRENGTHS, STEPS, STEPS_ON, WEAK, torch.__version__],
+    }
+    memo = store.artifact("growth", spec)
+    stored = memo.load()
+    if stored is None:
+        rows = [features.stages(leaf.taps, pool) for leaf, _ in leaves(best)]
+        parts = answered(rows, labels, folds, classes, best, progress)
+        memo.save({}, {"parts": parts})
+    else:
+        parts = stored[1]["parts"]
+    right = np.concatenate([parts, [best.logits.argmax(1) == labels]])
+    reached = [*parts.mean(1).tolist(), heads.accuracy]
+    steps = [round(step * count / len(right)) for step in range(1, len(right) + 1)]
+    times = [each for each in TIMES if each * pictures <= FARTHEST * count]
+    rows = foretell(right, heads.accuracy, [each * pictures / count for each in times]).tolist()
+    foretold = tuple(Foretold(each, round(each * pictures), *row) for each, row in zip(times, rows, strict=True))
+    return Growth(tuple(zip(steps, reached, strict=True)), foretold)
+
+
+def answered(
+    rows: Sequence[NDArray[np.float32]],
+    labels: NDArray[np.int64],
+    folds: NDArray[np.int64],
+    classes: int,
+    score: Score,
+    progress: runtime.Progress = runtime.silent,
+) -> NDArray[np.bool_]:
+    """Whether the head that `score` speaks of is right out of fold when it is fitted to 1, 2, … of the other folds, short of all of
+    them: (F − 2, M) for F folds. `rows` are features (M, D) of the stages of each head that it is made of, `labels` and `folds` (M,).
+
+    Parts made of whole folds keep classes in their shares and near-duplicates together, and no order of the pictures matters.
+    """
+    _, place = np.unique(folds, return_inverse=True)
+    count = int(place.max()) + 1
+    tasks = [(size, judge) for size in range(count - 2, 0, -1) for judge in range(count)]  # the longest first
+
+    def fitted(task: tuple[int, int]) -> NDArray[np.bool_]:
+        size, judge = task
+        turn, held = (place - judge) % count, place == judge
+        inside, logits = (turn >= 1) & (turn <= size), np.zeros((int(held.sum()), classes))
+        for (leaf, factor), seen in zip(leaves(score), rows, strict=True):
+            how = (leaf.kind, leaf.taps, leaf.strength, leaf.temperature)
+            logits += factor * fit_head(seen[inside], labels[inside], classes, *how).logits(seen[held])
+        return np.asarray(logits.argmax(1) == labels[held])
+
+    right = np.zeros((count - 2, len(labels)), bool)
+    with progress("Learning curve", len(tasks), "heads") as advance:
+        for (size, judge), found in zip(tasks, runtime.parallel(fitted, tasks), strict=True):
+            right[size - 1, place == judge] = found
+            advance(1)
+    return right
+
+
+def slopes(right: NDArray[np.bool_], told: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Log-odds of a mistake with all pictures, and the exponent by which the odds fall, least squares: the estimate, then draws of a
+    Bayesian bootstrap over pictures (Rubin 1981, doi 10.1214/aos/1176345338), (1 + draws,) each.
+
+    `right` (S, M): whether each picture is answered rightly out of fold by a head fitted to 1/S, 2/S, … of the others; `told` is the
+    accuracy that the race tells of the last, cleared of its having been chosen.
+    """
+    sizes, count = right.shape
+    # Half a picture of each sort that learning makes, from always right to always wrong: no share is 0 or 1, however few mistakes.
+    sorts = np.concatenate([~right.T, np.tri(sizes + 1, sizes, -1, dtype=bool)])
+    wrong, sort = np.unique(sorts, axis=0, return_inverse=True)
+    weight = np.bincount(sort.reshape(-1), np.repeat([1.0, 0.5], [count, sizes + 1]))
+    drawn = np.random.default_rng(0).dirichlet(weight, _DRAWS)
+    odds = logit(np.stack([weight / weight.sum(), *drawn]) @ wrong)
+    mistakes = count * (1 - np.array([told, right[-1].mean()]))
+    odds[:, -1] -= np.diff(logit((mistakes + 0.5) / (count + 1)))
+    steps = np.log(np.arange(1, sizes + 1) / sizes)
+    centred = steps - steps.mean()
+    return odds[:, -1], -odds @ centred / np.square(centred).sum()
+
+
+def foretell(
+    right: NDArray[np.bool_], told: float, ratios: Sequence[float], prior: Prior | None = None
+) -> NDArray[np.float64]:
+    """Accuracy of `ratios` times the pictures, and the ends of its 95 % interval: (R, 3). `right` and `told` as for `slopes`.
+
+    The exponent is drawn towards the prior the more, the less sure the measured one is. The interval holds the chance of these
+    pictures and the doubt about the exponent.
+    """
+    prior = Prior() if prior is None else prior
+    odds, measured = slopes(right, told)
+    trust = prior.spread**2 / (prior.spread**2 + measured[1:].var() + prior.drift**2)
+    doubt = np.hypot((1 - trust) * prior.spread, trust * prior.drift)
+    noise = np.append(0.0, doubt * np.random.default_rng(1).standard_normal(_DRAWS))
+    # More pictures are never taken to do harm.
+    exponents = np.maximum(0.0, trust * measured + (1 - trust) * prior.exponent + noise)
+    expected = []
+    for ratio in np.log(ratios):
+        accuracy = float(expit(logit(told) + exponents[0] * ratio))
+        low, high = np.quantile(expit(exponents[1:] * ratio - odds[1:]), (0.025, 0.975))
+        expected.append((accuracy, min(low, accuracy), max(high, accuracy)))
+    return np.array(expected)
