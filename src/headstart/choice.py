@@ -17,10 +17,10 @@ def paired_gain(a: Score, b: Score, labels: NDArray[np.int64]) -> tuple[float, f
     return float(difference.mean()), float(difference.std() / max(1, len(labels)) ** 0.5)
 
 
-def clearly_better(a: Score, b: Score, labels: NDArray[np.int64]) -> bool:
-    """Whether `a` is right more often than `b` by more than one standard error of the paired difference, and by three pictures."""
+def clearly_better(a: Score, b: Score, labels: NDArray[np.int64], errors: float = 1.0) -> bool:
+    """Whether `a` is right more often than `b` by more than `errors` standard errors of the paired difference, and by three pictures."""
     gain, error = paired_gain(a, b, labels)
-    return bool(gain > max(error, 2.5 / len(labels)))
+    return bool(gain > max(errors * error, 2.5 / len(labels)))
 
 
 def clearly_likelier(a: Score, b: Score, labels: NDArray[np.int64]) -> bool:

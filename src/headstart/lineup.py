@@ -89,7 +89,7 @@ def line_up(
         candidates.append(_Candidate(name, other, found, raced(found, sample)))
     first = candidates[0]
     for candidate in candidates[1:]:
-        if clearly_better(candidate.heads.best, first.heads.best, dataset.labels[first.heads.pool]):
+        if clearly_better(candidate.heads.best, first.heads.best, dataset.labels[first.heads.pool], errors=2.0):
             first = candidate
     others = [candidate for candidate in candidates if candidate is not first]
     tried = together([candidate.features for candidate in (first, *others)])
@@ -138,6 +138,6 @@ def _said(first: _Candidate, others: Sequence[_Candidate], engines: Sequence[Eng
     cost = sum(sum(each.backbone.flops) for each in engines) / max(1, sum(engines[0].backbone.flops))
     names = " and ".join(map(_named, engines))
     return (
-        f"{names} answer together, with {cost:.1f} times the computation of the first alone: {heads.reason} "
+        f"{names} answer together, with {cost:.1f} times the computation of {_named(engines[0])} alone: {heads.reason} "
         f"(each alone, on {count} training pictures: {alone})"
     )

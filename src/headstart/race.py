@@ -66,8 +66,9 @@ def race(
 ) -> Race:
     """Cross-validate heads on every backbone; `labels` and `folds` (M,) belong to the pictures `pool` (M,).
 
-    The first backbone's winner is joined by that of another one, as the mean of their calibrated logits, where this gives the
-    labels a higher likelihood out of fold by more than one standard error. With a store, the same race is run once.
+    The first backbone's winner is joined by that of another one, as the mean of their calibrated logits, where this is right no
+    less often out of fold and gives the labels a higher likelihood by more than one standard error. With a store, the same race is
+    run once.
     """
     runs = [
         _race(features.of(place), labels, folds, classes, pool, store, progress)
@@ -81,17 +82,18 @@ def race(
     ]
     if not joined:
         return first
-    pair = min(joined, key=lambda score: score.log_loss)
+    pair = min(joined, key=lambda score: (score.accuracy < first.best.accuracy, score.log_loss))
     candidates = (*first.candidates, pair)
-    if not clearly_likelier(pair, first.best, given):
-        return replace(first, candidates=candidates)
     gain, error = paired_gain(pair, first.best, given)
+    if gain < 0 or not clearly_likelier(pair, first.best, given):
+        return replace(first, candidates=candidates)
     return replace(
         first,
         candidates=candidates,
         best=pair,
         accuracy=pair.accuracy - (first.best.accuracy - first.accuracy),
-        reason=f"two backbones together are {100 * gain:.1f} ± {100 * error:.1f} points ahead of the first alone out of fold",
+        reason=f"together they are {100 * gain:.1f} ± {100 * error:.1f} points ahead of the first alone out of fold, and the labels "
+        "are clearly likelier",
     )
 
 
