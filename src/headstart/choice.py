@@ -18,7 +18,7 @@ def paired_gain(a: Score, b: Score, labels: NDArray[np.int64]) -> tuple[float, f
 
 
 def clearly_better(a: Score, b: Score, labels: NDArray[np.int64], errors: float = 1.0) -> bool:
-    """Whether `a` is right more often than `b` by more than `errors` standard errors of the paired difference, and by three pictures."""
+    """Whether `a` is right more often than `b` by more than `errors` standard errors of the paired difference, and three pictures."""
     gain, error = paired_gain(a, b, labels)
     return bool(gain > max(errors * error, 2.5 / len(labels)))
 

@@ -131,7 +131,7 @@ def _used(features: Features, heads: Race) -> list[bool]:
 
 
 def _said(first: _Candidate, others: Sequence[_Candidate], engines: Sequence[Engine], heads: Race) -> str:
-    alone = ", ".join(f"{each.name} {100 * each.heads.best.accuracy:.1f} %" for each in (first, *others))
+    alone = ", ".join(f"{each.name} {100 * each.heads.accuracy:.1f} %" for each in (first, *others))
     count = len(first.heads.pool)
     if len(engines) == 1:
         return f"{first.name} answers alone: no other network adds to it beyond chance (on {count} training pictures, {alone})"
