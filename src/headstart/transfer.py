@@ -96,7 +96,7 @@ def transfer(
             model, heads, tuned, features, dataset, against, store, seed=options.seed, progress=progress
         )
     with story.phase("diagnose"):
-        diagnosis = diagnose(dataset, heads)
+        diagnosis = diagnose(dataset, features, against.thumbs, heads, tuned, model, result, store)
     return keep(folder, story, options, dataset, heads, plan, tuned, model, result, diagnosis)
 
 

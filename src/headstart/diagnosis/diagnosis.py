@@ -4,21 +4,48 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from headstart.data.audit import Finding
+from headstart.baselines import Thumbnails
+from headstart.data.audit import Finding, gravest_first
 from headstart.data.dataset import Dataset
 from headstart.diagnosis.doubts import Doubt, doubts
+from headstart.diagnosis.leaks import leaks
+from headstart.diagnosis.overfit import drift, overfit
+from headstart.diagnosis.shortcuts import shortcuts
+from headstart.diagnosis.slices import slices
+from headstart.features.extract import Features
+from headstart.features.store import Store
+from headstart.finetune import Finetuned
+from headstart.model import Model
+from headstart.proof import Proof
 from headstart.race import Race
 
 
 @dataclass(frozen=True, eq=False)
 class Diagnosis:
-    """Doubtful labels of `looked_at` training pictures, the most doubtful first, and findings, each with a next step."""
+    """Doubtful labels of `looked_at` training pictures, the most doubtful first, and findings, each with a next step, the gravest
+    first."""
 
     doubts: tuple[Doubt, ...]
     looked_at: int
     findings: tuple[Finding, ...] = ()
 
 
-def diagnose(dataset: Dataset, heads: Race) -> Diagnosis:
-    """Look at what the run has computed; nothing here changes the model or opens the test set."""
-    return Diagnosis(doubts(heads, dataset.labels, dataset.fold), len(heads.pool))
+def diagnose(
+    dataset: Dataset,
+    features: Features,
+    thumbs: Thumbnails,
+    heads: Race,
+    tuned: Finetuned,
+    model: Model,
+    proof: Proof,
+    store: Store,
+) -> Diagnosis:
+    """Look at what the run has computed, once the test set is open; nothing here changes the model."""
+    findings = (
+        *leaks(dataset, heads, features),
+        *shortcuts(dataset, heads, thumbs),
+        *slices(dataset, proof.indices, proof.rivals["final"].calibrated.argmax(1)),
+        *overfit(tuned, model.backbone.names),
+        *drift(model, features, tuned, dataset, store),
+    )
+    return Diagnosis(doubts(heads, dataset.labels, dataset.fold), len(heads.pool), gravest_first(findings))
