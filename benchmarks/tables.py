@@ -183,6 +183,39 @@ def carried_on(sets: dict[str, Any], cases: dict[str, Any]) -> list[str]:
     return [*rows, row("mean of all sets", "", list(sets.values()), longest)]
 
 
+def suspected(cases: dict[str, Any]) -> list[str]:
+    """Leaks and shortcuts: how often they are suspected where nothing was planted, and where something was."""
+    plants = {
+        "re-shots": "near_copies", "bursts": "near_copies", "size": "shortcut_size", "border": "shortcut_border",
+        "colour": "shortcut_colour",
+    }  # fmt: skip
+    rows = headed(
+        "| data set | whole | drawn | suspected of a leak | of a shortcut | re-shots found | bursts found | joined by the audit | "
+        "size found | border found | colour found | nearest neighbour less head, standard errors, as drawn | with bursts |"
+    )
+
+    def counted(draws: list[dict[str, Any]], kind: str) -> str:
+        hits = sum(any(found.startswith(kind) for found in draw["suspected"]) for draw in draws)
+        return f"{hits} of {len(draws)}" if draws else ""
+
+    def lead(draws: list[dict[str, Any]]) -> str:
+        return f"{mean(draw['nearest_lead_errors'] for draw in draws):+.1f}" if draws else ""
+
+    def row(name: str, case: dict[str, Any]) -> str:
+        natural = [*case["whole"], *case["clean"]]
+        joined = [f"{mean(d['audited'] for d in case[what]):.0f}" for what in ("re-shots", "bursts") if case.get(what)]
+        cells = [
+            name, str(len(case["whole"])), str(len(case["clean"])), counted(natural, "near_copies"), counted(natural, "shortcut"),
+            *(counted(case.get(what, []), plants[what]) for what in ("re-shots", "bursts")), " and ".join(joined),
+            *(counted(case.get(what, []), plants[what]) for what in ("size", "border", "colour")),
+            lead(case["clean"]), lead(case.get("bursts", [])),
+        ]  # fmt: skip
+        return f"| {' | '.join(cells)} |"
+
+    all_ = {key: [draw for case in cases.values() for draw in case.get(key, [])] for key in ("whole", "clean", *plants)}
+    return rows + [row(name, case) for name, case in cases.items()] + [row("**all**", all_)]
+
+
 def handed(cases: dict[str, Any]) -> list[str]:
     """What runs the frozen stages: milliseconds a picture, agreement and seconds to set up."""
     rows = headed("| case | asked for | taken | ms a picture | least cosine | set up, s |")
@@ -534,6 +567,20 @@ def main() -> None:
             "test pictures. Seconds: the longest curve, on a busy machine.",
             "",
             "\n".join(carried_on(grown["left_out"], grown["cases"])),
+            "",
+        ]
+    doubtful = load("suspicions")
+    if doubtful is not None:
+        page += [
+            "## Leaks and shortcuts that were planted",
+            "",
+            "Whole data sets, and 150 pictures drawn from them: as they are (two columns of suspicions), and with something planted "
+            "(`benchmarks/suspicions.py`): a third replaced by re-shots of others, turned, moved, in other light and with noise; "
+            "four such shots of everything (bursts); or a size, a border or a tint for each class. *Joined by the audit* counts the "
+            "pictures that it keeps together as near-duplicates, with re-shots and with bursts. Of many classes a draw has too few "
+            "pictures each to plant anything in.",
+            "",
+            "\n".join(suspected(doubtful["cases"])),
             "",
         ]
     speed = load("head_only")

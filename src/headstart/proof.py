@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart import runtime
-from headstart.baselines import fit_pixels, majority_logits, pixel_features, thumbnails
+from headstart.baselines import Thumbnails, fit_pixels, majority_logits, pixel_features, thumbnails
 from headstart.data.dataset import Dataset
 from headstart.data.splits import assign_folds
 from headstart.evaluate import TestReport, evaluate
@@ -54,8 +54,12 @@ Answer = Callable[[Pass], tuple[NDArray[np.float32], float]]  # logits of the pi
 
 @dataclass(frozen=True, eq=False)
 class Baselines:
-    """Rivals without pretrained weights, the passes that they were tested in, and the runs from scratch: how long each, and why."""
+    """Rivals without pretrained weights, the passes that they were tested in, and the runs from scratch: how long each, and why.
 
+    `thumbs` are the pictures that they saw.
+    """
+
+    thumbs: Thumbnails
     passes: tuple[Pass, ...]
     rivals: Mapping[str, Rival]
     scratch: tuple[Scratch, ...]
@@ -139,7 +143,7 @@ def baselines(
         "pixels": answers(each, pixels),
         "scratch_cnn": answers(each, scratch),
     }
-    return Baselines(each, rivals, tuple(runs), why)
+    return Baselines(thumbs, each, rivals, tuple(runs), why)
 
 
 def _scratch_epochs(plan: Plan, tuned: Finetuned, trainings: int) -> tuple[int, str]:

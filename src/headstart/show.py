@@ -70,7 +70,8 @@ def show_run(run: Run) -> None:
     for warning in run.verdict.warnings:
         console.print(f"  [yellow]{escape(warning)}[/]")
     for finding in run.metrics["findings"]:
-        console.print(f"  [yellow]{escape(finding['message'])}[/] [dim]{escape(finding['next_step'])}[/]")
+        colour = _COLOURS[finding["severity"]]
+        console.print(f"  [{colour}]{escape(finding['message'])}[/] [dim]{escape(finding['next_step'])}[/]")
     test = run.metrics["test"]
     table = Table("model", "accuracy %", "95 % interval", "log-loss", "ECE %", box=None, header_style="dim")
     for column in table.columns[1:]:

@@ -122,7 +122,7 @@ def transfer(
             )
         result = proof.prove(model, heads, tuned, tried, dataset, against, store, seed=options.seed, progress=progress)
     with story.phase("diagnose"):
-        diagnosis = diagnose(dataset, heads, features, store, progress=progress)
+        diagnosis = diagnose(dataset, features, against.thumbs, heads, tuned, model, result, store, progress=progress)
     return keep(folder, story, options, dataset, heads, plan, tuned, model, result, diagnosis)
 
 

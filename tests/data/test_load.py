@@ -136,6 +136,23 @@ def test_near_duplicates_share_a_side_and_a_fold(tmp_path: Path) -> None:
     assert kinds(dataset.audit)["near_duplicates"].message.startswith("140 pictures nearly the same as another")
 
 
+def test_sizes_formats_and_given_groups_go_with_their_pictures(tmp_path: Path) -> None:
+    rows = []
+    for seed, (name, size, group) in enumerate(
+        [("a.png", (40, 30), ""), ("b.jpg", (30, 50), "one"), ("c.jpg", (30, 60), "")]
+    ):
+        scene(seed, *size).save(tmp_path / name)
+        rows.append(f"{name},{'xy'[seed % 2]},{group}")
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no picture")
+    (tmp_path / "t.csv").write_text("\n".join(["path,label,group", "broken.jpg,x,two", *rows]))
+    dataset = load_dataset(tmp_path / "t.csv")
+    known = dataset.select([2, 0]).particulars
+    assert known is not None and known.sizes.tolist() == [[30, 60], [40, 30]]
+    assert known.formats == ("JPEG, RGB", "PNG, RGB")
+    assert dataset.particulars is not None and dataset.particulars.groups == ("", "one", "")
+
+
 def test_given_groups_stay_together(tmp_path: Path) -> None:
     rows = []
     for seed in range(150):

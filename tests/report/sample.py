@@ -147,6 +147,19 @@ def sample(names: Sequence[str] = SIGNS, images: int = 420, *, repeats: int = 1)
                 Foretold(4.0, 2560, 0.966, 0.946, 0.98),
             ),
         ),
+        findings=[
+            Finding(
+                kind="near_copies",
+                severity="warning",
+                message="31 of 84 test pictures lie far nearer to one training picture than to the rest.",
+                next_step="Look at the pairs, and name their scene in the 'group' column.",
+                items=tuple(f"roses/s{k}.jpg ~ roses/t{k}.jpg" for k in range(31)),
+                total=31,
+            ),
+            Finding(
+                kind="drift", severity="note", message="Fine-tuning moved the features.", next_step="Nothing to do."
+            ),
+        ],
         seconds={
             "total": 311.0,
             "audit": 3.2,

@@ -98,6 +98,10 @@ def test_document_says_what_the_data_say(html: str) -> None:
         *SIGNS,
         *(finding.message for finding in data.audit.findings),
         "Next: They are skipped.",
+        *(finding.message for finding in data.findings),
+        "Next: Look at the pairs, and name their scene",
+        "roses/s11.jpg ~ roses/t11.jpg",
+        "and 19 more, see metrics.json",
         "IMG_2041.jpg",
         "17 of 640 training pictures are answered against their label",
         "IMG_4101.jpg",
@@ -106,6 +110,15 @@ def test_document_says_what_the_data_say(html: str) -> None:
         "94.3 ± 0.8 %",
     ):
         assert said in text, said
+
+
+def test_findings_stand_below_the_verdict_with_warnings_before_notes(html: str) -> None:
+    data, document = sample(), Document(html)
+    text = document.text.replace("\u00a0", " ")
+    warned, noted = (text.index(finding.message) for finding in data.findings)
+    assert text.index(data.verdict.sentence) < warned < noted < text.index("Did transfer earn its keep?")
+    shown = [attrs["class"] for tag, attrs in document.elements if tag == "div" and "caution" in str(attrs)]
+    assert shown == ["caution", "caution mild"]
 
 
 def test_nothing_is_loaded_and_nothing_runs(html: str) -> None:

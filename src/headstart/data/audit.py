@@ -73,10 +73,9 @@ class Audit(_Record):
         """The findings that forbid going on."""
         return tuple(finding for finding in self.findings if finding.severity == "error")
 
-    def ordered(self) -> list[Finding]:
+    def ordered(self) -> tuple[Finding, ...]:
         """The findings, the gravest first."""
-        rank = {"error": 0, "warning": 1, "note": 2}
-        return sorted(self.findings, key=lambda finding: rank[finding.severity])
+        return gravest_first(self.findings)
 
     def class_rows(self) -> list[tuple[str, int, int, int, int]]:
         """(class, images, train, val, test) of each class."""
@@ -101,6 +100,12 @@ def finding(
         items=tuple(names[:SHOWN]),
         total=len(names) if total is None else total,
     )
+
+
+def gravest_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Errors, then warnings, then notes, each in their order."""
+    rank = {"error": 0, "warning": 1, "note": 2}
+    return tuple(sorted(findings, key=lambda found: rank[found.severity]))
 
 
 def plural(count: int, one: str, many: str = "") -> str:

@@ -54,6 +54,25 @@ class Images(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
+class Particulars:
+    """What is known of N pictures beside what they show.
+
+    `sizes` (N, 2) int64 width and height in pixels, upright. `formats` N names of file format and channel mode. `groups` N names of
+    groups that a person gave; "" where a picture has none.
+    """
+
+    sizes: NDArray[np.int64]
+    formats: tuple[str, ...]
+    groups: tuple[str, ...]
+
+    def select(self, chosen: NDArray[np.int64]) -> Particulars:
+        """The particulars of the pictures `chosen` (M,)."""
+        return Particulars(
+            self.sizes[chosen], tuple(self.formats[i] for i in chosen), tuple(self.groups[i] for i in chosen)
+        )
+
+
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """Labelled pictures, audited, de-duplicated and split.
 
@@ -77,6 +96,7 @@ class Dataset:
     source: str
     given: frozenset[str] = frozenset()
     audit: Audit | None = field(default=None, repr=False)
+    particulars: Particulars | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -115,4 +135,5 @@ class Dataset:
             fold=self.fold[chosen],
             groups=self.groups[chosen],
             digests=tuple(self.digests[i] for i in chosen),
+            particulars=None if self.particulars is None else self.particulars.select(chosen),
         )

@@ -21,7 +21,7 @@ from headstart.data.audit import (
     telltale_findings,
 )
 from headstart.data.clean import clean
-from headstart.data.dataset import SPLITS, Dataset
+from headstart.data.dataset import SPLITS, Dataset, Particulars
 from headstart.data.facts import Facts, Memory, measure
 from headstart.data.listing import Columns, Listing, natural
 from headstart.data.readers import read
@@ -212,6 +212,11 @@ def _dataset(
         digests=tuple(facts.digests[i] for i in kept),
         source=listing.source,
         given=frozenset(set(listing.split) - {""}),
+        particulars=Particulars(
+            sizes=np.stack([facts.width[kept], facts.height[kept]], axis=1),
+            formats=tuple(f"{facts.formats[i] or 'array'}, {facts.modes[i]}" for i in kept),
+            groups=tuple(listing.group[i] for i in kept),
+        ),
     )
 
 

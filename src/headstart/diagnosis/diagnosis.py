@@ -6,19 +6,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from headstart import runtime
-from headstart.data.audit import Finding
+from headstart.baselines import Thumbnails
+from headstart.data.audit import Finding, gravest_first
 from headstart.data.dataset import Dataset
 from headstart.diagnosis.doubts import Doubt, doubts
 from headstart.diagnosis.growth import Growth, growth
+from headstart.diagnosis.leaks import leaks
+from headstart.diagnosis.overfit import drift, overfit
+from headstart.diagnosis.shortcuts import shortcuts
+from headstart.diagnosis.slices import slices
 from headstart.features.extract import Features
 from headstart.features.store import Store
+from headstart.finetune import Finetuned
+from headstart.model import Model
+from headstart.proof import Proof
 from headstart.race import Race
 
 
 @dataclass(frozen=True, eq=False)
 class Diagnosis:
-    """Doubtful labels of `looked_at` training pictures, the most doubtful first; findings, each with a next step; and the learning
-    curve, None where it could not be drawn."""
+    """Doubtful labels of `looked_at` training pictures, the most doubtful first; findings, each with a next step, the gravest first;
+    and the learning curve, None where it could not be drawn."""
 
     doubts: tuple[Doubt, ...]
     looked_at: int
@@ -27,11 +35,28 @@ class Diagnosis:
 
 
 def diagnose(
-    dataset: Dataset, heads: Race, features: Features, store: Store, *, progress: runtime.Progress = runtime.silent
+    dataset: Dataset,
+    features: Features,
+    thumbs: Thumbnails,
+    heads: Race,
+    tuned: Finetuned,
+    model: Model,
+    proof: Proof,
+    store: Store,
+    *,
+    progress: runtime.Progress = runtime.silent,
 ) -> Diagnosis:
-    """Look at what the run has computed; nothing here changes the model or opens the test set."""
+    """Look at what the run has computed, once the test set is open; nothing here changes the model."""
+    findings = (
+        *leaks(dataset, heads, features),
+        *shortcuts(dataset, heads, thumbs),
+        *slices(dataset, proof.indices, proof.rivals["final"].calibrated.argmax(1)),
+        *overfit(tuned, model.backbone.names),
+        *drift(model, features, tuned, dataset, store),
+    )
     return Diagnosis(
         doubts(heads, dataset.labels, dataset.fold),
         len(heads.pool),
-        growth=growth(heads, features, dataset, store, progress),
+        gravest_first(findings),
+        growth(heads, features, dataset, store, progress),
     )
