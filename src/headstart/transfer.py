@@ -6,7 +6,7 @@ Dataset -> Backbone -> Features -> Head -> Plan -> Model -> Result -> Run
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -152,7 +152,6 @@ def planned(
     stored = memo.load()
     if stored is not None:
         return Plan.model_validate(stored[0]["plan"])
-    speed = _speed(engine, store)
     pool = dataset.indices("train")
     counts = dataset.counts("train")
     evidence = Evidence(
@@ -171,11 +170,11 @@ def planned(
             activation_bytes(backbone, cut, engine.settled or "float32") for cut in range(1, len(backbone.names) + 1)
         ],
         activation_dtype=engine.settled or "float32",
-        forward_seconds=speed["forward"].tolist(),
-        training_seconds=speed["training"].tolist(),
+        forward_seconds=_speed(engine, store, "forward", engine.stage_seconds).tolist(),
+        training_seconds=_speed(engine, store, "training", lambda: stage_seconds(backbone, engine.device)).tolist(),
         decode_seconds=decode_seconds(dataset, engine.backbone),
-        scratch_seconds=float(speed["scratch"]),
-        beside_seconds=float(sum(_speed(other, store)["forward"].sum() for other in engines[1:])),
+        scratch_seconds=float(_speed(engine, store, "scratch", lambda: [scratch_seconds()])[0]),
+        beside_seconds=float(sum(_speed(other, store, "forward", other.stage_seconds).sum() for other in engines[1:])),
     )
     budget = Budget(seconds=options.budget, spent_seconds=spent, store_bytes=options.store_limit)
     plan = decide(
@@ -190,9 +189,10 @@ def planned(
     return plan
 
 
-def _speed(engine: Engine, store: Store) -> dict[str, NDArray[np.float64]]:
-    """Seconds per picture on this machine, per stage and of the small network; measured once and remembered."""
+def _speed(engine: Engine, store: Store, what: str, measure: Callable[[], Sequence[float]]) -> NDArray[np.float64]:
+    """Seconds per picture on this machine, of each stage or of all; measured once and remembered."""
     spec = {
+        "what": what,
         "stages": list(engine.backbone.names),
         "name": engine.backbone.origin.name,
         "precision": str(engine.way),
@@ -205,10 +205,9 @@ def _speed(engine: Engine, store: Store) -> dict[str, NDArray[np.float64]]:
     memo = store.artifact("speed", spec)
     stored = memo.load()
     if stored is not None:
-        return stored[1]
-    forward, training = engine.stage_seconds(), stage_seconds(engine.backbone, engine.device)
-    measured = {"forward": np.array(forward), "training": np.array(training), "scratch": np.array(scratch_seconds())}
-    memo.save({}, measured)
+        return stored[1]["seconds"]
+    measured = np.array(measure())
+    memo.save({}, {"seconds": measured})
     return measured
 
 
