@@ -84,6 +84,16 @@ def test_an_earlier_stage_is_part_of_what_wins_where_it_is_clearly_better() -> N
     assert "ahead of the last stage alone out of fold" in found.reason
 
 
+@pytest.mark.parametrize("blind", [(0,), (2,), (0, 1, 2)])
+@pytest.mark.parametrize("width", [12, 200])
+def test_a_stage_that_is_the_same_for_every_picture_tells_nothing(blind: tuple[int, ...], width: int) -> None:
+    x, y = clouds(width=width)
+    found = raced([np.ones_like(x) if stage in blind else x for stage in range(3)], y)
+    assert np.isfinite(found.best.logits).all()
+    assert all(found.profile[stage].accuracy < 0.45 for stage in blind)
+    assert len(blind) == 3 or found.best.accuracy > 0.6
+
+
 def test_what_is_told_of_the_best_of_many_is_cleared_of_the_choice() -> None:
     """Labels by chance: the best candidate out of fold looks good, and what the race tells of it does not."""
     flattered, told = [], []

@@ -193,15 +193,17 @@ def principal_axes(features: NDArray[np.float32]) -> Axes:
     else:
         power, left = torch.linalg.eigh(x @ x.T)
         keep = _meant(power)
-        z = left[:, keep] * power[keep].sqrt()
-    power = z.square().sum(0)
+        z = left[:, keep] * power[keep].clamp(min=0).sqrt()
+    power = z.square().sum(0).clamp(min=1e-30)  # nothing may be divided by zero where all rows are the same
     # The directions are xᵀz over the power: they need not be formed.
     return Axes(z, power, mean, scale, lambda w: x.T @ (z @ (w / power[:, None])))
 
 
 def _meant(power: Tensor) -> Tensor:
-    """Which eigenvalues are more than rounding."""
-    return power > 1e-6 * power.max().clamp(min=1e-30)
+    """Which eigenvalues, in ascending order, are more than rounding; the largest always, so that there is one axis."""
+    meant = power > 1e-6 * power.max().clamp(min=1e-30)
+    meant[-1] = True
+    return meant
 
 
 def solve_logistic(
