@@ -21,6 +21,7 @@ from headstart.bundle import CARD, WEIGHTS, load, read_card, save
 from headstart.errors import BundleError, OutputError
 from headstart.heads import Head
 from headstart.model import Model
+from tests.conftest import Trained
 from tests.toys import SPEC, TinyNet, stripes, tiny_backbone
 
 CLASSES = ("ä/b", "c", "d")
@@ -231,3 +232,30 @@ def test_precision_travels_with_the_model(tmp_path: Path) -> None:
     again = load(tmp_path, module=TinyNet())
     assert (again.engine.settled, again.engine.exact) == ("bfloat16", 2)
     assert np.array_equal(again.logits(pictures(32)), model.logits(pictures(32)))
+
+
+def test_what_tells_unknown_pictures_travels_with_the_model(trained: Trained, tmp_path: Path) -> None:
+    model = load(trained.run)
+    save(model, tmp_path / "run")
+    again = load(tmp_path / "run")
+    assert model.unknown is not None and again.unknown is not None
+    assert again.unknown.threshold == model.unknown.threshold and again.unknown.taps == model.unknown.taps
+    for name, array in model.unknown.arrays.items():
+        assert np.array_equal(again.unknown.arrays[name], array)
+    model.unknown = None
+    save(model, tmp_path / "without")
+    assert load(tmp_path / "without").unknown is None
+
+
+@pytest.mark.parametrize("part", ["held", "scales", "answers.centres", "3.axes", "3.weights"])
+def test_what_tells_unknown_pictures_has_to_fit_its_card(trained: Trained, tmp_path: Path, part: str) -> None:
+    model = load(trained.run)
+    save(model, tmp_path / "run")
+    tensors = load_file(tmp_path / "run" / WEIGHTS)
+    tensors[f"unknown.{part}"] = tensors[f"unknown.{part}"][..., :-1].contiguous()
+    save_file(tensors, tmp_path / "run" / WEIGHTS)
+    card = json.loads((tmp_path / "run" / CARD).read_text())
+    card["sha256"] = hashlib.sha256((tmp_path / "run" / WEIGHTS).read_bytes()).hexdigest()
+    (tmp_path / "run" / CARD).write_text(json.dumps(card))
+    with pytest.raises(BundleError, match=f"unknown.{part} in .* has shape"):
+        load(tmp_path / "run")

@@ -102,13 +102,26 @@ def test_predict_prints_csv(headstart: Headstart, trained: Trained) -> None:
     pictures = some(trained)
     said = headstart("predict", trained.run, *pictures)
     assert said.code == 0
-    assert said.out.splitlines()[0] == "path,label,probability,second,second_probability,error"
+    assert said.out.splitlines()[0] == "path,label,probability,second,second_probability,error,unknown,typicality"
     answers = hs.load(trained.run).predict(pictures)
     assert [row["path"] for row in said.rows] == [str(path) for path in pictures]
     assert [row["label"] for row in said.rows] == answers.labels
     for row, answer in zip(said.rows, answers, strict=True):
         assert float(row["probability"]) == pytest.approx(answer.probability, abs=1e-6)
         assert (row["second"], row["error"]) == (answer.second, "")
+
+
+def test_predict_says_what_shows_none_of_the_classes(headstart: Headstart, trained: Trained, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    said = headstart("predict", trained.run, tmp_path / "noise.png", some(trained)[0])
+    assert said.code == 0
+    assert [row["unknown"] for row in said.rows] == ["true", "false"]
+    assert float(said.rows[0]["typicality"]) <= 0.05 < float(said.rows[1]["typicality"])
+    assert said.rows[0]["label"]  # the least unlikely one
+    assert "1 of 2 pictures are unknown" in said.err
+    as_json = headstart("predict", "--json", trained.run, tmp_path / "noise.png")
+    assert json.loads(as_json.out)["unknown"] is True
 
 
 def test_predict_prints_json_lines(headstart: Headstart, trained: Trained) -> None:

@@ -14,9 +14,9 @@ import headstart
 
 SOURCE = Path(headstart.__file__).parent
 ROOMS = (
-    "data", "tasks", "backbones", "features", "request", "folder", "solvers", "heads", "choice", "race", "lineup", "model", "plan",
-    "suffix", "train", "finetune", "baselines", "scratch", "evaluate", "verdict", "proof", "diagnosis", "bundle", "report", "story",
-    "run", "transfer", "fit", "serve", "demo", "show", "cli",
+    "data", "tasks", "backbones", "features", "request", "folder", "solvers", "heads", "choice", "race", "lineup", "unknown",
+    "model", "plan", "suffix", "train", "finetune", "baselines", "scratch", "evaluate", "verdict", "proof", "diagnosis",
+    "bundle", "report", "story", "run", "transfer", "fit", "serve", "demo", "show", "cli",
 )  # fmt: skip
 SEEN_BY_ALL = ("errors", "runtime")
 UNWANTED = {"utils", "helpers", "common", "manager", "misc"}

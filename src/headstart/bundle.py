@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -23,6 +24,7 @@ from headstart.features.engine import Engine
 from headstart.folder import CARD, WEIGHTS, write_atomically
 from headstart.heads import Head, Kind
 from headstart.model import Model
+from headstart.unknown import Unknown
 
 FORMAT = 1
 
@@ -51,6 +53,37 @@ class _Head(_Record):
     kind: Kind
     taps: tuple[int, ...] = Field(min_length=1)
     strength: float
+
+
+class _Unknown(_Record):
+    """The stages that are looked at, with how many Gaussians each and how many axes at most; of how many classes there were answers.
+
+    `lost` is the share of known pictures that may be lost, `threshold` the strangeness above which a picture is one of these, as
+    `pictures` held-out ones have it.
+    """
+
+    stages: tuple[int, ...]
+    folds: int = Field(ge=0)
+    axes: int = Field(ge=0)
+    classes: int = Field(ge=1)
+    lost: float = Field(gt=0, lt=1)
+    threshold: float
+    pictures: int = Field(ge=1)
+
+    @classmethod
+    def of(cls, known: Unknown) -> _Unknown:
+        """The record of what a model knows."""
+        folds = max((len(cloud.mean) for cloud in known.clouds), default=0)
+        axes = max((cloud.axes.shape[2] for cloud in known.clouds), default=0)
+        return cls(
+            stages=known.taps,
+            folds=folds,
+            axes=axes,
+            classes=len(known.answers.centres),
+            lost=known.lost,
+            threshold=known.threshold,
+            pictures=len(known.held),
+        )
 
 
 class _Network(_Record):
@@ -85,6 +118,7 @@ class Card(_Network):
     head: _Head
     temperature: float = Field(gt=0)
     beside: tuple[_Network, ...] = ()
+    unknown: _Unknown | None = None
     sha256: str
     versions: dict[str, str] = {}
 
@@ -102,6 +136,9 @@ def save(model: Model, folder: Path, *, versions: dict[str, str] | None = None) 
     }
     tensors["head.weight"] = torch.from_numpy(np.ascontiguousarray(model.head.weight))
     tensors["head.bias"] = torch.from_numpy(np.ascontiguousarray(model.head.bias))
+    known = model.unknown
+    if known is not None:
+        tensors |= {f"unknown.{name}": torch.from_numpy(array) for name, array in known.arrays.items()}
     # Tied weights share memory, which safetensors refuses; each name gets its own copy.
     payload = save_tensors({name: value.clone() for name, value in tensors.items()})
     card = Card(
@@ -110,6 +147,7 @@ def save(model: Model, folder: Path, *, versions: dict[str, str] | None = None) 
         head=_Head(kind=model.head.kind, taps=model.head.taps, strength=model.head.strength),
         temperature=model.temperature,
         beside=tuple(_Network(**_Network.of(engine)) for engine in model.engines[1:]),
+        unknown=None if known is None else _Unknown.of(known),
         sha256=hashlib.sha256(payload).hexdigest(),
         versions=versions or {},
     )
@@ -146,7 +184,8 @@ def load(folder: str | Path, *, module: nn.Module | None = None) -> Model:
         raise BundleError(f"'{folder / WEIGHTS}' is no safetensors file: {error}.") from error
     networks = (card, *card.beside)
     backbones = [_rebuild(network, folder, None if place else module) for place, network in enumerate(networks)]
-    head = _head(card, tensors, [width for backbone in backbones for width in backbone.widths], folder)
+    widths = [width for backbone in backbones for width in backbone.widths]
+    head = _head(card, tensors, widths, folder)
     for place, backbone in enumerate(backbones):
         start = _prefix(place)
         try:
@@ -165,6 +204,7 @@ def load(folder: str | Path, *, module: nn.Module | None = None) -> Model:
             Engine(backbone, precision=network.precision, exact=network.exact_stages)
             for backbone, network in zip(backbones[1:], card.beside, strict=True)
         ],
+        unknown=_unknown(card, tensors, widths, folder),
     )
 
 
@@ -226,10 +266,41 @@ def _head(card: Card, tensors: dict[str, torch.Tensor], widths: Sequence[int], f
     if max(card.head.taps) >= len(widths) or min(card.head.taps) < 0:
         raise BundleError(f"The head in '{folder}' reads stages {card.head.taps}; the backbone has {len(widths)}.")
     shape = (sum(widths[tap] for tap in card.head.taps), len(card.classes))
-    for name, expected in (("head.weight", shape), ("head.bias", shape[1:])):
-        got = tuple(tensors[name].shape) if name in tensors else None
-        if got != expected:
-            raise BundleError(f"{name} in '{folder}' has shape {got}, expected {expected}.")
-    return Head(
-        card.head.kind, card.head.taps, card.head.strength, tensors["head.weight"].numpy(), tensors["head.bias"].numpy()
-    )
+    weight, bias = _shaped(tensors, "head.weight", shape, folder), _shaped(tensors, "head.bias", shape[1:], folder)
+    return Head(card.head.kind, card.head.taps, card.head.strength, weight, bias)
+
+
+def _shaped(
+    tensors: dict[str, torch.Tensor], name: str, expected: tuple[int, ...], folder: Path
+) -> NDArray[np.float32]:
+    got = tuple(tensors[name].shape) if name in tensors else None
+    if got != expected:
+        raise BundleError(f"{name} in '{folder}' has shape {got}, expected {expected}.")
+    found: NDArray[np.float32] = tensors[name].numpy()
+    return found
+
+
+def _unknown(card: Card, tensors: dict[str, torch.Tensor], widths: Sequence[int], folder: Path) -> Unknown | None:
+    """What tells unknown pictures; None in a bundle without it."""
+    if card.unknown is None:
+        return None
+    known = card.unknown
+    if any(not 0 <= tap < len(widths) for tap in known.stages):
+        raise BundleError(
+            f"What tells unknown pictures in '{folder}' reads stages {known.stages}; the backbones have {len(widths)}."
+        )
+    classes = len(card.classes)
+    shapes: dict[str, tuple[int, ...]] = {
+        "scales": (len(known.stages) + 4, 2), "held": (known.pictures,), "answers.mean": (classes,),
+        "answers.centres": (known.classes, classes), "answers.within": (classes, classes), "answers.together": (classes, classes),
+    }  # fmt: skip
+    for tap in known.stages:
+        kept, axes = (known.folds, widths[tap]), min(known.axes, widths[tap])
+        shapes |= {
+            f"{tap}.mean": kept,
+            f"{tap}.scale": kept,
+            f"{tap}.axes": (*kept, axes),
+            f"{tap}.weights": (known.folds, axes + 1),
+        }
+    arrays = {name: _shaped(tensors, f"unknown.{name}", shape, folder) for name, shape in shapes.items()}
+    return Unknown.of(known.stages, known.lost, arrays)

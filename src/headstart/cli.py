@@ -195,7 +195,10 @@ def predict(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line instead of CSV.")] = False,
     out: Annotated[Path | None, typer.Option(help="Write to this file instead of standard output.")] = None,
 ) -> None:
-    """Label pictures: path, label, probability, runner-up. Unreadable ones become rows with an error, and exit code 1.
+    """Label pictures: path, label, probability, runner-up, and whether they seem to show none of the classes (unknown).
+
+    Typicality is the share of known pictures that are at least as strange; where it is 0.05 or less, the picture is unknown.
+    Unreadable pictures become rows with an error, and exit code 1.
 
     Examples:
 
@@ -208,7 +211,9 @@ def predict(
         from headstart.serve import listed, write_predictions
 
     model = bundle.load(run)
-    failed = write_predictions(model, listed(paths), out, as_json=json, progress=runtime.bar)
+    count, failed, unknown = write_predictions(model, listed(paths), out, as_json=json, progress=runtime.bar)
+    if unknown:
+        _say(f"{unknown:,} of {count:,} pictures are unknown: they seem to show none of the classes.")
     if failed:
         _say(f"{failed} of the pictures could not be read; their rows say why.")
         raise typer.Exit(1)

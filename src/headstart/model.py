@@ -23,13 +23,18 @@ from headstart.features.precision import Precision
 from headstart.features.settle import transform_of
 from headstart.heads import Head
 from headstart.tasks.classification import softmax
+from headstart.unknown import Unknown
 
 Picture = str | Path | Image.Image | NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One answer: the label and the runner-up with calibrated probabilities, or the reason why there is none."""
+    """One answer: the label and the runner-up with calibrated probabilities, or the reason why there is none.
+
+    `typicality`: the share of known pictures that are at least as strange. Where it is too small the picture is `unknown`: it
+    seems to show none of the classes, and the label is only the least unlikely of them.
+    """
 
     path: str
     label: str = ""
@@ -37,6 +42,8 @@ class Prediction:
     second: str = ""
     second_probability: float = float("nan")
     error: str = ""
+    unknown: bool = False
+    typicality: float = float("nan")
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +71,7 @@ class Model:
     """A trained classifier. Engines `beside` run other backbones, whose stages the head counts on from those of `backbone`.
 
     `temperature` divides the logits before the softmax (Guo et al. 2017); `precision` and `exact` are
-    the engine's, so that a model answers in use as it did when it was measured.
+    the engine's, so that a model answers in use as it did when it was measured. Without `unknown` no picture is ever unknown.
     """
 
     def __init__(
@@ -77,6 +84,7 @@ class Model:
         precision: Precision = "float32",
         exact: int = 0,
         beside: Sequence[Engine] = (),
+        unknown: Unknown | None = None,
     ) -> None:
         self.backbone = backbone
         self.head = head
@@ -84,18 +92,37 @@ class Model:
         self.temperature = temperature
         self.engine = Engine(backbone, precision=precision, exact=exact)
         self.engines = (self.engine, *beside)
+        self.unknown = unknown
 
     @property
     def transforms(self) -> tuple[Transform, ...]:
         """How a picture is made ready for each backbone."""
         return tuple(transform_of(engine.backbone) for engine in self.engines)
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Pooled width per stage, of all backbones in turn."""
+        return tuple(width for engine in self.engines for width in engine.backbone.widths)
+
     def logits(self, *pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Pictures (N, H, W, 3) uint8, transformed for each backbone in turn, to logits (N, K) float32, not yet divided by the
         temperature."""
+        return self._headed(self._pooled(pictures))
+
+    def _pooled(self, pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """Pooled outputs of every stage of every backbone."""
         pooled = [engine.pooled(each) for engine, each in zip(self.engines, pictures, strict=True)]
-        widths = [width for engine in self.engines for width in engine.backbone.widths]
-        return self.head.logits(np.concatenate(pooled, axis=1)[:, columns(widths, self.head.taps)])
+        return np.concatenate(pooled, axis=1)
+
+    def _headed(self, pooled: NDArray[np.float32]) -> NDArray[np.float32]:
+        return self.head.logits(pooled[:, columns(self.widths, self.head.taps)])
+
+    def _typicality(self, pooled: NDArray[np.float32], logits: NDArray[np.float32]) -> NDArray[np.float64]:
+        """See `Unknown.typicality`; NaN where nothing is known of it."""
+        if self.unknown is None:
+            return np.full(len(logits), np.nan)
+        stages = [pooled[:, columns(self.widths, (tap,))] for tap in self.unknown.taps]
+        return self.unknown.typicality(stages, logits.astype(np.float64) / self.temperature)
 
     def probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
         """Calibrated probabilities (N, K) of logits (N, K)."""
@@ -145,19 +172,21 @@ class Model:
         self, loaded: list[tuple[str, list[NDArray[np.uint8]] | UnreadableImage]]
     ) -> tuple[list[Prediction], NDArray[np.float64]]:
         found = [i for i, (_, picture) in enumerate(loaded) if not isinstance(picture, UnreadableImage)]
-        probabilities = np.full((len(loaded), len(self.classes)), np.nan)
+        probabilities, typicality = np.full((len(loaded), len(self.classes)), np.nan), np.full(len(loaded), np.nan)
         if found:
             read = [views for _, views in loaded if not isinstance(views, UnreadableImage)]
-            probabilities[found] = self.probabilities(self.logits(*map(np.stack, zip(*read, strict=True))))
+            pooled = self._pooled([np.stack(each) for each in zip(*read, strict=True)])
+            logits = self._headed(pooled)
+            probabilities[found], typicality[found] = self.probabilities(logits), self._typicality(pooled, logits)
+        lost = 0.0 if self.unknown is None else self.unknown.lost
         rows = []
-        for (name, picture), row in zip(loaded, probabilities, strict=True):
+        for (name, picture), row, typical in zip(loaded, probabilities, typicality, strict=True):
             if isinstance(picture, UnreadableImage):
                 rows.append(Prediction(name, error=str(picture)))
                 continue
             first, second = np.argsort(-row, kind="stable")[:2]
-            rows.append(
-                Prediction(name, self.classes[first], float(row[first]), self.classes[second], float(row[second]))
-            )
+            top, next_ = (self.classes[first], float(row[first])), (self.classes[second], float(row[second]))
+            rows.append(Prediction(name, *top, *next_, unknown=bool(typical <= lost), typicality=float(typical)))
         return rows, probabilities
 
 

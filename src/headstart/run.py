@@ -76,7 +76,7 @@ def keep(
 ) -> Run:
     """Write what is told of the model: plan, audit, predictions, report, and `metrics.json`, which ends the run."""
     began = time.monotonic()
-    predictions, grown = _predictions(dataset, proof), diagnosis.growth
+    predictions, grown, telling = _predictions(dataset, proof), diagnosis.growth, diagnosis.telling
     if dataset.audit is not None:
         folder.write("audit.json", dataset.audit.model_dump_json(indent=1))
     folder.write("plan.json", plan.model_dump_json(indent=1))
@@ -113,6 +113,7 @@ def keep(
         "engine": None if story.way is None else asdict(story.way),
         "findings": [finding.model_dump(mode="json") for finding in diagnosis.findings],
         "doubts": {"pictures": len(diagnosis.doubts), "of": diagnosis.looked_at},
+        "unknown": None if telling is None else {"sentence": telling.sentence, **asdict(telling)},
         "growth": None if grown is None else {"sentence": grown.sentence, **asdict(grown)},
         "seconds": {"total": story.total, **story.seconds},
         "resumed": folder.resumed,
@@ -120,6 +121,8 @@ def keep(
     }
     folder.write("report.html", html)
     folder.write("metrics.json", json.dumps(_finite(metrics), indent=1, allow_nan=False))
+    if telling is not None:
+        story.note(telling.sentence)
     story.note(proof.verdict.sentence)
     return Run(folder.path, dataset, plan, model, proof.verdict, metrics, predictions, html)
 

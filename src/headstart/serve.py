@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import glob
 import json
+import math
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -28,7 +29,7 @@ from headstart.folder import SEEN_DIGITS, trained_on
 from headstart.model import Model, Prediction
 from headstart.tasks.classification import softmax
 
-FIELDS = ("path", "label", "probability", "second", "second_probability", "error")
+FIELDS = ("path", "label", "probability", "second", "second_probability", "error", "unknown", "typicality")
 
 
 def listed(paths: Iterable[str]) -> Iterator[str]:
@@ -69,14 +70,14 @@ def _in_folder(path: str) -> Iterator[str]:
 
 def write_predictions(
     model: Model, paths: Iterable[str], out: Path | None, *, as_json: bool, progress: runtime.Progress = runtime.silent
-) -> int:
-    """Print a row per picture as it is answered; returns how many could not be read.
+) -> tuple[int, int, int]:
+    """Print a row per picture as it is answered; returns how many there were, could not be read, and are unknown.
 
     Raises:
         OutputError: where `out` cannot be written.
     """
     pictures = list(paths)
-    failed = 0
+    failed = unknown = 0
     with _opened(out) as file, progress("Predicting", len(pictures)) as advance:
         writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
         if not as_json:
@@ -84,16 +85,23 @@ def write_predictions(
         for rows, _ in model.stream(pictures):
             for row in rows:
                 failed += bool(row.error)
+                unknown += row.unknown
                 if as_json:
                     file.write(json.dumps(_shown(row), ensure_ascii=False) + "\n")
                 else:
-                    writer.writerow({name: "" if value is None else value for name, value in _shown(row).items()})
+                    writer.writerow({name: _cell(value) for name, value in _shown(row).items()})
             file.flush()
             advance(len(rows))
-    return failed
+    return len(pictures), failed, unknown
 
 
-def _shown(row: Prediction) -> dict[str, str | float | None]:
+def _cell(value: str | float | bool | None) -> str | float:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return "" if value is None else value
+
+
+def _shown(row: Prediction) -> dict[str, str | float | bool | None]:
     read = not row.error
     return {
         "path": os.fsencode(row.path).decode(errors="backslashreplace"),
@@ -102,6 +110,8 @@ def _shown(row: Prediction) -> dict[str, str | float | None]:
         "second": row.second,
         "second_probability": round(row.second_probability, 6) if read else None,
         "error": row.error.encode(errors="backslashreplace").decode(),
+        "unknown": row.unknown if read else None,
+        "typicality": None if math.isnan(row.typicality) else round(row.typicality, 6),
     }
 
 

@@ -38,6 +38,7 @@ from headstart.scratch import scratch_seconds
 from headstart.story import Story
 from headstart.suffix import fastest, stage_seconds
 from headstart.tasks.classification import fit_temperature
+from headstart.unknown import Unknown, learn, looked_at
 
 
 def transfer(
@@ -113,6 +114,9 @@ def transfer(
             model = finetuned(engines, tuned, dataset)
         if tuned.kept or not first:
             keep_model(folder, story, model, dataset)
+    with story.phase("unknown"):
+        model.unknown = knowing(heads, tuned, features, dataset, model.temperature)
+        keep_model(folder, story, model, dataset)
     with story.phase("baselines"):
         against = proof.baselines(dataset, store, plan, tuned, deadline=deadline, seed=options.seed, progress=progress)
     with story.phase("evaluate"):  # the sealed test set is opened here, once
@@ -224,6 +228,17 @@ def finetuned(engines: Sequence[Engine], tuned: Finetuned, dataset: Dataset) -> 
     """The model that the ladder ended with; the temperature calibrates its held-out answers."""
     heat = fit_temperature(tuned.logits, dataset.labels[tuned.held])
     return _model(tuned.backbone, engines, tuned.head, dataset.classes, heat)
+
+
+def knowing(heads: Race, tuned: Finetuned, features: Features, dataset: Dataset, heat: float) -> Unknown | None:
+    """What tells unknown pictures: the stages that no rung has trained, and calibrated answers to held-out pictures."""
+    frozen, own = min([result.rung.cut for result in tuned.kept], default=len(features.own)), len(features.own)
+    ends = np.cumsum([own, *(len(other.own) for other in features.beside)]).tolist()
+    taps = looked_at([range(frozen), *map(range, ends[:-1], ends[1:])])
+    held, logits = (tuned.held, tuned.logits) if tuned.kept else (heads.pool, heads.best.logits)
+    trained, asked = ([features.stages((tap,), those) for tap in taps] for those in (heads.pool, held))
+    folds, held_folds = dataset.fold[heads.pool], dataset.fold[held]
+    return learn(taps, trained, folds, asked, held_folds, logits / np.float32(heat), dataset.labels[held])
 
 
 def _model(

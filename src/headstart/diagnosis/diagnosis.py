@@ -1,5 +1,5 @@
-"""What the run tells beside its verdict: labels worth a second look, what more pictures would add, and what to be careful about, each
-with its evidence."""
+"""What the run tells beside its verdict: labels worth a second look, what more pictures would add, how well unknown pictures are
+told, and what to be careful about, each with its evidence."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from headstart.diagnosis.leaks import leaks
 from headstart.diagnosis.overfit import drift, overfit
 from headstart.diagnosis.shortcuts import shortcuts
 from headstart.diagnosis.slices import slices
+from headstart.diagnosis.telling import Telling, telling
 from headstart.features.extract import Features
 from headstart.features.store import Store
 from headstart.finetune import Finetuned
@@ -26,12 +27,13 @@ from headstart.race import Race
 @dataclass(frozen=True, eq=False)
 class Diagnosis:
     """Doubtful labels of `looked_at` training pictures, the most doubtful first; findings, each with a next step, the gravest first;
-    and the learning curve, None where it could not be drawn."""
+    the learning curve, None where it could not be drawn; and how well unknown pictures are told, None where they are not."""
 
     doubts: tuple[Doubt, ...]
     looked_at: int
     findings: tuple[Finding, ...] = ()
     growth: Growth | None = None
+    telling: Telling | None = None
 
 
 def diagnose(
@@ -59,4 +61,5 @@ def diagnose(
         len(heads.pool),
         gravest_first(findings),
         growth(heads, features, dataset, store, progress),
+        telling(model, heads, features, dataset, proof),
     )

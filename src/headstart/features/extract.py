@@ -100,6 +100,8 @@ class Features:
             if here:
                 rows = part.rows if indices is None else part.rows[indices]
                 found.append(np.asarray(part.table.read(rows)[:, columns(part.own, here)], dtype=np.float32))
+        if not found:
+            return np.empty((len(self.rows if indices is None else indices), 0), np.float32)
         return found[0] if len(found) == 1 else np.concatenate(found, axis=1)
 
 
@@ -111,7 +113,7 @@ def together(features: Sequence[Features]) -> Features:
 def columns(widths: Sequence[int], taps: Sequence[int]) -> NDArray[np.int64]:
     """Columns of the stages `taps` in a row that holds every stage side by side."""
     ends = np.cumsum([0, *widths])
-    return np.concatenate([np.arange(ends[tap], ends[tap + 1]) for tap in taps])
+    return np.concatenate([np.arange(0), *(np.arange(ends[tap], ends[tap + 1]) for tap in taps)])
 
 
 def extract(

@@ -56,6 +56,7 @@ def gather(
         doubts=_doubts(dataset, diagnosis.doubts),
         doubtful=(len(diagnosis.doubts), diagnosis.looked_at),
         growth=diagnosis.growth,
+        telling=diagnosis.telling,
         seconds=seconds,
         peak_memory_bytes=runtime.peak_memory_bytes(),
         versions=runtime.versions(),

@@ -12,6 +12,7 @@ from headstart.verdict import Verdict
 
 if TYPE_CHECKING:  # without torch
     from headstart.diagnosis.growth import Growth
+    from headstart.diagnosis.telling import Telling
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ class ReportData:
     `seconds` per phase, in order, and "total". `thumbnails` are (class, pictures) pairs, `mistakes` the final model's on test
     pictures, the most confident first, `doubts` the frozen head's on training pictures that it had not seen, the most doubtful label
     first, and `doubtful` how many there are of how many; `findings` what to be careful about; `growth` the learning curve, None where
-    there is none; `command` repeats the run; `beside` are the backbones that answer together with the first.
+    there is none; `telling` how well unknown pictures are told, None where they are not; `command` repeats the run; `beside` are the
+    backbones that answer together with the first.
     """
 
     title: str
@@ -114,3 +116,4 @@ class ReportData:
     doubts: Sequence[Mistake] = ()
     doubtful: tuple[int, int] = (0, 0)
     growth: Growth | None = None
+    telling: Telling | None = None
