@@ -216,6 +216,22 @@ def suspected(cases: dict[str, Any]) -> list[str]:
     return rows + [row(name, case) for name, case in cases.items()] + [row("**all**", all_)]
 
 
+def apart(cases: dict[str, Any]) -> list[str]:
+    """Distance from the source, entropy and depth profile of data sets, by backbone, the nearest first."""
+    rows = headed(
+        "| backbone and data set | distance | first stage | middle stage | last stage | entropy | best single stage | ahead of the last |"
+    )
+    for name, case in sorted(cases.items(), key=lambda item: (item[0].split()[0], item[1]["distance"])):
+        stages, profile = case["stages"], case["profile"]
+        best = max(range(len(profile)), key=lambda place: (profile[place], place))
+        cells = [case["distance"], stages[0], stages[len(stages) // 2], stages[-1], case["entropy"]]
+        rows.append(
+            f"| {name} | {' | '.join(f'{cell:.3f}' for cell in cells)} | {best + 1} of {len(profile)} | "
+            f"{100 * (profile[best] - profile[-1]):.1f} |"
+        )
+    return rows
+
+
 def told(cases: dict[str, Any]) -> list[str]:
     """Unknown pictures by score: known ones lost, those of other data sets and of left-out classes told; means over data sets."""
     rows = headed(
@@ -594,6 +610,18 @@ def main() -> None:
             "test pictures. Seconds: the longest curve, on a busy machine.",
             "",
             "\n".join(carried_on(grown["left_out"], grown["cases"])),
+            "",
+        ]
+    source = load("shift")
+    if source is not None:
+        page += [
+            "## Like the source, or not",
+            "",
+            "How far the channel statistics of 64 training pictures lie from those of the source, ImageNet photographs, and how undecided "
+            "the source's classifier is about them (`benchmarks/shift.py`). mnist stands for glyphs, steel for grey textures, blood for "
+            "microscopy. The last columns say which single stage a ridge head serves best, and by how many points.",
+            "",
+            "\n".join(apart(source["cases"])),
             "",
         ]
     strange = load("unknown")

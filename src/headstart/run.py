@@ -77,6 +77,7 @@ def keep(
     """Write what is told of the model: plan, audit, predictions, report, and `metrics.json`, which ends the run."""
     began = time.monotonic()
     predictions, grown, telling = _predictions(dataset, proof), diagnosis.growth, diagnosis.telling
+    similar = diagnosis.similarity
     if dataset.audit is not None:
         folder.write("audit.json", dataset.audit.model_dump_json(indent=1))
     folder.write("plan.json", plan.model_dump_json(indent=1))
@@ -114,6 +115,7 @@ def keep(
         "findings": [finding.model_dump(mode="json") for finding in diagnosis.findings],
         "doubts": {"pictures": len(diagnosis.doubts), "of": diagnosis.looked_at},
         "unknown": None if telling is None else {"sentence": telling.sentence, **asdict(telling)},
+        "similarity": None if similar is None else {"sentence": similar.sentence, **asdict(similar)},
         "growth": None if grown is None else {"sentence": grown.sentence, **asdict(grown)},
         "seconds": {"total": story.total, **story.seconds},
         "resumed": folder.resumed,

@@ -126,7 +126,18 @@ def transfer(
             )
         result = proof.prove(model, heads, tuned, tried, dataset, against, store, seed=options.seed, progress=progress)
     with story.phase("diagnose"):
-        diagnosis = diagnose(dataset, features, against.thumbs, heads, tuned, model, result, store, progress=progress)
+        diagnosis = diagnose(
+            engines[0].backbone,
+            dataset,
+            features,
+            against.thumbs,
+            heads,
+            tuned,
+            model,
+            result,
+            store,
+            progress=progress,
+        )
     return keep(folder, story, options, dataset, heads, plan, tuned, model, result, diagnosis)
 
 

@@ -102,9 +102,12 @@ class Backbone(nn.Module):
     shapes: per stage the shape(s) of its output without the batch axis: a tuple of one or more tensors.
     flops: forward FLOPs per image of each stage.
     cut: how many stages are frozen.
+    classifier: weight (K, widths[-1]) and bias (K,) of the layer that told the source's classes, where it came with the weights. It is
+        no part of the network.
     """
 
     stages: nn.ModuleList
+    classifier: tuple[Tensor, Tensor] | None = None
 
     def __init__(
         self,

@@ -12,13 +12,13 @@ from typing import Any
 import timm
 import torch
 from timm.data.config import resolve_data_config
-from torch import nn
+from torch import Tensor, nn
 
 from headstart.backbones.backbone import Backbone, InputSpec, Origin
 from headstart.backbones.bundled import BUNDLED, locate, to_timm, verified
 from headstart.backbones.catalog import unknown
 from headstart.backbones.partition import partition
-from headstart.backbones.weights import load_strictly, read_weights, sha256_of
+from headstart.backbones.weights import classifier_of, load_strictly, read_weights, sha256_of
 from headstart.errors import BackboneError, UnknownBackbone
 
 _PROBE_SECONDS = 5
@@ -43,25 +43,30 @@ def load_timm(name: str, weights: Path | None, pretrained: bool, input: InputSpe
     if bundled and file is None:  # never the hub's instead: one name must not mean two sets of weights
         raise unknown(f"timm:{name}", reason=f"its weights come by pip ({bundled.package}) and are not on this machine")
     size = input.size if input else None
+    given: dict[str, Tensor] = {}
+    spare = frozenset({"classifier.weight", "classifier.bias"})
     if weights is not None:
-        network, source = _build(name, size), f"file {weights.name}"
-        load_strictly(network, read_weights(weights), str(weights), _classifier_names(name, network))
+        network, source, given = _build(name, size), f"file {weights.name}", read_weights(weights)
+        spare = _classifier_names(name, network)
+        load_strictly(network, given, str(weights), spare)
         origin = Origin(f"timm:{name}", source, "unknown", "", sha256_of(weights))
     elif bundled and file:
         network = _build(name, size)
-        renamed = to_timm(bundled, read_weights(verified(bundled, file)), network)
-        load_strictly(network, renamed, bundled.package, frozenset({"classifier.weight", "classifier.bias"}))
+        given = to_timm(bundled, read_weights(verified(bundled, file)), network)
+        load_strictly(network, given, bundled.package, spare)
         source = f"pip {bundled.package} {bundled.version}"
         origin = Origin(f"timm:{name}", source, bundled.licence, bundled.url, bundled.sha256)
     elif pretrained:
-        network, file = _from_hub(name, size)
+        network, file, given, spare = _from_hub(name, size)
         url = f"https://huggingface.co/{config.hf_hub_id}"
         licence = config.license or "unknown"
         origin = Origin(f"timm:{name}", f"hub {config.hf_hub_id}", licence, url, sha256_of(file))
     else:
         network, origin = _build(name, size), Origin(f"timm:{name}", "random weights", "none", "", "")
     spec = input or input_spec(network, bilinear=bool(bundled and bundled.bilinear))
-    return partition(network, spec, origin)
+    backbone = partition(network, spec, origin)
+    backbone.classifier = classifier_of(given, spare, backbone.widths[-1])
+    return backbone
 
 
 def config_of(name: str) -> Any:
@@ -134,13 +139,17 @@ def _hub_files(config: Any) -> tuple[str, ...]:
     return (config.hf_hub_filename,) if config.hf_hub_filename else ("model.safetensors", "pytorch_model.bin")
 
 
-def _from_hub(name: str, size: tuple[int, int] | None) -> tuple[nn.Module, Path]:
-    """timm loads the whole checkpoint strictly (it knows how to convert foreign ones); the classifier is left out."""
+def _from_hub(name: str, size: tuple[int, int] | None) -> tuple[nn.Module, Path, dict[str, Tensor], frozenset[str]]:
+    """The network, its file, all weights, and the names of the classifier's.
+
+    timm loads the whole checkpoint strictly (it knows how to convert foreign ones); the classifier is left out.
+    """
     file = fetch_timm(name)
     whole = _create(name, size, classes=None, file=file)
     network = _build(name, size)
-    load_strictly(network, whole.state_dict(), str(file), _classifier_names(name, network))
-    return network, file
+    given, spare = whole.state_dict(), _classifier_names(name, network)
+    load_strictly(network, given, str(file), spare)
+    return network, file, given, spare
 
 
 def _build(name: str, size: tuple[int, int] | None) -> nn.Module:

@@ -84,5 +84,15 @@ def load_strictly(
     network.load_state_dict({name: weights.get(name, tensor) for name, tensor in own.items()}, strict=True)
 
 
+def classifier_of(weights: Mapping[str, Tensor], spare: frozenset[str], width: int) -> tuple[Tensor, Tensor] | None:
+    """Weight (K, width) and bias (K,) of the linear classifier among the `spare` names; None where there is none."""
+    given = [weights[name] for name in spare if name in weights]
+    matrices = [tensor for tensor in given if tensor.ndim == 2 and tensor.shape[1] == width and len(tensor) > 1]
+    rows = [tensor for tensor in given if tensor.ndim == 1]
+    if len(given) != 2 or len(matrices) != 1 or len(rows) != 1 or len(rows[0]) != len(matrices[0]):
+        return None
+    return matrices[0].float(), rows[0].float()
+
+
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__

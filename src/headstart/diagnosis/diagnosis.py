@@ -1,11 +1,12 @@
 """What the run tells beside its verdict: labels worth a second look, what more pictures would add, how well unknown pictures are
-told, and what to be careful about, each with its evidence."""
+told, how far the data lie from the source, and what to be careful about, each with its evidence."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from headstart import runtime
+from headstart.backbones.backbone import Backbone
 from headstart.baselines import Thumbnails
 from headstart.data.audit import Finding, gravest_first
 from headstart.data.dataset import Dataset
@@ -14,9 +15,11 @@ from headstart.diagnosis.growth import Growth, growth
 from headstart.diagnosis.leaks import leaks
 from headstart.diagnosis.overfit import drift, overfit
 from headstart.diagnosis.shortcuts import shortcuts
+from headstart.diagnosis.similarity import Similarity, similarity
 from headstart.diagnosis.slices import slices
 from headstart.diagnosis.telling import Telling, telling
 from headstart.features.extract import Features
+from headstart.features.shift import shift
 from headstart.features.store import Store
 from headstart.finetune import Finetuned
 from headstart.model import Model
@@ -27,16 +30,19 @@ from headstart.race import Race
 @dataclass(frozen=True, eq=False)
 class Diagnosis:
     """Doubtful labels of `looked_at` training pictures, the most doubtful first; findings, each with a next step, the gravest first;
-    the learning curve, None where it could not be drawn; and how well unknown pictures are told, None where they are not."""
+    the learning curve, None where it could not be drawn; how well unknown pictures are told, None where they are not; and how much the
+    data set is like what the backbone was trained on."""
 
     doubts: tuple[Doubt, ...]
     looked_at: int
     findings: tuple[Finding, ...] = ()
     growth: Growth | None = None
     telling: Telling | None = None
+    similarity: Similarity | None = None
 
 
 def diagnose(
+    backbone: Backbone,
     dataset: Dataset,
     features: Features,
     thumbs: Thumbnails,
@@ -48,7 +54,7 @@ def diagnose(
     *,
     progress: runtime.Progress = runtime.silent,
 ) -> Diagnosis:
-    """Look at what the run has computed, once the test set is open; nothing here changes the model."""
+    """Look at what the run has computed, once the test set is open; nothing here changes the model. `backbone` is as it came."""
     findings = (
         *leaks(dataset, heads, features),
         *shortcuts(dataset, heads, thumbs),
@@ -62,4 +68,5 @@ def diagnose(
         gravest_first(findings),
         growth(heads, features, dataset, store, progress),
         telling(model, heads, features, dataset, proof),
+        similarity(shift(backbone, dataset, features.of(0), store), heads, tuned, dataset, backbone.names),
     )

@@ -130,9 +130,21 @@ class Line:
     band: Sequence[tuple[float, float]] = ()
 
 
-def line_figure(lines: Sequence[Line], x: Axis, y: Axis, name: str, *, diagonal: bool = False) -> Markup:
-    """Lines over labelled axes. `diagonal` draws x = y, what a calibrated model would follow."""
+def line_figure(
+    lines: Sequence[Line],
+    x: Axis,
+    y: Axis,
+    name: str,
+    *,
+    diagonal: bool = False,
+    notes: Sequence[tuple[float, float, str]] = (),
+) -> Markup:
+    """Lines over labelled axes. `diagonal` draws x = y, what a calibrated model would follow; `notes` are centred on (x, y)."""
     parts = [_frame(x, y)]
+    parts += [
+        Markup('<text x="{}" y="{}" dy="4" text-anchor="middle">{}</text>').format(_x(px, x), _y(py, y), text)
+        for px, py, text in notes
+    ]
     if diagonal:
         ends = [(max(x.low, y.low),) * 2, (min(x.high, y.high),) * 2]
         parts.append(Markup('<path class="diagonal" d="{}"/>').format(_path(ends, x, y)))

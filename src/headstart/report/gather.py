@@ -11,6 +11,7 @@ from headstart.data.dataset import Dataset
 from headstart.data.images import decode
 from headstart.diagnosis.diagnosis import Diagnosis
 from headstart.diagnosis.doubts import Doubt
+from headstart.diagnosis.similarity import Similarity
 from headstart.errors import UnreadableImage
 from headstart.finetune import Finetuned, RungResult
 from headstart.heads import Score
@@ -46,7 +47,7 @@ def gather(
         audit=dataset.audit,
         verdict=proof.verdict,
         test=proof.report,
-        stages=_stages(heads, tuned, model),
+        stages=_stages(heads, tuned, model, diagnosis.similarity),
         heads=[_head(score, heads, model) for score in heads.candidates],
         rungs=_rungs(plan, tuned),
         plan_reasons=(*plan.reasons, *tuned.reasons),
@@ -57,6 +58,7 @@ def gather(
         doubtful=(len(diagnosis.doubts), diagnosis.looked_at),
         growth=diagnosis.growth,
         telling=diagnosis.telling,
+        similarity=diagnosis.similarity,
         seconds=seconds,
         peak_memory_bytes=runtime.peak_memory_bytes(),
         versions=runtime.versions(),
@@ -65,7 +67,7 @@ def gather(
     )
 
 
-def _stages(heads: Race, tuned: Finetuned, model: Model) -> list[StageRow]:
+def _stages(heads: Race, tuned: Finetuned, model: Model, similarity: Similarity | None) -> list[StageRow]:
     backbone = model.backbone
     cut = min((result.rung.cut for result in tuned.kept), default=len(backbone.names))
     return [
@@ -76,6 +78,7 @@ def _stages(heads: Race, tuned: Finetuned, model: Model) -> list[StageRow]:
             frozen=place < cut,
             accuracy=heads.profile[place].accuracy,
             accuracy_se=heads.profile[place].accuracy_se,
+            shift=None if similarity is None else similarity.shift.stages[place],
         )
         for place, name in enumerate(backbone.names)
     ]

@@ -12,6 +12,7 @@ from headstart.verdict import Verdict
 
 if TYPE_CHECKING:  # without torch
     from headstart.diagnosis.growth import Growth
+    from headstart.diagnosis.similarity import Similarity
     from headstart.diagnosis.telling import Telling
 
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:  # without torch
 class StageRow:
     """One stage of the backbone. `parameters` and `flops` (multiply-adds of one image) are counts.
 
-    `accuracy` and `accuracy_se`: shares, cross-validated, of a head on this stage alone (the depth profile).
+    `accuracy` and `accuracy_se`: shares, cross-validated, of a head on this stage alone (the depth profile); `shift`: how far its
+    channel statistics lie from the source's, 0 to 1, None where it keeps none.
     """
 
     name: str
@@ -28,6 +30,7 @@ class StageRow:
     frozen: bool
     accuracy: float | None = None
     accuracy_se: float | None = None
+    shift: float | None = None
 
 
 @dataclass(frozen=True)
@@ -91,8 +94,8 @@ class ReportData:
     `seconds` per phase, in order, and "total". `thumbnails` are (class, pictures) pairs, `mistakes` the final model's on test
     pictures, the most confident first, `doubts` the frozen head's on training pictures that it had not seen, the most doubtful label
     first, and `doubtful` how many there are of how many; `findings` what to be careful about; `growth` the learning curve, None where
-    there is none; `telling` how well unknown pictures are told, None where they are not; `command` repeats the run; `beside` are the
-    backbones that answer together with the first.
+    there is none; `telling` how well unknown pictures are told, None where they are not; `similarity` how much the data are like the
+    source; `command` repeats the run; `beside` are the backbones that answer together with the first.
     """
 
     title: str
@@ -117,3 +120,4 @@ class ReportData:
     doubtful: tuple[int, int] = (0, 0)
     growth: Growth | None = None
     telling: Telling | None = None
+    similarity: Similarity | None = None

@@ -24,6 +24,7 @@ from headstart.report.record import CurvePoint, ReportData, RungRow, StageRow
 
 if TYPE_CHECKING:  # without torch
     from headstart.diagnosis.growth import Growth
+    from headstart.diagnosis.similarity import Similarity
 
 MODELS = {
     "final": "Final model",
@@ -174,6 +175,30 @@ def growth(found: Growth) -> Markup:
         Line(measured, "plain"),
     ]
     return line_figure(lines, x, y, "Accuracy of the frozen head against the number of training pictures")
+
+
+def quadrant(found: Similarity) -> Markup | None:
+    """Training pictures against the distance from the source, both edges, and this data set; None where no distance is known."""
+    distance = found.shift.distance
+    if distance is None:
+        return None
+    many, near = math.log2(found.edges[0]), found.edges[1]
+    here = math.log2(max(1, found.pictures))
+    x = Axis(min(5.0, here - 1), max(15.0, here + 1), (6.0, 8.0, 10.0, 12.0, 14.0), "training pictures", doubling=True)
+    y = Axis(0.0, max(0.2, 1.1 * distance), (0.0, 0.05, 0.1, 0.15, 0.2), digits=2)
+    lines = [
+        Line([(many, y.low), (many, y.high)], "plain", dots=False),
+        Line([(x.low, near), (x.high, near)], "plain", dots=False),
+        Line([(here, distance)], "transfer", joined=False, ringed=0),
+    ]
+    notes = [
+        ((side + many) / 2, height, text)
+        for side, height, text in (
+            (x.low, 0.92 * y.high, "few, unlike"), (x.high, 0.92 * y.high, "many, unlike"),
+            (x.low, 0.15 * near, "few, alike"), (x.high, 0.15 * near, "many, alike"),
+        )
+    ]  # fmt: skip
+    return line_figure(lines, x, y, "Training pictures against the distance from the source", notes=notes)
 
 
 def class_bars(data: ReportData) -> tuple[list[Bar], str]:
