@@ -219,7 +219,7 @@ def suspected(cases: dict[str, Any]) -> list[str]:
 def apart(cases: dict[str, Any]) -> list[str]:
     """Distance from the source, entropy and depth profile of data sets, by backbone, the nearest first."""
     rows = headed(
-        "| backbone and data set | distance | first stage | middle stage | last stage | entropy | best single stage | ahead of the last |"
+        "| case | distance | first stage | middle stage | last stage | entropy | best stage | points ahead of the last |"
     )
     for name, case in sorted(cases.items(), key=lambda item: (item[0].split()[0], item[1]["distance"])):
         stages, profile = case["stages"], case["profile"]
@@ -617,9 +617,9 @@ def main() -> None:
         page += [
             "## Like the source, or not",
             "",
-            "How far the channel statistics of 64 training pictures lie from those of the source, ImageNet photographs, and how undecided "
-            "the source's classifier is about them (`benchmarks/shift.py`). mnist stands for glyphs, steel for grey textures, blood for "
-            "microscopy. The last columns say which single stage a ridge head serves best, and by how many points.",
+            "How far the channel statistics of 64 training pictures lie from those of the source, ImageNet photographs, and how "
+            "undecided the source's classifier is about them (`benchmarks/shift.py`). mnist stands for glyphs, steel for grey "
+            "textures, blood for microscopy. The last columns say on which single stage a ridge head is best, and by how many points.",
             "",
             "\n".join(apart(source["cases"])),
             "",

@@ -26,9 +26,12 @@ from headstart import proof, show
 from headstart.cli import app
 from headstart.data import audit, load
 from headstart.diagnosis.growth import FARTHEST, FEWEST, Prior
+from headstart.diagnosis.similarity import LARGE, NEAR, SURE
 from headstart.features import engine
+from headstart.features.shift import ANSWERS, PICTURES
 from headstart.finetune import ALPHAS
 from headstart.plan import FEW_IMAGES, LADDER, Budget, Evidence, Rung, load_plan, scratch_epochs
+from headstart.unknown import AXES, LOST
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -240,10 +243,26 @@ def test_thresholds_in_the_text_are_those_of_the_code() -> None:
     assert f"every fold below {FEW_IMAGES} training pictures" in decides
     assert f"drawn towards {Prior.exponent:g} the more" in decides and f"give or take {Prior.spread:g}" in decides
     assert f"fewer than {FEWEST} pictures, nor further than four times" in decides and FARTHEST == 4
+    assert (
+        f"{LARGE:,} to train on divide them" in decides
+        and f"a distance of {NEAR:g}; without one, an entropy of {SURE:g}" in decides
+    )
+    assert (
+        f"{PICTURES} training pictures give the same" in decides and f"up to {ANSWERS:,} training pictures" in decides
+    )
+    assert f"variance along {AXES} axes" in decides and f"at most {100 * LOST:g} % of known pictures" in decides
     assert ALPHAS == (1.0, 0.75, 0.5, 0.25) and "a quarter, half, three quarters or all" in decides
     assert proof.REPEATS == 3 and "in three repeats of five-fold" in decides
     assert f"falls by a factor {Rung.model_fields['lr_decay'].default} per stage" in decides
     assert f"Below {load.SMALL_POOL} pictures no test set is cut" in _flowing("README.md")
+
+
+def test_the_edge_of_likeness_is_where_the_benchmark_has_it() -> None:
+    cases = json.loads((ROOT / "benchmarks/results/shift.json").read_text(encoding="utf-8"))["cases"]
+    near = {case: found["distance"] < NEAR for case, found in cases.items()}
+    assert len(near) >= 16
+    for case, below in near.items():
+        assert below == case.endswith(("flowers", "ants_bees", "groceries", "satellite")), case
 
 
 def test_epochs_in_the_text_are_those_that_are_planned() -> None:
