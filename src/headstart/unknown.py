@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.special import entr
-from sklearn.utils.extmath import randomized_svd
+from torch import Tensor
 
 from headstart.solvers import spread
 from headstart.tasks.classification import softmax
@@ -70,12 +70,23 @@ def _gaussian(rows: NDArray[np.float64], axes: int) -> tuple[NDArray[np.float64]
     """Mean, scale, axes and weights of rows (N, D)."""
     mean, scale = rows.mean(0), spread(torch.from_numpy(rows)).numpy()
     apart = (rows - mean) / scale
-    _, values, directions = randomized_svd(apart, n_components=axes, random_state=0)
+    values, directions = _principal(torch.from_numpy(apart).float(), axes)
     freedom, width = max(1, len(rows) - 1), rows.shape[1]
-    along, whole = np.square(values) / freedom, np.square(apart).sum() / freedom
+    along, whole = values / freedom, np.square(apart).sum() / freedom
     across = (whole - along.sum()) / max(1, width - axes)
     variances = (1 - SHRINKAGE) * np.append(along, max(across, 0.0)) + SHRINKAGE * whole / width
-    return mean, scale, directions.T, 1.0 / np.maximum(variances, 1e-12)
+    return mean, scale, directions, 1.0 / np.maximum(variances, 1e-12)
+
+
+def _principal(rows: Tensor, axes: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The largest squared singular values (axes,) of rows (N, D), and their directions (D, axes); zeros where rounding rules."""
+    wide = len(rows) < rows.shape[1]
+    power, vectors = torch.linalg.eigh(rows @ rows.T if wide else rows.T @ rows)
+    power, vectors = power[-axes:].clamp(min=0.0), vectors[:, -axes:]
+    if wide:
+        vectors = rows.T @ vectors / power.sqrt().clamp(min=1e-30)
+    meant = power > 1e-6 * power.max()
+    return (power * meant).double().numpy(), (vectors * meant).double().numpy()
 
 
 @dataclass(frozen=True, eq=False)
