@@ -112,8 +112,6 @@ def transfer(
         story.finetuned(tuned)
         if tuned.kept:
             model = finetuned(engines, tuned, dataset)
-        if tuned.kept or not first:
-            keep_model(folder, story, model, dataset)
     with story.phase("unknown"):
         model.unknown = knowing(heads, tuned, features, dataset, model.temperature)
         keep_model(folder, story, model, dataset)
