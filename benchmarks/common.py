@@ -50,7 +50,7 @@ def case_by_case(about: str | None, path: Path, measured: Callable[[Path, int], 
     parser = _asking(about, SETS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     given = parser.parse_args()
-    todo = [(f"{name} seed {seed}", given.data / SETS[name], seed) for seed in given.seeds for name in given.sets]
+    todo = [(f"{name} seed {seed}", given.data / PLACES[name], seed) for seed in given.seeds for name in given.sets]
     _fill(path, {case: partial(measured, source, seed) for case, source, seed in todo})
 
 
@@ -68,9 +68,10 @@ def backbone_by_backbone(
 
 
 def _asking(about: str | None, sets: Iterable[str]) -> argparse.ArgumentParser:
+    sets = list(sets)
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--sets", nargs="+", default=list(sets), choices=list(PLACES))
+    parser.add_argument("--sets", nargs="+", default=sets, choices=sets)
     return parser
 
 

@@ -235,7 +235,7 @@ def apart(cases: dict[str, Any]) -> list[str]:
 def told(cases: dict[str, Any]) -> list[str]:
     """Unknown pictures by score: known ones lost, those of other data sets and of left-out classes told; means over data sets."""
     rows = headed(
-        "| score | known lost | far told | left out told | worst far | worst left out | area under the curve, left out |"
+        "| score | known lost | far told | left out told | most lost | worst far | worst left out | area under the curve, left out |"
     )
     shares: dict[str, dict[str, list[float]]] = {}
     for case in cases.values():
@@ -251,6 +251,7 @@ def told(cases: dict[str, Any]) -> list[str]:
             mean(found["lost"]),
             mean(found["far"]),
             mean(found["left_out"]),
+            max(found["lost"]),
             min(found["far"]),
             min(found["left_out"]),
         ]

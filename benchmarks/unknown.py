@@ -19,7 +19,6 @@ from headstart import runtime  # noqa: F401  (before torch, which then takes its
 from headstart.backbones.catalog import load_backbone
 from headstart.data.dataset import Dataset
 from headstart.data.load import load_dataset
-from headstart.diagnosis.telling import left_out
 from headstart.features.engine import Engine
 from headstart.features.extract import Features, extract
 from headstart.features.store import Store
@@ -166,16 +165,10 @@ def measured(source: Path, seed: int) -> dict[str, Any]:
     large = [int(label) for label in np.argsort(-counts, kind="stable") if counts[label] >= 10]
     if len(large) > CLASSES:
         large = sorted(np.random.default_rng(seed).permutation(large)[:CLASSES].tolist())
-    heads = race(features, dataset.labels[pool], dataset.fold[pool], len(dataset.classes), pool, store=Store())
-    taps, folds = looked_at([range(len(features.own))]), dataset.fold[pool]
-    stages = [features.stages((tap,), pool) for tap in taps]
-    learnt = learn(taps, stages, folds, stages, folds, heads.best.logits, dataset.labels[pool])
-    assert learnt is not None
     row = {
         "pictures": len(pool), "tested": len(dataset.indices("test")), "classes": len(dataset.classes),
         "all_taught": judged(dataset, features, far, None),
         "left_out": {dataset.classes[label]: judged(dataset, features, far, label) for label in (large if len(counts) > 2 else [])},
-        "told_in_a_run": {each.name: each.told for each in left_out(learnt, heads, features, dataset)},
     }  # fmt: skip
     print(source, seed, row["all_taught"]["Headstart"], flush=True)
     return row

@@ -119,7 +119,7 @@ def test_predict_says_what_shows_none_of_the_classes(headstart: Headstart, train
     assert [row["unknown"] for row in said.rows] == ["true", "false"]
     assert float(said.rows[0]["typicality"]) <= 0.05 < float(said.rows[1]["typicality"])
     assert said.rows[0]["label"]  # the least unlikely one
-    assert "1 of 2 pictures are unknown" in said.err
+    assert "Unknown, as they seem to show none of the classes: 1 of 2 pictures." in said.err
     as_json = headstart("predict", "--json", trained.run, tmp_path / "noise.png")
     assert json.loads(as_json.out)["unknown"] is True
 

@@ -213,7 +213,9 @@ def predict(
     model = bundle.load(run)
     count, failed, unknown = write_predictions(model, listed(paths), out, as_json=json, progress=runtime.bar)
     if unknown:
-        _say(f"{unknown:,} of {count:,} pictures are unknown: they seem to show none of the classes.")
+        _say(f"Unknown, as they seem to show none of the classes: {unknown:,} of {count:,} pictures.")
+    if model.unknown is None:
+        _say("This model cannot tell unknown pictures: there were too few to learn it from, or its run did not end.")
     if failed:
         _say(f"{failed} of the pictures could not be read; their rows say why.")
         raise typer.Exit(1)

@@ -264,7 +264,7 @@ def solved(
 
 
 def subject(
-    table: Table, rows: NDArray[np.int64], labels: NDArray[np.int64], classes: int, *more: NDArray[np.int64]
+    table: Table, rows: NDArray[np.int64], labels: NDArray[np.int64], classes: int, *more: NDArray[Any]
 ) -> dict[str, Any]:
     """What a head is fitted to, as part of a key: rows (M,) of a table, their labels, and other numbers of each."""
     given = b"".join(array.tobytes() for array in (labels, *more))

@@ -110,7 +110,7 @@ def _shown(row: Prediction) -> dict[str, str | float | bool | None]:
         "second": row.second,
         "second_probability": round(row.second_probability, 6) if read else None,
         "error": row.error.encode(errors="backslashreplace").decode(),
-        "unknown": row.unknown if read else None,
+        "unknown": None if math.isnan(row.typicality) else row.unknown,
         "typicality": None if math.isnan(row.typicality) else round(row.typicality, 6),
     }
 

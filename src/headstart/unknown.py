@@ -5,8 +5,8 @@ training has touched (Mahalanobis distance, Lee et al. 2018, arXiv 1807.03888). 
 by its entropy, or whose logits lie between those of the classes rather than with one of them (relative Mahalanobis distance, Ren et
 al. 2021, arXiv 2106.09022). Each is scaled by what it is on pictures that the judge has not seen; what is beyond the usual adds up,
 within a sort and then over both, to the strangeness of a picture. How strange known pictures are is taken from the same held-out
-pictures, so that no more than a chosen share of known ones is lost. For that a new picture has to be judged as they were: by those who
-saw four folds of five, each in turn (Barber et al. 2021, Predictive Inference with the Jackknife+, arXiv 1905.02928).
+pictures, so that about a chosen share of known ones is lost. For that a new picture has to be judged as they were: by those who saw
+four folds of five, each in turn (in the manner of Barber et al. 2021, Predictive Inference with the Jackknife+, arXiv 1905.02928).
 `benchmarks/unknown.py` sets this beside other scores.
 """
 
@@ -26,6 +26,7 @@ from headstart.solvers import spread
 from headstart.tasks.classification import softmax
 
 LOST = 0.05  # share of known pictures that may be taken for unknown
+VERSION = 1  # of what is learnt, as a store remembers it
 SHRINKAGE = 0.1  # of variances along the axes, towards their mean
 AXES = 64  # along which a variance is known; across all others they are taken to be equal
 _TURNS = 5  # parts of the held-out pictures, each judged by the logits of the others
@@ -93,7 +94,8 @@ def _principal(rows: Tensor, axes: int) -> tuple[NDArray[np.float64], NDArray[np
 class Answers:
     """Gaussians around logits: one of each of C classes, with one covariance, and one around all together. K logits a picture.
 
-    `centres` (C, K), of which the `mean` (K,) is taken; after `within` and `together` (K, K) the covariances are one. All are float32.
+    The `mean` (K,) of all logits is taken; after `within` and `together` (K, K) the covariances are one, and `centres` (C, K) are
+    after `within`. All are float32.
     """
 
     mean: NDArray[np.float32]
@@ -108,13 +110,14 @@ class Answers:
         mean, (_, place) = rows.mean(0), np.unique(labels, return_inverse=True)
         rows = rows - mean
         centres = np.stack([rows[place == each].mean(0) for each in range(place.max() + 1)])
-        found = (mean, centres, _whitening(rows - centres[place], len(centres)), _whitening(rows, 1))
+        within = _whitening(rows - centres[place], len(centres))
+        found = (mean, centres @ within, within, _whitening(rows, 1))
         return cls(*(np.ascontiguousarray(part, np.float32) for part in found))
 
     def relative(self, logits: Floats) -> NDArray[np.float64]:
         """Squared distance (N,) of logits (N, K) from the nearest class less that from all together."""
         rows = _centred(logits) - self.mean
-        points, centres = rows @ self.within, self.centres.astype(np.float64) @ self.within
+        points, centres = rows @ self.within, self.centres.astype(np.float64)
         apart = np.square(points).sum(1)[:, None] - 2 * points @ centres.T + np.square(centres).sum(1)
         return np.asarray(apart.min(1) - np.square(rows @ self.together).sum(1))
 

@@ -20,10 +20,12 @@ def placed(
     taps: tuple[int, ...] = (3,), rungs: tuple[Any, ...] = (),
 ) -> Any:  # fmt: skip
     dataset = SimpleNamespace(indices=lambda _: range(pictures))
+    last = SimpleNamespace(taps=(3,), accuracy=0.8)
     heads = SimpleNamespace(
         profile=[SimpleNamespace(accuracy=accuracy) for accuracy in profile],
-        best=SimpleNamespace(taps=taps, accuracy=0.9),
-        last=SimpleNamespace(taps=(3,), accuracy=0.8),
+        best=last if taps == (3,) else SimpleNamespace(taps=taps, accuracy=0.95),
+        last=last,
+        accuracy=0.9,
     )
     shift = Shift((distance,) * 4, distance, entropy, 1000 if entropy is not None else 0, 64)
     return similarity(shift, heads, SimpleNamespace(rungs=rungs), dataset, STAGES)  # type: ignore[arg-type]

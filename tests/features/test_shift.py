@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,9 +18,9 @@ from headstart.backbones.weights import classifier_of
 from headstart.data.load import load_dataset
 from headstart.features.engine import normalize
 from headstart.features.extract import extract
-from headstart.features.shift import answers_entropy, shift, statistics_shift
+from headstart.features.shift import PICTURES, answers_entropy, shift, statistics_shift
 from headstart.features.store import Store
-from tests.toys import stripes
+from tests.toys import folder, stripes
 
 SIDE = 32
 
@@ -77,12 +78,17 @@ def test_nothing_is_moved_and_no_hook_stays(settled: Backbone) -> None:
 
 
 def test_it_is_measured_once_and_does_not_depend_on_order(settled: Backbone, store: Store) -> None:
-    drawn, labels = stripes(60, classes=3, side=SIDE)
+    drawn, labels = stripes(120, classes=3, side=SIDE)
     dataset = load_dataset((drawn, labels))
     features = extract(settled, dataset, store)
     first = shift(settled, dataset, features, store)
     assert first.distance is not None and first.entropy is None and first.classes == 0
-    assert first.pictures == len(dataset.indices("train"))
+    assert first.pictures == PICTURES < len(dataset.indices("train"))
+    back = load_dataset((drawn[::-1].copy(), labels[::-1].copy()))
+    other = shift(
+        settled, back, extract(settled, back, Store(store.root.parent / "other")), Store(store.root.parent / "other")
+    )
+    assert other.stages == first.stages
 
     def fails(*_: object) -> Tensor:
         raise AssertionError("a picture was run again")
@@ -140,3 +146,55 @@ def test_the_bundled_classifier_comes_along_and_answers_as_timm_does() -> None:
 )
 def test_only_a_linear_classifier_of_this_width_is_taken(given: dict[str, Tensor], found: bool) -> None:
     assert (classifier_of({**given, "stem": torch.zeros(1)}, frozenset(given), 8) is not None) == found
+
+
+def test_a_picture_that_went_away_ends_no_run(settled: Backbone, store: Store, tmp_path: Path) -> None:
+    root = folder(tmp_path / "pictures", 40)
+    dataset = load_dataset(root)
+    features = extract(settled, dataset, store)
+    gone = sorted(dataset.indices("train").tolist(), key=lambda i: dataset.digests[i])[0]
+    (root / dataset.names[gone]).unlink()
+    found = shift(settled, dataset, features, store)
+    assert found.distance is not None
+    for path in root.rglob("*.png"):
+        path.unlink()
+    assert shift(settled, dataset, features, Store(tmp_path / "empty")).distance is None
+
+
+@pytest.mark.parametrize("form", ["no variance", "channels last", "by name"])
+def test_what_only_looks_like_a_batch_norm_is_passed_over(form: str) -> None:
+    class Odd(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.register_buffer("running_mean", torch.zeros(width))
+            if form != "no variance":
+                self.register_buffer("running_var", torch.ones(width))
+
+        def forward(self, input: Tensor) -> Tensor:
+            return input * 2.0
+
+    class Holder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolutions = nn.ModuleList(nn.Conv2d(a, b, 3, 2, 1) for a, b in pairwise((3, 6, 6, 8, 8)))
+            self.odd = Odd(6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for place, convolution in enumerate(self.convolutions):
+                x = convolution(x)
+                if place == 0:
+                    if form == "channels last":
+                        x = self.odd(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+                    else:
+                        x = self.odd(input=x) if form == "by name" else self.odd(x)
+            return x.mean((2, 3))
+
+    backbone = load_backbone(Holder().eval(), input=InputSpec((SIDE, SIDE)))
+    assert set(statistics_shift(backbone, pictures())) == {None}
+
+
+def test_a_classifier_that_required_a_gradient_can_be_copied_and_asked() -> None:
+    given = {"fc.weight": nn.Parameter(torch.randn(3, 8, dtype=torch.half)), "fc.bias": nn.Parameter(torch.zeros(3))}
+    found = classifier_of(given, frozenset(given), 8)
+    assert found is not None
+    assert 0 < answers_entropy(copy.deepcopy(found), np.ones((2, 8), np.float32)) <= 1

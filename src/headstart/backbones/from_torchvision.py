@@ -17,7 +17,7 @@ from headstart.backbones.backbone import Backbone, InputSpec, Origin
 from headstart.backbones.catalog import unknown
 from headstart.backbones.from_module import last_weighted, replace_module
 from headstart.backbones.partition import partition
-from headstart.backbones.weights import load_strictly, read_weights, sha256_of
+from headstart.backbones.weights import classifier_of, load_strictly, read_weights, sha256_of
 
 
 def load_torchvision(name: str, weights: Path | None, pretrained: bool, input: InputSpec | None) -> Backbone:
@@ -45,7 +45,9 @@ def load_torchvision(name: str, weights: Path | None, pretrained: bool, input: I
         origin = Origin(f"torchvision:{name}", f"file {weights.name}", "unknown", "", digest)
     else:
         origin = Origin(f"torchvision:{name}", f"torchvision {best}", "BSD-3-Clause", str(best.url), digest)
-    return partition(network, spec, origin)
+    backbone = partition(network, spec, origin)
+    backbone.classifier = classifier_of(loaded, spare, backbone.widths[-1])
+    return backbone
 
 
 def input_spec(weights: Any) -> InputSpec:

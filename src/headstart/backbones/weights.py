@@ -91,7 +91,7 @@ def classifier_of(weights: Mapping[str, Tensor], spare: frozenset[str], width: i
     rows = [tensor for tensor in given if tensor.ndim == 1]
     if len(given) != 2 or len(matrices) != 1 or len(rows) != 1 or len(rows[0]) != len(matrices[0]):
         return None
-    return matrices[0].float(), rows[0].float()
+    return matrices[0].detach().float(), rows[0].detach().float()
 
 
 def _first_line(error: Exception) -> str:

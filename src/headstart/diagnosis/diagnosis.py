@@ -67,6 +67,6 @@ def diagnose(
         len(heads.pool),
         gravest_first(findings),
         growth(heads, features, dataset, store, progress),
-        telling(model, heads, features, dataset, proof),
+        telling(model, heads, features, dataset, proof, store),
         similarity(shift(backbone, dataset, features.of(0), store), heads, tuned, dataset, backbone.names),
     )

@@ -15,7 +15,7 @@ from headstart.finetune import Finetuned
 from headstart.race import Race
 
 LARGE = 1000  # training pictures
-NEAR = 0.06  # of the shift: photographs and satellite pictures lie below, microscopy and glyphs above (`benchmarks/shift.py`)
+NEAR = 0.06  # of the shift: drawn between the sets of `benchmarks/shift.py`, photographs and satellite pictures on one side
 SURE = 0.5  # of the source classifier's entropy, which stands in where a network has no running statistics
 _PRACTICE = {
     (False, True): "train a linear head on the last stage and leave the network alone",
@@ -84,7 +84,7 @@ def _evidence(
         told.append(f"channel statistics lie {shift.distance:.3f} from the source's, on a scale from 0 to 1")
     if shift.entropy is not None:
         told.append(
-            f"the source's classifier of {shift.classes:,} classes is {100 * shift.entropy:.0f} % as undecided as can be"
+            f"the source's classifier of {shift.classes:,} classes has {100 * shift.entropy:.0f} % of the largest possible entropy"
         )
     where = (
         "no single stage serves better than the last"
@@ -98,11 +98,11 @@ def _evidence(
 def _measured(heads: Race, tuned: Finetuned, stages: Sequence[str]) -> str:
     """What the run found out instead."""
     best, last = heads.best, heads.last
-    if best.taps == last.taps:
+    if best is last:
         said = f"a head on the last stage is right for {100 * last.accuracy:.1f} % out of fold, and no other is clearly better"
     else:
         said = (
-            f"a head on {len(best.taps)} {'stages' if len(best.taps) > 1 else 'stage'} is right for {100 * best.accuracy:.1f} % "
+            f"a head on {len(best.taps)} {'stages' if len(best.taps) > 1 else 'stage'} is right for {100 * heads.accuracy:.1f} % "
             f"out of fold, one on the last stage for {100 * last.accuracy:.1f} %"
         )
     tried = [

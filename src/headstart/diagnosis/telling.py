@@ -1,32 +1,35 @@
 """How well unknown pictures are told: how many known ones that costs, and how many pictures of a class that was not taught are told.
 
 One class at a time is left out of training, and its pictures are shown to what was learnt from the others. The head that stands in for
-the race's is a ridge regression on the same stages: what it answers without any of the pictures is known in closed form.
+the race's is a ridge regression on the same stages, whose weights without any of the pictures are known in closed form; only the
+scale of the features and the temperature have seen them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from headstart.data.dataset import Dataset
-from headstart.data.splits import thinned
 from headstart.features.extract import Features
-from headstart.heads import leaves
+from headstart.features.store import Store
+from headstart.heads import subject
 from headstart.model import Model
 from headstart.proof import Proof
 from headstart.race import Race
-from headstart.solvers import one_hot, spread
+from headstart.solvers import BLOCK, one_hot, principal_axes, ridge_by_hat
 from headstart.tasks.classification import fit_temperature
 from headstart.unknown import Unknown, learn
 
 SHOWN = 4  # classes that are left out in turn, the largest
 FEWEST = 5  # pictures of such a class
+EACH = 150  # and so many at most, where there are more than `MOST` in all
 MOST = 1000  # pictures that take part
+VERSION = 1  # of what is remembered
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,10 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Telling:
-    """A picture is unknown where its strangeness is above `threshold`, so that no more than a share `wanted` of known ones is lost.
+    """A picture is unknown where its strangeness is above `threshold`, so that about a share `wanted` of known ones is lost.
 
     `lost` is the share of the `tested` sealed pictures, None where there are none; `left_out` are classes, one at a time: none where
-    there are fewer than three.
+    there are too few, or too few pictures of each.
     """
 
     wanted: float
@@ -55,80 +58,100 @@ class Telling:
     @property
     def sentence(self) -> str:
         """Both shares in words."""
-        words = f"A picture is unknown where at most {100 * self.wanted:g} % of known ones are as strange"
+        found = []
         if self.lost is not None:
-            words += f": that loses {100 * self.lost:.1f} % of the {self.tested:,} sealed test images"
+            found.append(f"loses {100 * self.lost:.1f} % of the {self.tested:,} sealed test pictures")
         if self.left_out:
             told = float(np.mean([each.told for each in self.left_out]))
-            words += f", and tells {100 * told:.0f} % of the pictures of a class that was left out of training"
-        return f"{words}."
+            found.append(f"tells {100 * told:.0f} % of the pictures of a class that was left out of training")
+        words = f"A picture is unknown where at most {100 * self.wanted:g} % of known ones are as strange"
+        return f"{words}: that {' and '.join(found)}." if found else f"{words}."
 
 
-def telling(model: Model, heads: Race, features: Features, dataset: Dataset, proof: Proof) -> Telling | None:
+def telling(
+    model: Model, heads: Race, features: Features, dataset: Dataset, proof: Proof, store: Store
+) -> Telling | None:
     """How well the model tells unknown pictures; None where there were too few pictures to learn it from."""
     known, tested = model.unknown, len(dataset.indices("test"))
     if known is None:
         return None
     lost = None
     if tested:
-        seen = [features.stages((tap,), proof.indices) for tap in known.taps]
-        lost = float((known.typicality(seen, proof.rivals["final"].calibrated) <= known.lost).mean())
-    return Telling(known.lost, known.threshold, lost, tested, left_out(known, heads, features, dataset))
+        logits = proof.rivals["final"].calibrated
+        unlike = 0
+        for start in range(0, len(proof.indices), BLOCK):
+            part = slice(start, start + BLOCK)
+            seen = features.apart(known.taps, proof.indices[part])
+            unlike += int((known.typicality(seen, logits[part]) <= known.lost).sum())
+        lost = unlike / len(proof.indices)
+    return Telling(known.lost, known.threshold, lost, tested, left_out(known, heads, features, dataset, store))
 
 
-def left_out(known: Unknown, heads: Race, features: Features, dataset: Dataset) -> tuple[LeftOut, ...]:
-    """Leave out the largest classes, one at a time, and see how many of their pictures are told as unknown."""
-    pool = heads.pool[thinned(dataset.labels[heads.pool], MOST)]
+def left_out(known: Unknown, heads: Race, features: Features, dataset: Dataset, store: Store) -> tuple[LeftOut, ...]:
+    """Leave out the largest classes, one at a time, and see how many of their pictures are told; found out once per store."""
+    pool = heads.pool[_some(dataset.labels[heads.pool])]
     labels, folds = dataset.labels[pool], dataset.fold[pool]
-    counts = np.bincount(labels)
+    counts, classes = np.bincount(labels), len(dataset.classes)
     chosen = [int(label) for label in np.argsort(-counts, kind="stable")[:SHOWN] if counts[label] >= FEWEST]
     if (counts > 0).sum() < 3:
         return ()
-    ridge, seen = _Ridge.of(heads, features, labels, pool), [features.stages((tap,), pool) for tap in known.taps]
+    spec = {
+        **subject(features.table, features.rows[pool], labels, classes, folds),
+        "beside": [other.table.folder.name for other in features.beside],
+        "taps": known.taps, "read": heads.best.taps, "lost": known.lost, "version": VERSION, "torch": torch.__version__,
+    }  # fmt: skip
+    memo = store.artifact("left_out", spec)
+    stored = memo.load()
+    if stored is None:
+        told = _told(chosen, known, heads, features, (pool, labels, folds))
+        memo.save({}, {"told": told})
+    else:
+        told = stored[1]["told"]
+    return tuple(
+        LeftOut(dataset.classes[label], int(counts[label]), float(share))
+        for label, share in zip(chosen, told, strict=True)
+        if not np.isnan(share)
+    )
+
+
+def _some(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Positions of at most `MOST` of N pictures: the largest classes have their share, `EACH` at most, the others what is left."""
+    if len(labels) <= MOST:
+        return np.arange(len(labels))
+    largest = np.argsort(-np.bincount(labels), kind="stable")[:SHOWN]
+    first = np.concatenate([np.flatnonzero(labels == label)[:EACH] for label in largest])
+    rest = np.flatnonzero(~np.isin(labels, largest))
+    room = min(len(rest), MOST - len(first))
+    return np.sort(np.concatenate([first, rest[np.arange(room) * len(rest) // max(1, room)]]))
+
+
+def _told(
+    chosen: Sequence[int],
+    known: Unknown,
+    heads: Race,
+    features: Features,
+    pictures: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
+) -> NDArray[np.float64]:
+    """The share of each chosen class that is told, NaN where nothing could be learnt without it."""
+    pool, labels, folds = pictures
+    seen, axes = features.apart(known.taps, pool), principal_axes(features.stages(heads.best.taps, pool))
+    targets = one_hot(labels, int(labels.max()) + 1, axes.z.device)
+    ridge = max((score for score in heads.candidates if score.kind == "ridge"), key=lambda score: score.accuracy)
     parts = [folds == fold for fold in np.unique(folds)]
-    heat = fit_temperature(ridge.apart(parts), labels)
-    found = []
-    for label in chosen:
+
+    def answers(outs: list[NDArray[np.bool_]]) -> NDArray[np.float64]:
+        """To the rows of each of `outs` by a regression on all others; the last answer counts."""
+        places = [torch.from_numpy(np.flatnonzero(out)) for out in outs]
+        (logits,) = ridge_by_hat(axes, targets, places, [ridge.strength * len(labels)])
+        return logits.cpu().double().numpy()
+
+    heat = fit_temperature(answers(parts), labels)
+    found = np.full(len(chosen), np.nan)
+    for place, label in enumerate(chosen):
         out = labels == label
-        logits = ridge.apart([*(part | out for part in parts), out]) / heat
-        logits = np.delete(logits, label, axis=1)
+        logits = np.delete(answers([*(part | out for part in parts), out]) / heat, label, axis=1)
         rest, apart = ([rows[part] for rows in seen] for part in (~out, out))
         learnt = learn(known.taps, rest, folds[~out], rest, folds[~out], logits[~out], labels[~out], known.lost)
         if learnt is not None:
-            told = (learnt.typicality(apart, logits[out]) <= known.lost).mean()
-            found.append(LeftOut(dataset.classes[label], int(out.sum()), float(told)))
-    return tuple(found)
-
-
-@dataclass(frozen=True, eq=False)
-class _Ridge:
-    """Ridge regression on N pictures: the hat matrix (N, N), one-hot targets (N, K) and residuals (N, K)."""
-
-    hat: Tensor
-    targets: Tensor
-    residuals: Tensor
-
-    @classmethod
-    def of(cls, heads: Race, features: Features, labels: NDArray[np.int64], pool: NDArray[np.int64]) -> _Ridge:
-        """On the stages that the race's winner reads; where it is made of several heads, each has the same say."""
-        read = [leaf.taps for leaf, _ in leaves(heads.best)]
-        gram = torch.zeros(len(pool), len(pool))
-        for taps in read:
-            rows = torch.from_numpy(features.stages(taps, pool))
-            rows = (rows - rows.mean(0)) / (spread(rows) * rows.shape[1] ** 0.5)
-            gram += rows @ rows.T / len(read)
-        best = max((score for score in heads.candidates if score.kind == "ridge"), key=lambda score: score.accuracy)
-        penalty, one = best.strength * len(pool), torch.eye(len(pool), dtype=torch.float64)
-        # The rows are centred, so that the intercept, which is not penalised, adds 1/N.
-        hat = one - penalty * torch.linalg.inv(gram.double() + penalty * one) + 1.0 / len(pool)
-        targets = one_hot(labels, int(labels.max()) + 1, hat.device).double()
-        return cls(hat, targets, targets - hat @ targets)
-
-    def apart(self, outs: list[NDArray[np.bool_]]) -> NDArray[np.float64]:
-        """What is answered (N, K) for the rows of each of `outs` (N,) by a regression on all others; the last answer counts."""
-        found = torch.empty_like(self.targets)
-        for out in outs:
-            rows = torch.from_numpy(np.flatnonzero(out))
-            left = torch.eye(len(rows), dtype=torch.float64) - self.hat[rows][:, rows]
-            found[rows] = self.targets[rows] - torch.linalg.solve(left, self.residuals[rows])
-        return np.asarray(found.numpy())
+            found[place] = (learnt.typicality(apart, logits[out]) <= known.lost).mean()
+    return found

@@ -104,6 +104,11 @@ class Features:
             return np.empty((len(self.rows if indices is None else indices), 0), np.float32)
         return found[0] if len(found) == 1 else np.concatenate(found, axis=1)
 
+    def apart(self, taps: Sequence[int], indices: NDArray[np.int64] | None = None) -> list[NDArray[np.float32]]:
+        """The same, an array (N, width) for each of the stages `taps`."""
+        ends = np.cumsum([self.widths[tap] for tap in taps])[:-1]
+        return np.split(self.stages(taps, indices), ends, axis=1) if taps else []
+
 
 def together(features: Sequence[Features]) -> Features:
     """The features of several backbones for the same pictures; the stages of each are counted on from those before it."""

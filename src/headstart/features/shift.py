@@ -11,7 +11,7 @@ statistics have that alone.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from headstart.backbones.backbone import Backbone
 from headstart.data.dataset import Dataset
 from headstart.data.images import load_view
+from headstart.errors import UnreadableImage
 from headstart.features.engine import normalize
 from headstart.features.extract import Features
 from headstart.features.settle import key_of, transform_of
@@ -32,6 +33,7 @@ PICTURES = 64  # whose statistics are compared: each gives thousands of position
 ANSWERS = 2000  # whose source answers are looked at, at most
 _STEP = 16
 _LEAST = 1e-10  # of a variance
+VERSION = 1  # of what is remembered
 
 
 @dataclass(frozen=True)
@@ -52,20 +54,21 @@ class Shift:
 def shift(backbone: Backbone, dataset: Dataset, features: Features, store: Store) -> Shift:
     """The shift of a data set's training pictures; what was measured once is remembered.
 
-    `features` are the backbone's own, of the weights that it came with.
-
-    Raises:
-        UnreadableImage: where a picture cannot be decoded.
+    `features` are the backbone's own, of the weights that it came with. Pictures that cannot be read any more are left out.
     """
     pool = dataset.indices("train")
     some = sorted(pool.tolist(), key=lambda i: dataset.digests[i])[:PICTURES]
-    spec = {**key_of(backbone, None, 0, 0), "pictures": [dataset.digests[i] for i in some]}
+    spec = {**key_of(backbone, None, 0, 0), "pictures": [dataset.digests[i] for i in some], "version": VERSION}
     memo = store.artifact("shift", spec)
     known = memo.load()
     if known is None:
-        transform = transform_of(backbone)
-        pictures = np.stack([load_view(dataset.images, i, transform) for i in some])
-        stages = statistics_shift(backbone, pictures)
+        transform, pictures = transform_of(backbone), []
+        for i in some:
+            with suppress(UnreadableImage):  # gone since it was extracted: no reason to end a run
+                pictures.append(load_view(dataset.images, i, transform))
+        if not pictures:
+            return Shift((None,) * len(backbone.stages), None, None, 0, 0)
+        stages = statistics_shift(backbone, np.stack(pictures))
         memo.save({}, {"stages": np.array([np.nan if each is None else each for each in stages])})
     else:
         stages = tuple(None if np.isnan(each) else float(each) for each in known[1]["stages"])
@@ -80,7 +83,11 @@ def shift(backbone: Backbone, dataset: Dataset, features: Features, store: Store
 def statistics_shift(backbone: Backbone, pictures: NDArray[np.uint8]) -> tuple[float | None, ...]:
     """Per stage, the mean squared Hellinger distance of channel statistics on pictures (N, H, W, 3) uint8 from the running ones."""
     layers = [
-        [module for module in stage.modules() if isinstance(getattr(module, "running_mean", None), Tensor)]
+        [
+            module
+            for module in stage.modules()
+            if {"running_mean", "running_var"} <= dict(module.named_buffers(recurse=False)).keys()
+        ]
         for stage in backbone.stages
     ]
     if not any(layers):
@@ -103,6 +110,9 @@ def _watched(layers: list[nn.Module]) -> Iterator[dict[nn.Module, tuple[Tensor, 
     found: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
     def look(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
+        kept = layer.get_buffer("running_mean")
+        if kept.ndim != 1 or not given or given[0].ndim < 2 or given[0].shape[1] != len(kept):
+            return  # no batch normalisation over axis 1
         values = given[0].detach().double()
         others = [axis for axis in range(values.ndim) if axis != 1]
         count, total, squares = sums.get(layer, (0, torch.zeros(()), torch.zeros(())))
