@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +14,10 @@ from numpy.typing import NDArray
 import headstart
 from headstart.data.load import load_dataset
 from headstart.diagnosis.telling import EACH, MOST, LeftOut, Telling, _some, left_out
-from headstart.features.extract import extract
+from headstart.features.extract import extract, together
 from headstart.features.store import Store
 from headstart.race import race
+from headstart.transfer import knowing
 from headstart.unknown import AXES, Answers, Cloud, Unknown, learn, looked_at
 from tests.conftest import Trained
 from tests.toys import stripes, tiny_backbone
@@ -211,3 +214,33 @@ def test_the_sentence_says_both_shares() -> None:
         "strange: that tells 30 % of the pictures of a class that was left out of training."
     )
     assert Telling(0.05, 1.0, None, 0, ()).sentence.endswith("as strange.")
+
+
+@pytest.mark.parametrize("cut", [None, 2, 0])
+def test_a_run_learns_from_untouched_stages_of_all_backbones_and_from_held_out_answers(
+    store: Store, cut: int | None
+) -> None:
+    dataset = load_dataset(stripes(150, classes=3, side=48))
+    val = dataset.indices("train")[:30]
+    split, fold = dataset.split.copy(), dataset.fold.copy()
+    split[val], fold[val] = "val", -1
+    dataset = replace(dataset, split=split, fold=fold)
+    backbones = [tiny_backbone(seed) for seed in (0, 1)]
+    features = together([extract(each, dataset, store) for each in backbones])
+    pool, own = dataset.indices("train"), len(features.own)
+    heads = race(features, dataset.labels[pool], dataset.fold[pool], 3, pool)
+    answers = np.random.default_rng(0).normal(size=(30, 3)).astype(np.float32)
+    kept = () if cut is None else (SimpleNamespace(rung=SimpleNamespace(cut=cut)),)
+    tuned: Any = SimpleNamespace(kept=kept, held=val, logits=answers)
+    known = knowing(heads, tuned, features, dataset, 1.0, store)
+    assert known is not None
+    assert known.taps == looked_at([range(own if cut is None else cut), range(own, 2 * own)])
+    assert len(known.held) == (len(heads.pool) if cut is None else 30)
+    unknown = (known.typicality(features.apart(known.taps, val), answers) <= 0.05).mean()
+    assert (
+        unknown > 0.9 if cut is None else unknown < 0.4
+    )  # answers by chance are strange beside those of a head, not beside their like
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("headstart.transfer.learn", None)  # it is remembered
+        again = knowing(heads, tuned, features, dataset, 1.0, store)
+    assert again is not None and np.array_equal(again.held, known.held)
