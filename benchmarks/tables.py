@@ -403,6 +403,7 @@ def by_speed(case: dict[str, Any]) -> list[tuple[str, float, float]]:
 def compared(suite: dict[str, Any]) -> list[str]:
     """The section on accuracy beside other recipes, and its plot."""
     cases = met(suite["cases"])
+    busiest = max(row["load"] for case in suite["cases"].values() for row in case["contestants"].values())
     page = [
         "## How right it is, beside other recipes",
         "",
@@ -410,7 +411,8 @@ def compared(suite: dict[str, Any]) -> list[str]:
         "each a process of its own. Test pictures are those that Headstart seals for the seed, 600 at most. Means in percent; "
         "*behind the best* is the mean distance, in points, from whoever shown is best in a case, which only hindsight knows. "
         "Headstart's heads come from the run of its default; their seconds are those to its first model. AutoGluon is not among them: "
-        "it could not be installed where this ran.",
+        "it could not be installed where this ran. "
+        f"Before a case the load average was up to {busiest:.1f}: where other work went on, seconds are upper bounds.",
         "",
     ]
     shows = [(names, common) for names in parties(cases) if (common := shared(cases, names))]
