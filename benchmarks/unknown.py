@@ -25,7 +25,7 @@ from headstart.features.store import Store
 from headstart.race import fit_winner, race
 from headstart.solvers import principal_axes
 from headstart.tasks.classification import fit_temperature, softmax
-from headstart.unknown import LOST, learn, looked_at
+from headstart.unknown import LOST, fit_unknown, looked_at
 
 import numpy as np  # isort: skip
 from scipy.spatial.distance import cdist  # isort: skip
@@ -132,7 +132,7 @@ def judged(
     for name, untouched in (("Headstart", depth), ("Headstart, where two stages are trained", depth - 2)):
         taps = looked_at([range(untouched)])
         stages = [features.stages((tap,), pool) for tap in taps]
-        learnt = learn(taps, stages, folds, stages, folds, logits["held"], given)
+        learnt = fit_unknown(taps, stages, folds, stages, folds, logits["held"], given)
         assert learnt is not None
         for sort, each in (("known", test), ("left out", left)):
             scores[sort][name] = learnt.strangeness([features.stages((tap,), each) for tap in taps], logits[sort])

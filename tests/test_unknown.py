@@ -18,7 +18,7 @@ from headstart.features.extract import extract, together
 from headstart.features.store import Store
 from headstart.race import race
 from headstart.transfer import knowing
-from headstart.unknown import AXES, Answers, Cloud, Unknown, learn, looked_at
+from headstart.unknown import AXES, Answers, Cloud, Unknown, fit_unknown, looked_at
 from tests.conftest import Trained
 from tests.toys import stripes, tiny_backbone
 
@@ -37,7 +37,7 @@ def drawn(count: int, seed: int, away: float = 0.0) -> tuple[Stages, NDArray[np.
 def learnt(count: int = 400, seed: int = 0, lost: float = 0.05) -> Unknown:
     stages, logits, labels = drawn(count, seed)
     folds = np.arange(count) % 5
-    found = learn((1, 3), stages, folds, stages, folds, logits, labels, lost)
+    found = fit_unknown((1, 3), stages, folds, stages, folds, logits, labels, lost)
     assert found is not None
     return found
 
@@ -104,7 +104,7 @@ def test_the_later_half_of_untouched_stages_is_looked_at() -> None:
 def test_answers_alone_are_enough_where_everything_was_trained() -> None:
     _, logits, labels = drawn(200, 0)
     folds = np.arange(200) % 5
-    known = learn((), [], folds, [], folds, logits, labels)
+    known = fit_unknown((), [], folds, [], folds, logits, labels)
     assert known is not None
     assert (known.typicality([], logits) <= 0.05).mean() < 0.1
     assert (known.typicality([], 0.01 * logits) <= 0.05).mean() > 0.95
@@ -113,7 +113,7 @@ def test_answers_alone_are_enough_where_everything_was_trained() -> None:
 def test_a_picture_of_another_side_is_judged_by_all() -> None:
     trained, (held, logits, labels) = drawn(200, 0)[0], drawn(60, 1)
     folds = np.arange(200) % 5
-    found = learn((0, 1), trained, folds, held, np.full(60, -1), logits, labels)
+    found = fit_unknown((0, 1), trained, folds, held, np.full(60, -1), logits, labels)
     assert found is not None
     distances = np.stack([cloud.squared(rows).mean(0) for cloud, rows in zip(found.clouds, held, strict=True)])
     assert found.scales[:2, 0] == pytest.approx(np.median(distances, axis=1), rel=1e-5)
@@ -124,11 +124,11 @@ def test_a_picture_of_another_side_is_judged_by_all() -> None:
 def test_it_does_not_depend_on_units_and_survives_what_never_changes() -> None:
     stages, logits, labels = drawn(300, 0)
     folds = np.arange(300) % 5
-    plain = learn((0, 1), stages, folds, stages, folds, logits, labels)
+    plain = fit_unknown((0, 1), stages, folds, stages, folds, logits, labels)
     larger = [stages[0] * 1000.0 + 5.0, stages[1]]
-    scaled = learn((0, 1), larger, folds, larger, folds, logits, labels)
+    scaled = fit_unknown((0, 1), larger, folds, larger, folds, logits, labels)
     still = [np.ones((300, 4)), *stages]
-    with_still = learn((0, 1, 2), still, folds, still, folds, logits, labels)
+    with_still = fit_unknown((0, 1, 2), still, folds, still, folds, logits, labels)
     assert plain is not None and scaled is not None and with_still is not None
     assert scaled.held == pytest.approx(plain.held, rel=1e-2)
     assert np.array_equal(with_still.held, plain.held)
@@ -137,7 +137,7 @@ def test_it_does_not_depend_on_units_and_survives_what_never_changes() -> None:
 @pytest.mark.parametrize(("count", "folds"), [(18, np.arange(18) % 5), (40, np.zeros(40, int))])
 def test_nothing_is_learnt_from_too_little(count: int, folds: NDArray[np.int64]) -> None:
     stages, logits, labels = drawn(count, 0)
-    assert learn((0, 1), stages, folds, stages, folds, logits, labels) is None
+    assert fit_unknown((0, 1), stages, folds, stages, folds, logits, labels) is None
 
 
 def test_wide_stages_keep_few_axes() -> None:
@@ -184,7 +184,9 @@ def test_a_class_that_was_left_out_is_told_where_it_is_unlike_the_others(store: 
     heads = race(features, dataset.labels[pool], dataset.fold[pool], 3, pool)
     taps = tuple(range(len(features.own)))
     stages = [features.stages((tap,), pool) for tap in taps]
-    known = learn(taps, stages, dataset.fold[pool], stages, dataset.fold[pool], heads.best.logits, dataset.labels[pool])
+    known = fit_unknown(
+        taps, stages, dataset.fold[pool], stages, dataset.fold[pool], heads.best.logits, dataset.labels[pool]
+    )
     assert known is not None
     told = {each.name: each for each in left_out(known, heads, features, dataset, store)}
     assert set(told) == {"0", "1", "2"}
@@ -193,7 +195,7 @@ def test_a_class_that_was_left_out_is_told_where_it_is_unlike_the_others(store: 
     assert left_out(known, heads, features, two, store) == ()
     once = left_out(known, heads, features, dataset, store)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("headstart.diagnosis.telling.learn", None)  # what was found out is not computed again
+        patch.setattr("headstart.diagnosis.telling.fit_unknown", None)  # what was found out is not computed again
         assert left_out(known, heads, features, dataset, store) == once
 
 
@@ -241,6 +243,6 @@ def test_a_run_learns_from_untouched_stages_of_all_backbones_and_from_held_out_a
         unknown > 0.9 if cut is None else unknown < 0.4
     )  # answers by chance are strange beside those of a head, not beside their like
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("headstart.transfer.learn", None)  # it is remembered
+        patch.setattr("headstart.unknown.fit_unknown", None)  # it is remembered
         again = knowing(heads, tuned, features, dataset, 1.0, store)
     assert again is not None and np.array_equal(again.held, known.held)

@@ -20,7 +20,6 @@ from headstart.backbones.backbone import Backbone, InputSpec
 from headstart.backbones.catalog import first_and_others, load_backbone
 from headstart.data.ahead import Ahead
 from headstart.data.dataset import Dataset
-from headstart.data.splits import thinned
 from headstart.diagnosis.diagnosis import diagnose
 from headstart.features.engine import Engine
 from headstart.features.extract import Features, activation_bytes, decode_seconds, extract, together
@@ -28,18 +27,18 @@ from headstart.features.settle import settle
 from headstart.features.store import Store
 from headstart.finetune import Finetuned, finetune
 from headstart.folder import Folder
-from headstart.heads import Head, subject
+from headstart.heads import Head
 from headstart.lineup import line_up
 from headstart.model import Model
 from headstart.plan import Budget, Evidence, Mode, Plan, decide, load_plan
-from headstart.race import RACED, Race, fit_winner, race
+from headstart.race import Race, fit_winner, race
 from headstart.request import Options
 from headstart.run import Run, keep, keep_model
 from headstart.scratch import scratch_seconds
 from headstart.story import Story
 from headstart.suffix import fastest, stage_seconds
 from headstart.tasks.classification import fit_temperature
-from headstart.unknown import LOST, VERSION, Unknown, learn, looked_at
+from headstart.unknown import Unknown, learn
 
 
 def transfer(
@@ -245,29 +244,10 @@ def finetuned(engines: Sequence[Engine], tuned: Finetuned, dataset: Dataset) -> 
 def knowing(
     heads: Race, tuned: Finetuned, features: Features, dataset: Dataset, heat: float, store: Store
 ) -> Unknown | None:
-    """What tells unknown pictures: the stages that no rung has trained, and calibrated answers to held-out pictures; learnt once."""
-    frozen, own = min([result.rung.cut for result in tuned.kept], default=len(features.own)), len(features.own)
-    ends = np.cumsum([own, *(len(other.own) for other in features.beside)]).tolist()
-    taps = looked_at([range(frozen), *map(range, ends[:-1], ends[1:])])
+    """What tells unknown pictures: the stages that no rung has trained, and calibrated answers to held-out pictures."""
+    frozen = min([result.rung.cut for result in tuned.kept], default=len(features.own))
     held, logits = (tuned.held, tuned.logits) if tuned.kept else (heads.pool, heads.best.logits)
-    if len(held) > RACED:
-        some = thinned(dataset.labels[held], RACED)
-        held, logits = held[some], logits[some]
-    folds, held_folds, answers = dataset.fold[heads.pool], dataset.fold[held], logits / np.float32(heat)
-    spec = {
-        **subject(features.table, features.rows[held], dataset.labels[held], len(dataset.classes), held_folds, answers),
-        "trained": features.table.content(features.rows[heads.pool]), "folds": folds.tolist(), "taps": taps, "lost": LOST,
-        "beside": [other.table.folder.name for other in features.beside], "version": VERSION, "torch": torch.__version__,
-    }  # fmt: skip
-    memo = store.artifact("unknown", spec)
-    stored = memo.load()
-    if stored is not None:
-        return Unknown.of(taps, LOST, stored[1]) if stored[1] else None
-    trained = features.apart(taps, heads.pool)
-    asked = trained if held is heads.pool else features.apart(taps, held)
-    known = learn(taps, trained, folds, asked, held_folds, answers, dataset.labels[held])
-    memo.save({}, {} if known is None else known.arrays)
-    return known
+    return learn(features, dataset, frozen, heads.pool, held, logits / np.float32(heat), store)
 
 
 def _model(

@@ -20,13 +20,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.special import entr
-from torch import Tensor
 
-from headstart.solvers import spread
+from headstart.data.dataset import Dataset
+from headstart.data.splits import thinned
+from headstart.features.extract import Features
+from headstart.features.store import Store
+from headstart.heads import subject
+from headstart.race import RACED
+from headstart.solvers import principal_axes
 from headstart.tasks.classification import softmax
 
 LOST = 0.05  # share of known pictures that may be taken for unknown
-VERSION = 1  # of what is learnt, as a store remembers it
+_VERSION = 2  # of what is learnt, as a store remembers it
 SHRINKAGE = 0.1  # of variances along the axes, towards their mean
 AXES = 64  # along which a variance is known; across all others they are taken to be equal
 _TURNS = 5  # parts of the held-out pictures, each judged by the logits of the others
@@ -51,7 +56,7 @@ class Cloud:
         """Around rows (N, D), leaving out each fold (N,) in turn."""
         each, sizes = np.unique(folds, return_counts=True)
         axes = min(AXES, rows.shape[1], len(rows) - int(sizes.max()) - 1)
-        found = [_gaussian(np.asarray(rows[folds != fold], np.float64), axes) for fold in each]
+        found = [_gaussian(rows[folds != fold], axes) for fold in each]
         return cls(*(np.ascontiguousarray(np.stack(part), np.float32) for part in zip(*found, strict=True)))
 
     def squared(self, rows: Floats) -> NDArray[np.float64]:
@@ -67,27 +72,17 @@ class Cloud:
         return found
 
 
-def _gaussian(rows: NDArray[np.float64], axes: int) -> tuple[NDArray[np.float64], ...]:
-    """Mean, scale, axes and weights of rows (N, D)."""
-    mean, scale = rows.mean(0), spread(torch.from_numpy(rows)).numpy()
-    apart = (rows - mean) / scale
-    values, directions = _principal(torch.from_numpy(apart).float(), axes)
-    freedom, width = max(1, len(rows) - 1), rows.shape[1]
-    along, whole = values / freedom, np.square(apart).sum() / freedom
-    across = (whole - along.sum()) / max(1, width - axes)
-    variances = (1 - SHRINKAGE) * np.append(along, max(across, 0.0)) + SHRINKAGE * whole / width
-    return mean, scale, directions, 1.0 / np.maximum(variances, 1e-12)
-
-
-def _principal(rows: Tensor, axes: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The largest squared singular values (axes,) of rows (N, D), and their directions (D, axes); zeros where rounding rules."""
-    wide = len(rows) < rows.shape[1]
-    power, vectors = torch.linalg.eigh(rows @ rows.T if wide else rows.T @ rows)
-    power, vectors = power[-axes:].clamp(min=0.0), vectors[:, -axes:]
-    if wide:
-        vectors = rows.T @ vectors / power.sqrt().clamp(min=1e-30)
-    meant = power > 1e-6 * power.max()
-    return (power * meant).double().numpy(), (vectors * meant).double().numpy()
+def _gaussian(rows: Floats, axes: int) -> tuple[NDArray[np.floating], ...]:
+    """Mean, scale, axes and weights of rows (N, D); an axis along which nothing varies is zero."""
+    found, width = principal_axes(rows), rows.shape[1]
+    count, freedom = min(axes, len(found.power)), max(1, len(rows) - 1)
+    directions, along = np.zeros((width, axes)), np.zeros(axes)
+    directions[:, :count] = found.onto(torch.eye(len(found.power), device=found.z.device)[:, -count:]).cpu()
+    along[:count] = found.power[-count:].cpu() / freedom
+    whole = float(found.power.sum()) / freedom
+    across = max(0.0, whole - along.sum()) / max(1, width - axes)
+    variances = (1 - SHRINKAGE) * np.append(along, across) + SHRINKAGE * whole / width
+    return found.mean.cpu().numpy(), found.scale.cpu().numpy(), directions, 1.0 / np.maximum(variances, 1e-12)
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,6 +188,42 @@ def looked_at(untouched: Sequence[range]) -> tuple[int, ...]:
 
 
 def learn(
+    features: Features,
+    dataset: Dataset,
+    frozen: int,
+    pool: NDArray[np.int64],
+    held: NDArray[np.int64],
+    logits: Floats,
+    store: Store,
+) -> Unknown | None:
+    """What known pictures are like, from training pictures `pool` (N,) and calibrated logits (M, K) of held-out ones `held` (M,).
+
+    Both are indices into the data set. The first `frozen` stages of the first backbone, and all of others, are untouched. Learnt once
+    per store.
+    """
+    if len(held) > RACED:
+        some = thinned(dataset.labels[held], RACED)
+        held, logits = held[some], logits[some]
+    ends = np.cumsum([len(features.of(place).own) for place in range(1 + len(features.beside))]).tolist()
+    taps = looked_at([range(frozen), *map(range, ends[:-1], ends[1:])])
+    labels, folds, held_folds = dataset.labels[held], dataset.fold[pool], dataset.fold[held]
+    spec = {
+        **subject(features.table, features.rows[held], labels, len(dataset.classes), held_folds, logits),
+        "trained": features.table.content(features.rows[pool]), "folds": folds.tolist(), "taps": taps, "lost": LOST,
+        "beside": [other.table.folder.name for other in features.beside], "version": _VERSION, "torch": torch.__version__,
+    }  # fmt: skip
+    memo = store.artifact("unknown", spec)
+    stored = memo.load()
+    if stored is not None:
+        return Unknown.of(taps, LOST, stored[1]) if stored[1] else None
+    trained = features.apart(taps, pool)
+    asked = trained if held is pool else features.apart(taps, held)
+    known = fit_unknown(taps, trained, folds, asked, held_folds, logits, labels)
+    memo.save({}, {} if known is None else known.arrays)
+    return known
+
+
+def fit_unknown(
     taps: tuple[int, ...],
     trained: Sequence[Floats],
     folds: NDArray[np.int64],

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from headstart.baselines import Thumbnails, thumbnails
 from headstart.data.dataset import Dataset
-from headstart.diagnosis.shortcuts import Telling, set_apart, shortcuts
+from headstart.diagnosis.shortcuts import Recognition, set_apart, shortcuts
 from headstart.features.store import Store
 from tests.diagnosis.given import dataset_of, raced
 from tests.toys import stripes
@@ -88,7 +88,7 @@ def test_tiny_data_are_survived(store: Store, labels: NDArray[np.int64]) -> None
 
 def test_informedness_by_hand() -> None:
     labels, answers = np.array([0, 0, 0, 0, 1, 1]), np.array([0, 0, 0, 1, 1, 0])
-    told = Telling.of(answers, labels, 2)
+    told = Recognition.of(answers, labels, 2)
     assert np.allclose(told.recognised, [4 / 6, 2 / 4]) and np.allclose(told.mistaken, [2 / 4, 2 / 6])
     assert np.allclose(told.informedness, [1 / 6, 1 / 6])
 

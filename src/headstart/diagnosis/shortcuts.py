@@ -37,7 +37,7 @@ Labels = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
-class Telling:
+class Recognition:
     """Of each class (K,): share of its pictures that a trait recognises, of the others that are taken for it, smoothed."""
 
     recognised: NDArray[np.float64]
@@ -45,7 +45,7 @@ class Telling:
     error: NDArray[np.float64]
 
     @classmethod
-    def of(cls, answers: Labels, labels: Labels, classes: int) -> Telling:
+    def of(cls, answers: Labels, labels: Labels, classes: int) -> Recognition:
         """From answers and labels (N,); one picture of each kind is added, so that none of none and all of one say little."""
         own, calls = np.bincount(labels, minlength=classes), np.bincount(answers, minlength=classes)
         hits = np.bincount(labels[answers == labels], minlength=classes)
@@ -139,10 +139,10 @@ def _answers(values: NDArray[np.floating], labels: Labels, folds: Labels) -> Lab
 
 def set_apart(answers: Labels, labels: Labels, classes: int, beside: Labels | None = None) -> Labels:
     """Classes that the answers (N,) set apart for sure, the most so first; with answers `beside`, clearly better than these do."""
-    told = Telling.of(answers, labels, classes)
+    told = Recognition.of(answers, labels, classes)
     lead, error, least = told.informedness, told.error, 0.0
     if beside is not None:
-        other = Telling.of(beside, labels, classes)
+        other = Recognition.of(beside, labels, classes)
         lead, error, least = lead - other.informedness, np.hypot(error, other.error), FURTHER_IN
     sure = lead - float(norm.isf(LEVEL / classes)) * error > 0
     enough = np.bincount(labels, minlength=classes) >= OWN

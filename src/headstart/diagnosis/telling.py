@@ -23,13 +23,13 @@ from headstart.proof import Proof
 from headstart.race import Race
 from headstart.solvers import BLOCK, one_hot, principal_axes, ridge_by_hat
 from headstart.tasks.classification import fit_temperature
-from headstart.unknown import Unknown, learn
+from headstart.unknown import Unknown, fit_unknown
 
 SHOWN = 4  # classes that are left out in turn, the largest
 FEWEST = 5  # pictures of such a class
 EACH = 150  # and so many at most, where there are more than `MOST` in all
 MOST = 1000  # pictures that take part
-VERSION = 1  # of what is remembered
+VERSION = 2  # of what is remembered
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def _told(
         out = labels == label
         logits = np.delete(answers([*(part | out for part in parts), out]) / heat, label, axis=1)
         rest, apart = ([rows[part] for rows in seen] for part in (~out, out))
-        learnt = learn(known.taps, rest, folds[~out], rest, folds[~out], logits[~out], labels[~out], known.lost)
+        learnt = fit_unknown(known.taps, rest, folds[~out], rest, folds[~out], logits[~out], labels[~out], known.lost)
         if learnt is not None:
             found[place] = (learnt.typicality(apart, logits[out]) <= known.lost).mean()
     return found
