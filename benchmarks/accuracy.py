@@ -117,6 +117,7 @@ def row(done: Ran, tested: list[str]) -> dict[str, Any]:
     if done.told:
         models = done.told["test"]["models"]
         found["models"] = {name: scores["accuracy"]["value"] for name, scores in models.items()}
+        found["ece"] = models["final"]["ece"]["value"]
         found |= {key: done.told[key] for key in ("verdict", "overkill", "chosen")}
         found["rungs"] = [bool(rung["kept"]) for rung in done.told["rungs"]]
     return found

@@ -2,11 +2,12 @@
 
     python benchmarks/run.py --suite speed --data ../shared/data --peers-python /path/to/peers/bin/python
     python benchmarks/run.py --suite accuracy --tier quick --data ../shared/data --peers-python /path/to/peers/bin/python
+    python benchmarks/run.py --suite depth --data ../shared/data
     python benchmarks/run.py --suite verdict --data ../shared/data
 
 `speed` and `accuracy` lay out the pictures as train/ and test/ with a folder per class (links, nothing is copied), save the weights as
 the peers read them, and run every contestant as a process of its own: same pictures, same split, same weights, same machine, in
-one run. `verdict` needs no peers. What has been measured is kept in benchmarks/results and not measured again.
+one run. `depth` and `verdict` need no peers. What has been measured is kept in benchmarks/results and not measured again.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ import sys
 from pathlib import Path
 
 import accuracy
+import depth
 import speed
 import verdict
 from common import SETS
 
-SUITES = {"speed": speed, "accuracy": accuracy, "verdict": verdict}
-NAMES = {"speed": speed.CONTESTANTS, "accuracy": accuracy.CONTESTANTS, "verdict": verdict.CASES}
+SUITES = {"speed": speed, "accuracy": accuracy, "depth": depth, "verdict": verdict}
+NAMES = {
+    "speed": speed.CONTESTANTS, "accuracy": accuracy.CONTESTANTS, "depth": [*depth.RUNGS, depth.LADDER], "verdict": verdict.CASES,
+}  # fmt: skip
 
 
 def main() -> None:
@@ -30,20 +34,22 @@ def main() -> None:
     parser.add_argument("--suite", choices=list(SUITES), required=True)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument(
-        "--sets", nargs="+", help="speed, accuracy: only these data sets; speed has satellite without it"
+        "--sets", nargs="+", help="speed, accuracy, depth: only these data sets; speed has satellite without it"
     )
     parser.add_argument("--images", type=int, default=1260, help="speed: training pictures at most")
     parser.add_argument("--tier", choices=list(accuracy.TIERS), default="quick", help="accuracy: how much is run")
-    parser.add_argument("--sizes", nargs="+", choices=accuracy.SIZES, help="accuracy: only these")
-    parser.add_argument("--seeds", nargs="+", type=int, help="accuracy: only these; verdict: these instead of 0 to 29")
+    parser.add_argument("--sizes", nargs="+", choices=accuracy.SIZES, help="accuracy, depth: only these")
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, help="accuracy: only these; depth, verdict: these instead of 0, or 0 to 29"
+    )
     parser.add_argument("--peers-python", default=sys.executable, help="the Python that the peers are installed for")
-    parser.add_argument("--only", nargs="+", help="only these contestants, or cases of the verdict")
+    parser.add_argument("--only", nargs="+", help="only these contestants, rungs, or cases of the verdict")
     given = parser.parse_args()
     for name in given.only or []:
         if name not in NAMES[given.suite]:
             parser.error(f"--only {name!r}: the suite has {', '.join(map(repr, NAMES[given.suite]))}")
     for name in given.sets or []:
-        if given.suite == "accuracy" and name not in SETS:
+        if given.suite in ("accuracy", "depth") and name not in SETS:
             parser.error(f"--sets {name!r}: the suite has {', '.join(SETS)}")
     SUITES[given.suite].suite(given)
 

@@ -28,6 +28,7 @@ from headstart.heads import fit_head
 from headstart.plan import Plan, Rung
 from headstart.race import Race, race
 from headstart.suffix import FromStore, Net
+from headstart.train import train
 from tests.toys import striped, stripes, tiny_backbone
 
 # `headstart.finetune` is the function; this is the room that it lives in.
@@ -126,6 +127,23 @@ def test_a_rung_that_hurts_is_dropped_and_the_head_is_what_it_was(begun: Start, 
     assert tuned.kept == ()
     assert is_head_only(begun, tuned)
     assert set(tuned.held) <= set(begun.dataset.indices("train"))
+
+
+def test_a_rung_that_is_forced_is_kept_whatever_it_gains_and_is_judged_once(
+    begun: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (dropped,) = begun.ladder(HURTS).climb().rungs
+    judged: list[int] = []
+
+    def trained(*given: Any, **options: Any) -> Any:
+        judged.append(len(given[4]))
+        return train(*given, **options)
+
+    monkeypatch.setattr(room, "train", trained)
+    (result,) = begun.ladder(replace_rung(HURTS, forced=True)).climb().rungs
+    assert judged == [0]  # pictures held out: none in the refit, and what the first ladder judged is remembered
+    assert result.kept and not dropped.kept and result.gain == dropped.gain <= 0
+    assert result.reason == dropped.reason.replace("dropped", "kept, as asked for")
 
 
 def test_the_head_that_won_is_what_a_rung_has_to_beat_and_the_last_stage_is_where_it_starts(

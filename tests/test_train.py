@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,6 +122,36 @@ def test_what_is_frozen_is_bit_identical_after_training(bench: Bench, statistics
     running = {name for name in moved if "running" in name or "num_batches" in name}
     assert bool(running) == (statistics == "learnt")
     assert bench.backbone.digest() == tiny_backbone().digest()  # the one that was copied is as it was
+
+
+@pytest.mark.parametrize(
+    ("changes", "trained"),
+    [
+        ({"trains": "norms"}, lambda stage, name, ndim: stage >= 2 and ndim <= 1),
+        ({"trains": "biases"}, lambda stage, name, ndim: stage >= 2 and name.endswith("bias")),
+        ({"until": 3}, lambda stage, name, ndim: stage == 2),
+        ({"until": 4, "trains": "norms"}, lambda stage, name, ndim: stage in (2, 3) and ndim <= 1),
+        ({"until": 4, "statistics": "learnt"}, lambda stage, name, ndim: stage in (2, 3)),
+    ],
+    ids=["norms", "biases", "surgical", "surgical norms", "surgical with statistics"],
+)
+def test_a_rung_may_train_some_of_the_weights_and_leaves_the_others_bit_identical(
+    bench: Bench, changes: dict[str, Any], trained: Callable[[int, str, int], bool]
+) -> None:
+    net = bench.net(2)
+    before = {name: value.clone() for name, value in net.backbone.state_dict().items()}
+    bench.train(net, bench.stored(2, 3), rung(2, **changes))
+    moved = {name for name, value in net.backbone.state_dict().items() if not torch.equal(value, before[name])}
+    running = {name for name in moved if "running" in name or "num_batches" in name}
+    expected = {name for name, p in net.backbone.named_parameters() if trained(int(name.split(".")[1]), name, p.ndim)}
+    assert expected
+    assert moved - running == expected
+    assert {int(name.split(".")[1]) for name in running} == ({2, 3} if "statistics" in changes else set())
+    net.unfreeze(rung(2))  # what a rung left alone is there for the next one
+    assert all(
+        p.requires_grad == (not name.startswith(("stages.0", "stages.1")))
+        for name, p in net.backbone.named_parameters()
+    )
 
 
 def test_the_optimizer_holds_what_trains_and_nothing_else(bench: Bench) -> None:

@@ -209,7 +209,7 @@ class Ladder:
         difference = right - (best.argmax(1) == truth)
         gain, error = float(difference.mean()), float(difference.std() / max(1, len(truth)) ** 0.5)
         # One picture more, and none lost, always exceeds its own standard error: it takes two.
-        kept = gain > max(error, 1.5 / max(1, len(truth)))
+        kept = rung.forced or gain > max(error, 1.5 / max(1, len(truth)))
         after = []
         for split, each in zip(splits, trained, strict=True):
             net = each.at(ALPHAS[place])
@@ -227,7 +227,7 @@ class Ladder:
             all(outcome.complete for outcome in outcomes),
             tuple(outcome.curve for outcome in outcomes),
             time.monotonic() - began,
-            f"{'kept' if kept else 'dropped'}: {words}",
+            f"{'kept, as asked for' if rung.forced else 'kept' if kept else 'dropped'}: {words}",
         )
         return result, after, stacked[place], heats[place]
 
@@ -272,7 +272,7 @@ class Ladder:
         spec = {
             "start": _digest(start),
             "prefix": backbone.digest(rung.cut),
-            "rung": rung.model_dump(exclude={"reason"}),
+            "rung": rung.model_dump(exclude={"reason", "forced"}),
             "fit": self._content(split.fit),
             "held": self._content(split.held),
             "seed": seed,

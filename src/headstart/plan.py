@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from headstart.errors import PlanError
 
 Mode = Literal["auto", "head", "full"]
+Trains = Literal["all", "norms", "biases"]
 
 
 class _Record(BaseModel):
@@ -61,9 +62,17 @@ class Rung(_Record):
     `epochs` passes over the training pictures, each in one of `views` cached views; AdamW with a one-cycle schedule that
     peaks at `lr_head` for the head and at `lr_body · lr_decay^depth` for a stage `depth` stages below the last one. Activations
     are cached as they are computed, or rounded where `rounded` is set: half the bytes where they are computed in float32.
+
+    With `until`, only `stages[cut:until]` and the head train, and what lies above runs as it is (surgical fine-tuning, Lee et al.
+    2023, arXiv 2210.11466). `trains` "norms" leaves all weights but the one-dimensional ones: gains and offsets of normalisation
+    layers (Frankle et al. 2021, arXiv 2003.00152), and biases; "biases" leaves offsets and biases alone (BitFit, Ben Zaken et
+    al. 2022, arXiv 2106.10199). What is `forced` is kept whatever it gains.
     """
 
     cut: int = Field(ge=0)
+    until: int | None = Field(default=None, ge=1)
+    trains: Trains = "all"
+    forced: bool = False
     epochs: int = Field(ge=1, le=1000)
     lr_body: float = Field(default=1e-3, gt=0)
     lr_head: float = Field(default=3e-3, gt=0)
@@ -75,6 +84,14 @@ class Rung(_Record):
     smoothing: float = Field(default=0.1, ge=0, lt=1)
     statistics: Literal["frozen", "learnt"] = "frozen"
     reason: str = ""
+
+    @model_validator(mode="after")
+    def _ends_above_its_cut(self) -> Rung:
+        if self.until is not None and self.until <= self.cut:
+            raise ValueError(
+                f"until is {self.until}, and the cut {self.cut}: until takes a later stage, or null for all"
+            )
+        return self
 
 
 class Plan(_Record):
@@ -127,7 +144,7 @@ def decide(
     elif mode == "full":
         reasons.append("every stage is trained from the start: asked for with --plan full")
         gentle = {"lr_body": 3e-4, "lr_head": 1e-3}  # the lowest stages are the easiest to spoil
-        rungs = [_rung(evidence, 0, "all stages train, as asked for").model_copy(update=gentle)]
+        rungs = [rung_from(evidence, 0, "all stages train, as asked for").model_copy(update=gentle)]
     elif not evidence.tested:
         reasons.append(
             f"only the head is trained: {evidence.images} images are too few to cut a test set that could prove what more adds"
@@ -146,7 +163,7 @@ def decide(
                 if place == 0
                 else f"one step deeper, {100 * share:.0f} % stays frozen; tried only if the rung above it pays"
             )
-            rungs.append(_rung(evidence, cut, f"stages from {evidence.stages[cut]} on train: {why}"))
+            rungs.append(rung_from(evidence, cut, f"stages from {evidence.stages[cut]} on train: {why}"))
         rungs, more = _within(evidence, rungs, budget, judge)
         reasons += more
     return Plan(
@@ -183,7 +200,8 @@ def frozen_share(flops: list[int], cut: int) -> float:
     return sum(flops[:cut]) / max(1, sum(flops))
 
 
-def _rung(evidence: Evidence, cut: int, reason: str) -> Rung:
+def rung_from(evidence: Evidence, cut: int, reason: str = "") -> Rung:
+    """The rung that trains `stages[cut:]`."""
     # Fewer pictures get more passes: what trains needs a number of steps, not of epochs.
     epochs = max(6, min(12, round(6 * (1500 / max(1, evidence.images)) ** 0.5)))
     return Rung(cut=cut, epochs=epochs, views=4 if cut else 1, reason=reason)
@@ -330,6 +348,9 @@ def load_plan(path: Path, *, backbone: str, stages: list[str], tested: bool = Tr
     deep = [rung.cut for rung in plan.rungs if rung.cut >= len(stages)]
     if deep:
         raise PlanError(f"The plan '{path}' has a rung with cut {deep[0]}; a cut lies between 0 and {len(stages) - 1}.")
+    beyond = [rung.until for rung in plan.rungs if rung.until is not None and rung.until > len(stages)]
+    if beyond:
+        raise PlanError(f"The plan '{path}' has a rung until {beyond[0]}; there are {len(stages)} stages.")
     if plan.rungs and plan.judge == "val" and not given_val:
         raise PlanError(
             f'The plan \'{path}\' judges rungs on "val", and the data have no validation set. Write "judge": "fold".'

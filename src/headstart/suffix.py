@@ -24,6 +24,7 @@ from headstart.features.extract import Cached, columns
 from headstart.features.precision import Precision, autocast, has_fast_bfloat16, synchronize
 from headstart.features.settle import transform_of
 from headstart.heads import Head, Kind
+from headstart.plan import Rung, Trains
 
 _EVAL_BATCH = 64
 Training = Literal["float32", "bfloat16", "mixed"]
@@ -109,6 +110,19 @@ class Net(nn.Module):
         pooled = torch.cat([beside, *self.backbone.pooled(activation, self.cut)], dim=1)
         return self.head((pooled[:, self.columns] - self.mean) / self.scale)  # type: ignore[no-any-return, operator, index]
 
+    def unfreeze(self, rung: Rung) -> None:
+        """Make exactly what the rung trains trainable, and put it into train mode; running statistics too where it learns them."""
+        self.backbone.train_from(self.cut)
+        for place, stage in enumerate(self.backbone.stages[self.cut :], self.cut):
+            still = rung.until is not None and place >= rung.until
+            for name, parameter in stage.named_parameters():
+                if still or not _trains(rung.trains, name, parameter):
+                    parameter.requires_grad_(False)
+            if still:
+                stage.eval()
+            elif rung.statistics == "learnt":
+                stage.train()
+
     def linear(self, kind: Kind, strength: float) -> Head:
         """The head as a linear layer on raw pooled features."""
         with torch.no_grad():
@@ -134,6 +148,10 @@ class Net(nn.Module):
             found |= {f"stage{place}.{name}": value for name, value in stage.named_parameters()}
             found |= {f"stage{place}.{name}": value for name, value in stage.named_buffers()}
         return found | {f"head.{name}": value for name, value in self.head.named_parameters()}
+
+
+def _trains(what: Trains, name: str, parameter: nn.Parameter) -> bool:
+    return what == "all" or (parameter.ndim <= 1 and (what == "norms" or name.endswith("bias")))
 
 
 @torch.no_grad()

@@ -138,7 +138,7 @@ def train(
     ends with the best weights so far.
     """
     device = net.head.weight.device
-    net.backbone.train_from(net.cut)
+    net.unfreeze(rung)
     optimizer = optimizer_for(net, rung)
     per_epoch = max(1, math.ceil(len(fit) / rung.batch))
     curve: list[Epoch] = []
@@ -154,10 +154,7 @@ def train(
         draw = np.random.default_rng([seed, epoch])
         torch.manual_seed(int(draw.integers(2**31)))  # for dropout in the stages that train
         order, views = draw.permutation(fit), draw.integers(rung.views, size=len(fit))
-        net.backbone.train_from(net.cut)
-        if rung.statistics == "learnt":
-            for stage in net.backbone.stages[net.cut :]:
-                stage.train()
+        net.unfreeze(rung)
         total = torch.zeros((), device=device)
         for place in range(per_epoch):
             if time.monotonic() > deadline:
