@@ -34,6 +34,7 @@ from headstart.race import Race, fit_winner, race
 from headstart.request import Options, audited
 from headstart.tasks.classification import ece, fit_temperature
 from headstart.transfer import planned
+from headstart.views import more_views
 
 import numpy as np  # isort: skip
 from scipy.special import log_softmax, softmax  # isort: skip
@@ -86,6 +87,7 @@ class Case:
     def of(cls, source: Path, size: str, seed: int) -> Case:
         store, dataset = Store(), draw(source, size, seed)
         features = extract(engine().backbone, dataset, store, engine=engine())
+        features, _ = more_views(features, [engine()], dataset, store, seed=seed)
         pool = dataset.indices("train")
         heads = race(features, dataset.labels[pool], dataset.fold[pool], len(dataset.classes), pool, store=store)
         options = Options(backbone=LITE, seed=seed, budget=None)

@@ -75,7 +75,7 @@ def measured(source: Path, seed: int) -> list[dict[str, Any]]:
         heads = race(features, labels[pool], fold, classes, pool)
         best, began = heads.best, time.perf_counter()
         some = answered(
-            [features.stages(leaf.taps, pool) for leaf, _ in leaves(best)], labels[pool], fold, classes, best
+            [features.in_views(leaf.taps, pool, 0) for leaf, _ in leaves(best)], labels[pool], fold, classes, best
         )
         seconds = time.perf_counter() - began
         right = np.concatenate([some, [best.logits.argmax(1) == labels[pool]]])

@@ -13,7 +13,7 @@ from typing import Any
 from scipy.stats import binomtest
 
 from cells import headed, percent
-from standings import duels, held, met, parties, points, ranked, shared
+from standings import SAID, duels, held, met, parties, points, ranked, shared
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -153,6 +153,30 @@ def lined_up(cases: dict[str, Any]) -> list[str]:
         two = 100 * mean(len(row["chosen"]) == 2 for row in draws)
         means = " | ".join(f"{share:.1f}" for share in shares)
         rows.append(f"| {size} | {len(draws)} of {len(by_set)} sets | {means} | {two:.0f} % |")
+    return rows
+
+
+def seen_again(cases: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Heads on the clean view and on more: mean over sets of the mean over seeds, by how many pictures were drawn."""
+    rows = headed(
+        "| training pictures | draws | last stage | with views | the race's choice | with views | draws that this won, tied, lost | "
+        "views stayed |"
+    )
+    for size in ("5", "20", "600"):
+        by_set: dict[str, list[dict[str, Any]]] = {}
+        for case, sizes in cases.items():
+            by_set.setdefault(case.split()[0], []).extend(row for row in sizes if row["size"] == size)
+        draws = [row for those in by_set.values() for row in those]
+        means = [
+            percent(mean(mean(row[name] for row in those) for those in by_set.values()))
+            for name in ("last_clean", "last_views", "clean", "views")
+        ]
+        won, lost = (sum((row["views"] - row["clean"]) * sign > 0 for row in draws) for sign in (1, -1))
+        kept = f"{sum(row['taken'] for row in draws)} of {len(draws)}"
+        rows.append(
+            f"| {SAID[size]} | {len(draws)} of {len(by_set)} sets | {' | '.join(means)} | "
+            f"{won}, {len(draws) - won - lost}, {lost} | {kept} |"
+        )
     return rows
 
 
@@ -577,6 +601,17 @@ def main() -> None:
             "is cleared of the choice.",
             "",
             "\n".join(chosen(choice["means"])),
+            "",
+        ]
+    again = load("views")
+    if again is not None:
+        page += [
+            "## More views of each picture",
+            "",
+            "Heads on frozen features of EfficientNet-Lite0, percent of up to 600 test pictures: fitted to the pictures as they are, "
+            "and to three augmented views of each as well, unless the labels are clearly likelier without (`benchmarks/views.py`).",
+            "",
+            "\n".join(seen_again(again["cases"])),
             "",
         ]
     several = load("backbones")

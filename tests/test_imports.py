@@ -14,7 +14,7 @@ import headstart
 
 SOURCE = Path(headstart.__file__).parent
 ROOMS = (
-    "data", "tasks", "backbones", "features", "request", "folder", "solvers", "heads", "choice", "race", "lineup", "unknown",
+    "data", "tasks", "backbones", "features", "request", "folder", "solvers", "heads", "choice", "race", "lineup", "views", "unknown",
     "model", "plan", "suffix", "train", "finetune", "baselines", "scratch", "evaluate", "verdict", "proof", "diagnosis",
     "bundle", "report", "story", "run", "transfer", "fit", "serve", "demo", "show", "cli",
 )  # fmt: skip

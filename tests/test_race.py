@@ -21,7 +21,7 @@ class Lanes:
 
     def __init__(self, stages: list[Floats]) -> None:
         self.own = self.widths = tuple(stage.shape[1] for stage in stages)
-        self.beside = ()
+        self.beside = self.views = ()
         self._stages = stages
 
     def of(self, place: int) -> Lanes:

@@ -67,7 +67,8 @@ class Score:
 
     `accuracy` and `log_loss` are means over the training pool with standard errors `accuracy_se`, `log_loss_se`;
     `logits` (N, K) float32 are out-of-fold logits in the order of the pool, divided by `temperature` where the head's scores
-    are no log-probabilities. A blend has `parts`: heads, each with the temperature that calibrates it.
+    are no log-probabilities. A blend has `parts`: heads, each with the temperature that calibrates it. `views`: how many augmented
+    views of each picture the head is fitted to, beside the clean one; it is judged on clean ones.
     """
 
     kind: Kind
@@ -80,6 +81,7 @@ class Score:
     logits: NDArray[np.float32]
     temperature: float = 1.0
     parts: tuple[tuple[Score, float], ...] = ()
+    views: int = 0
 
 
 def _score(
@@ -115,21 +117,25 @@ def logistic_scores(
     classes: int,
     taps: tuple[int, ...],
     strengths: tuple[float, ...] = LOGISTIC_STRENGTHS,
+    views: int = 0,
 ) -> list[Score]:
     """Out-of-fold scores of L2-logistic regression at several strengths, the one with the least out-of-fold log-loss first.
 
-    `labels` and `folds` are (N,) int64.
+    `labels` and `folds` are (N,) int64. The axes are of N pictures, or of them and then of as many in each of the `views`; all views
+    of a picture lie in its fold, and only the first is judged.
     """
-    axes, targets = axes.leading(), one_hot(labels, classes, axes.z.device)
-    numbers = [int(fold) for fold in np.unique(folds)]
-    inside = torch.from_numpy(np.stack([folds != fold for fold in numbers])).float().to(axes.z.device)
+    axes, targets = axes.leading(), one_hot(np.tile(labels, 1 + views), classes, axes.z.device)
+    numbers, clean = [int(fold) for fold in np.unique(folds)], axes.z[: len(labels)]
+    inside = (
+        torch.from_numpy(np.stack([np.tile(folds != fold, 1 + views) for fold in numbers])).float().to(clean.device)
+    )
     scores: list[Score] = []
     for strength, (w, b) in zip(strengths, logistic_path(axes, targets, inside, strengths), strict=False):
-        logits = torch.empty_like(targets)
+        logits = torch.empty(len(labels), classes, device=clean.device)
         for place, fold in enumerate(numbers):
-            out = torch.from_numpy(folds == fold).to(axes.z.device)
-            logits[out] = axes.z[out] @ w[place] + b[place]
-        scores.append(_score("logistic", taps, strength, logits, labels))
+            out = torch.from_numpy(folds == fold).to(clean.device)
+            logits[out] = clean[out] @ w[place] + b[place]
+        scores.append(replace(_score("logistic", taps, strength, logits, labels), views=views))
         if scores[-1].log_loss > min(score.log_loss for score in scores) + 0.5 * scores[-1].log_loss_se:
             break  # strengths are tried in order; past the valley of the loss nothing better comes
     return sorted(scores, key=lambda score: score.log_loss)
@@ -141,19 +147,21 @@ def ridge_scores(
     folds: NDArray[np.int64],
     classes: int,
     taps: tuple[int, ...],
+    views: int = 0,
 ) -> list[Score]:
     """Out-of-fold scores of ridge regression onto one-hot targets at several strengths, the most accurate first.
 
     No fold is solved anew: with the hat matrix H of all rows, a fold's residuals without its own rows are (I − H_ff)⁻¹ times
     its residuals with them. Where folds are larger than the features are wide, its part of the Gram matrix is taken off instead.
+    Views as in `logistic_scores`.
     """
-    targets = one_hot(labels, classes, axes.z.device)
-    outs = [torch.from_numpy(folds == fold).to(axes.z.device) for fold in np.unique(folds)]
-    penalties = [strength * len(labels) for strength in RIDGE_STRENGTHS]
+    targets = one_hot(np.tile(labels, 1 + views), classes, axes.z.device)
+    outs = [torch.from_numpy(np.tile(folds == fold, 1 + views)).to(axes.z.device) for fold in np.unique(folds)]
+    penalties = [strength * len(targets) for strength in RIDGE_STRENGTHS]
     by = ridge_by_hat if max(int(out.sum()) for out in outs) <= axes.z.shape[1] else ridge_by_gram
-    found = by(axes, targets, outs, penalties)
+    found = [logits[: len(labels)] for logits in by(axes, targets, outs, penalties)]
     scores = [
-        _score("ridge", taps, strength, logits, labels, _temperature(logits, labels))
+        replace(_score("ridge", taps, strength, logits, labels, _temperature(logits, labels)), views=views)
         for strength, logits in zip(RIDGE_STRENGTHS, found, strict=True)
     ]
     return sorted(scores, key=lambda score: (-score.accuracy, score.log_loss))
@@ -165,15 +173,20 @@ def centroid_scores(
     folds: NDArray[np.int64],
     classes: int,
     taps: tuple[int, ...],
+    views: int = 0,
 ) -> list[Score]:
-    """Out-of-fold score of the nearest class mean in standardised features; strong where a class has few images."""
-    targets = one_hot(labels, classes, axes.z.device)
-    logits = torch.empty_like(targets)
+    """Out-of-fold score of the nearest class mean in standardised features; strong where a class has few images.
+
+    Views as in `logistic_scores`.
+    """
+    targets, clean = one_hot(np.tile(labels, 1 + views), classes, axes.z.device), axes.z[: len(labels)]
+    logits = torch.empty(len(labels), classes, device=clean.device)
     for fold in np.unique(folds):
-        out = torch.from_numpy(folds == fold).to(axes.z.device)
-        w, b = centroids(axes.z[~out].T @ targets[~out], targets[~out].sum(0))
-        logits[out] = axes.z[out] @ w + b
-    return [_score("centroid", taps, 0.0, logits, labels, _temperature(logits, labels))]
+        outs = torch.from_numpy(np.tile(folds == fold, 1 + views)).to(clean.device)
+        w, b = centroids(axes.z[~outs].T @ targets[~outs], targets[~outs].sum(0))
+        out = outs[: len(labels)]
+        logits[out] = clean[out] @ w + b
+    return [replace(_score("centroid", taps, 0.0, logits, labels, _temperature(logits, labels)), views=views)]
 
 
 def blended(scores: Sequence[Score], labels: NDArray[np.int64]) -> Score:

@@ -35,12 +35,14 @@ class Lineup:
     """Engines in use, the one that may be fine-tuned first; the features and heads of the pictures that are not sealed; reasons.
 
     `tried` are the features of everybody that was tried, where all training pictures were: a test by cross-validation chooses anew.
+    `entrants` are their engines.
     """
 
     engines: tuple[Engine, ...]
     features: Features
     heads: Race
     tried: Features
+    entrants: tuple[Engine, ...]
     reasons: tuple[str, ...] = ()
 
 
@@ -98,16 +100,21 @@ def line_up(
     if stored is None:
         memo.save({"tried": [other.name for other in candidates[1:]]}, {})
     whole = len(sample) == len(pool)
-    engines = [candidate.engine for candidate in chosen]
+    engines: Sequence[Engine] = [candidate.engine for candidate in chosen]
     features = together(
         [extract(each.backbone, dataset, store, engine=each, only=unsealed, progress=progress) for each in engines]
     )
     heads = raced(features, pool)
-    if not any(_used(features, heads)):  # what helped on the sample need not help on all of them
-        engines, features = engines[:1], features.of(0)
-        heads = raced(features, pool)
+    engines, features = answering(engines, features, heads)  # what helped on the sample need not help on all of them
+    heads = raced(features, pool)
     reasons += [_said(first, others, engines, heads)] if others else []
-    return Lineup(tuple(engines), features, heads, tried if whole else features, tuple(reasons))
+    entrants = [candidate.engine for candidate in (first, *others)] if whole else engines
+    return Lineup(tuple(engines), features, heads, tried if whole else features, tuple(entrants), tuple(reasons))
+
+
+def answering(engines: Sequence[Engine], features: Features, heads: Race) -> tuple[Sequence[Engine], Features]:
+    """Those whose features the winner reads, and their features: all of them, or the first alone."""
+    return (engines, features) if any(_used(features, heads)) else (engines[:1], features.of(0))
 
 
 def _named(engine: Engine) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -31,7 +32,22 @@ from headstart.heads import (
 )
 from headstart.solvers import STEPS, STEPS_ON, WEAK, Axes, Rows, Streamed, principal_axes
 
-Scorer = Callable[[Axes, NDArray[np.int64], NDArray[np.int64], int, tuple[int, ...]], list[Score]]
+
+class Scorer(Protocol):
+    """Out-of-fold scores of one kind of head at every strength, the chosen one first."""
+
+    def __call__(
+        self,
+        axes: Axes,
+        labels: NDArray[np.int64],
+        folds: NDArray[np.int64],
+        classes: int,
+        taps: tuple[int, ...],
+        *,
+        views: int = 0,
+    ) -> list[Score]: ...
+
+
 _Entrant = tuple[Kind, tuple[int, ...]]
 _SCORERS: dict[Kind, Scorer] = {"ridge": ridge_scores, "logistic": logistic_scores, "centroid": centroid_scores}
 RACED = 6000  # pictures that race at most, and that are held in memory: more cost time and tell no head from another
@@ -115,8 +131,9 @@ def _race(
     """Heads on one backbone, per stage and combined.
 
     Ridge scores every stage (the depth profile) and the combinations, cheaply; the last stage, the best stage and the best
-    combination go on to logistic regression. Their blend wins unless another beats it by more than one standard error of the
-    paired difference, and by three pictures. Of more than `RACED` pictures a sample races.
+    combination go on to logistic regression. Where there are augmented views, these are fitted to them as well, and stay so unless
+    the labels are clearly likelier without. Their blend wins unless another beats it by more than one standard error of the paired
+    difference, and by three pictures. Of more than `RACED` pictures a sample races, and none in more views.
     """
     count, sample = len(pool), thinned(labels, RACED)
     labels, folds, pool = labels[sample], folds[sample], pool[sample]
@@ -132,21 +149,31 @@ def _race(
     if raced is None:
         raced = _compete(features, labels, folds, classes, pool, known, progress)
         if store is not None:
-            rows = [{name: getattr(score, name) for name in _PLAIN} for score in raced.candidates]
-            arrays = {str(place): score.logits for place, score in enumerate(raced.candidates)}
-            memo.save({"scores": rows, "accuracy": raced.accuracy}, arrays)
+            _remember(memo, raced)
     last, candidates = raced.candidates[0], raced.candidates
-    usual, best = last, max(candidates, key=_rank)
-    if len(finalists := [score for score in candidates if score.kind == "logistic"]) > 1:
-        usual = blended(finalists, labels)
+    finalists, seen = [score for score in candidates if score.kind == "logistic"], ""
+    usual, best = _mean(finalists, labels), max(candidates, key=_rank)
+    if features.views and count <= RACED:
+        again = [*finalists, *([best] if best.kind != "logistic" else [])]
+        viewed = _in_views(again, features, labels, folds, classes, pool, store, progress)
+        mean = _mean(viewed[: len(finalists)], labels)
+        if not clearly_likelier(usual, mean, labels):  # few pictures seldom tell, and more views seldom hurt
+            seen = (
+                f"; fitted to {len(features.views)} augmented views of each picture as well: log-loss out of fold "
+                f"{mean.log_loss:.3f}, {usual.log_loss:.3f} without"
+            )
+            usual, last, best, candidates = mean, viewed[0], max(viewed, key=_rank), (*viewed, *candidates)
+    if usual is not last:
         candidates = (last, usual, *candidates[1:])
     if not clearly_better(best, usual, labels):
         best = usual
     flattery = max(0.0, max(score.accuracy for score in raced.candidates) - raced.accuracy)
     accuracy = best.accuracy - (flattery if best is not last else 0.0)
-    reason = _why(best, usual, last, labels, flattery)
+    reason = _why(best, usual, last, labels, flattery) + seen
     if store is not None and known and len(pool) == count:  # both will be asked for, and their axes are at hand
         for score in (last, *([part for part, _ in best.parts] or [best])):
+            if score.views:
+                continue
             kept = _memo(store, score, features, labels, classes, pool)
             axes = known[score.taps]
             _kept(kept, solved(axes, labels, classes, score.kind, score.taps, score.strength, score.temperature))
@@ -154,7 +181,50 @@ def _race(
     return Race(candidates, best, last, profile, accuracy, reason, pool)
 
 
-_PLAIN = ("kind", "taps", "strength", "accuracy", "accuracy_se", "log_loss", "log_loss_se", "temperature")
+def _mean(finalists: Sequence[Score], labels: NDArray[np.int64]) -> Score:
+    return blended(finalists, labels) if len(finalists) > 1 else finalists[0]
+
+
+def _in_views(
+    finalists: Sequence[Score],
+    features: Features,
+    labels: NDArray[np.int64],
+    folds: NDArray[np.int64],
+    classes: int,
+    pool: NDArray[np.int64],
+    store: Store | None,
+    progress: runtime.Progress,
+) -> list[Score]:
+    """The same heads, each fitted to augmented views of its pictures as well, at a strength chosen anew."""
+    views = len(features.views)
+
+    def scored(score: Score) -> Score:
+        rows = features.in_views(score.taps, pool, views)
+        axes = principal_axes(rows.reshape(-1, rows.shape[-1]))
+        return _SCORERS[score.kind](axes, labels, folds, classes, score.taps, views=views)[0]
+
+    memo = None
+    if store is not None:
+        spec = {
+            **subject(features.table, features.rows[pool], labels, classes, folds),
+            "views": [view.table.folder.name for view in features.views],
+            "heads": [(score.kind, score.taps) for score in finalists],
+            "solver": [LOGISTIC_STRENGTHS, RIDGE_STRENGTHS, STEPS, STEPS_ON, WEAK, torch.__version__],
+        }
+        memo = store.artifact("viewed", spec)
+        if (known := _recalled(memo)) is not None:
+            return list(known.candidates)
+    found = []
+    with progress("Racing heads in more views", len(finalists), "heads") as advance:
+        for score in finalists:  # one after the other: there are several times as many rows
+            found.append(scored(score))
+            advance(1)
+    if memo is not None:
+        _remember(memo, _Raced(tuple(found), 0.0))
+    return found
+
+
+_PLAIN = ("kind", "taps", "strength", "accuracy", "accuracy_se", "log_loss", "log_loss_se", "temperature", "views")
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,6 +245,14 @@ def _recalled(memo: Artifact) -> _Raced | None:
         for place, row in enumerate(record["scores"])
     )
     return _Raced(candidates, record["accuracy"])
+
+
+def _remember(memo: Artifact, raced: _Raced) -> None:
+    rows = [{name: getattr(score, name) for name in _PLAIN} for score in raced.candidates]
+    memo.save(
+        {"scores": rows, "accuracy": raced.accuracy},
+        {str(place): score.logits for place, score in enumerate(raced.candidates)},
+    )
 
 
 def _compete(
@@ -276,7 +354,8 @@ def _fitted(
     if len(pool) > RACED:
         axes = Streamed.of(lambda start, stop: features.stages(score.taps, pool[start:stop]), len(pool))
     else:
-        axes = principal_axes(features.stages(score.taps, pool))
+        rows = features.in_views(score.taps, pool, score.views)
+        axes, labels = principal_axes(rows.reshape(-1, rows.shape[-1])), np.tile(labels, 1 + score.views)
     return _kept(memo, solved(axes, labels, classes, score.kind, score.taps, score.strength, score.temperature))
 
 
@@ -291,6 +370,7 @@ def _memo(
     how = {
         "head": [score.kind, score.taps, score.strength, score.temperature],
         "solver": [STEPS, STEPS_ON, WEAK, torch.__version__],
+        "views": [features.views[view].table.folder.name for view in range(score.views)],
     }
     return store.artifact("head", {**subject(features.table, features.rows[pool], labels, classes), **how})
 

@@ -99,6 +99,13 @@ class Story:
         for reason in lineup.reasons:
             self.say(f"backbones: {reason}")
 
+    def views(self, heads: Race, views: int, why: str) -> None:
+        """Whether the heads were fitted to more views of the pictures."""
+        if views:
+            self.say(f"in {views} more views of each picture: {100 * heads.accuracy:.1f} % out of fold; {heads.reason}")
+        elif why:
+            self.say(f"views: {why}")
+
     def plan(self, plan: Plan) -> None:
         """What is going to be tried, and why."""
         for reason in plan.reasons[1:]:

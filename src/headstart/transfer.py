@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,13 +23,13 @@ from headstart.data.ahead import Ahead
 from headstart.data.dataset import Dataset
 from headstart.diagnosis.diagnosis import diagnose
 from headstart.features.engine import Engine
-from headstart.features.extract import Features, activation_bytes, decode_seconds, extract, together
+from headstart.features.extract import Features, activation_bytes, decode_seconds, extract, together, with_views
 from headstart.features.settle import settle
 from headstart.features.store import Store
 from headstart.finetune import Finetuned, finetune
 from headstart.folder import Folder
 from headstart.heads import Head
-from headstart.lineup import line_up
+from headstart.lineup import answering, line_up
 from headstart.model import Model
 from headstart.plan import Budget, Evidence, Mode, Plan, decide, load_plan
 from headstart.race import Race, fit_winner, race
@@ -39,6 +40,7 @@ from headstart.story import Story
 from headstart.suffix import fastest, stage_seconds
 from headstart.tasks.classification import fit_temperature
 from headstart.unknown import Unknown, learn
+from headstart.views import more_views
 
 
 def transfer(
@@ -65,24 +67,17 @@ def transfer(
         features = extract(backbone, dataset, store, engine=engine, only=unsealed, ahead=ahead, progress=progress)
         story.engine(settle(engine, dataset, store))
     with story.phase("head"):
-        pool = dataset.indices("train")
-        heads = race(
-            features,
-            dataset.labels[pool],
-            dataset.fold[pool],
-            len(dataset.classes),
-            pool,
-            store=store,
-            progress=progress,
-        )
+        pool, classes = dataset.indices("train"), len(dataset.classes)
+        labels, folds = dataset.labels[pool], dataset.fold[pool]
+        heads = race(features, labels, folds, classes, pool, store=store, progress=progress)
         story.heads(heads)
         model = on_frozen([engine], heads, features, dataset, store)
         first = not folder.holds_model(dataset.digest)  # a resumed or repeated run may have left a better one
         if first:
             keep_model(folder, story, model, dataset)  # whatever comes now takes longer, and may be interrupted
             folder.is_of(dataset.digest)
-    engines: tuple[Engine, ...] = (engine,)
-    tried = features
+    engines: Sequence[Engine] = (engine,)
+    entrants, tried = engines, features
     if others and module is None and weights is None:
         with story.phase("backbones"):
             lineup = line_up(
@@ -98,10 +93,23 @@ def transfer(
             story.lineup(lineup)
             if lineup.engines[0] is not engine:
                 story.engine(settle(lineup.engines[0], dataset, store))
-            engines, features, heads, tried = lineup.engines, lineup.features, lineup.heads, lineup.tried
+            engines, features, heads = lineup.engines, lineup.features, lineup.heads
+            entrants, tried = lineup.entrants, lineup.tried
             model = on_frozen(engines, heads, features, dataset, store)
             if first and engines != (engine,):
                 keep_model(folder, story, model, dataset)
+    with story.phase("views"):
+        how: dict[str, Any] = {"seed": options.seed, "progress": progress}
+        features, why = more_views(features, engines, dataset, store, deadline=deadline, **how)
+        if views := len(features.views):
+            heads = race(features, labels, folds, classes, pool, store=store, progress=progress)
+            engines, features = answering(engines, features, heads)
+            model = on_frozen(engines, heads, features, dataset, store)
+            if first:
+                keep_model(folder, story, model, dataset)
+            if not len(dataset.indices("test")):
+                tried = with_views(tried, entrants, dataset, store, views, only=pool, **how)
+        story.views(heads, views, why)
     with story.phase("plan"):
         plan = planned(dataset, engines, heads, options, store, spent=story.total)
         story.plan(plan)
@@ -121,9 +129,10 @@ def transfer(
         against = proof.baselines(dataset, store, plan, tuned, deadline=deadline, seed=options.seed, progress=progress)
     with story.phase("evaluate"):  # the sealed test set is opened here, once
         if len(dataset.indices("test")):
-            features = tried = together(
+            features = together(
                 [extract(each.backbone, dataset, store, engine=each, progress=progress) for each in engines]
             )
+            features = tried = with_views(features, engines, dataset, store, views, only=pool, **how)
         result = proof.prove(model, heads, tuned, tried, dataset, against, store, seed=options.seed, progress=progress)
     with story.phase("diagnose"):
         diagnosis = diagnose(

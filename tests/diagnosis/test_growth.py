@@ -33,7 +33,7 @@ def scored(kind: Kind, apart: float = 0.8, seed: int = 0) -> tuple[np.ndarray, L
 @pytest.mark.parametrize("kind", SCORERS)
 def test_the_curve_rises_to_what_the_race_says(kind: Kind) -> None:
     features, labels, folds, score = scored(kind, apart=0.35)
-    parts = answered([features], labels, folds, 3, score)
+    parts = answered([features[None]], labels, folds, 3, score)
     assert parts.shape == (3, 300)
     curve = [*parts.mean(1), score.accuracy]
     assert curve[0] < curve[-1] - 0.03
@@ -52,15 +52,15 @@ def test_no_head_has_seen_what_it_judges(kind: Kind) -> None:
     features = draw.standard_normal((150, 400)).astype(np.float32)
     labels = draw.permutation(np.arange(150) % 3)
     score = Score(kind, (0,), 1e-6, 0, 0, 0, 0, np.zeros((150, 3), np.float32))
-    parts = answered([features], labels, np.arange(150) % 5, 3, score)
+    parts = answered([features[None]], labels, np.arange(150) % 5, 3, score)
     assert np.abs(parts.mean(1) - 1 / 3).max() < 0.13
 
 
 def test_neither_the_order_of_pictures_nor_the_names_of_folds_matter() -> None:
     features, labels, folds, score = scored("ridge")
     order = np.random.default_rng(0).permutation(300)
-    one = answered([features], labels, folds, 3, score)
-    other = answered([features[order]], labels[order], 10 * folds[order], 3, score)
+    one = answered([features[None]], labels, folds, 3, score)
+    other = answered([features[None, order]], labels[order], 10 * folds[order], 3, score)
     assert (one[:, order] == other).mean() > 0.995  # but for the last bits of sums in another order
     right = np.concatenate([one, one[-1:]])
     assert np.array_equal(foretell(right, 0.9, [2]), foretell(right[:, order], 0.9, [2]))

@@ -87,13 +87,15 @@ def growth(
     spec = {
         **subject(features.table, features.rows[pool], labels, classes, folds),
         "beside": [other.table.folder.name for other in features.beside],
-        "heads": [(leaf.kind, leaf.taps, leaf.strength, leaf.temperature, factor) for leaf, factor in leaves(best)],
+        "heads": [
+            (leaf.kind, leaf.taps, leaf.strength, leaf.temperature, leaf.views, factor) for leaf, factor in leaves(best)
+        ],
         "solver": [LOGISTIC_STRENGTHS, STEPS, STEPS_ON, WEAK, torch.__version__],
     }
     memo = store.artifact("growth", spec)
     stored = memo.load()
     if stored is None:
-        rows = [features.stages(leaf.taps, pool) for leaf, _ in leaves(best)]
+        rows = [features.in_views(leaf.taps, pool, leaf.views) for leaf, _ in leaves(best)]
         parts = answered(rows, labels, folds, classes, best, progress)
         memo.save({}, {"parts": parts})
     else:
@@ -116,7 +118,8 @@ def answered(
     progress: runtime.Progress = runtime.silent,
 ) -> NDArray[np.bool_]:
     """Whether the head that `score` speaks of is right out of fold when it is fitted to 1, 2, … of the other folds, short of all of
-    them: (F − 2, M) for F folds. `rows` are features (M, D) of the stages of each head that it is made of, `labels` and `folds` (M,).
+    them: (F − 2, M) for F folds. `rows` are features (V + 1, M, D) of the stages of each head that it is made of, in the views that it
+    is fitted to, the clean one first; `labels` and `folds` (M,).
 
     Parts made of whole folds keep classes in their shares and near-duplicates together, and no order of the pictures matters.
     """
@@ -130,7 +133,8 @@ def answered(
         inside, logits = (turn >= 1) & (turn <= size), np.zeros((int(held.sum()), classes))
         for (leaf, factor), seen in zip(leaves(score), rows, strict=True):
             how = (leaf.kind, leaf.taps, leaf.strength, leaf.temperature)
-            logits += factor * fit_head(seen[inside], labels[inside], classes, *how).logits(seen[held])
+            rows_of, labels_of = seen[:, inside].reshape(-1, seen.shape[-1]), np.tile(labels[inside], len(seen))
+            logits += factor * fit_head(rows_of, labels_of, classes, *how).logits(seen[0, held])
         return np.asarray(logits.argmax(1) == labels[held])
 
     right = np.zeros((count - 2, len(labels)), bool)

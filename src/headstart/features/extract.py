@@ -70,13 +70,15 @@ class Features:
     """Pooled outputs of every stage for a data set, read from the store through a memory map.
 
     `own` pooled width per stage; `rows` (N,) row numbers in the table, -1 for a picture that was not run yet. `beside` are the
-    features of other backbones for the same pictures, whose stages are counted on from the last one here.
+    features of other backbones for the same pictures, whose stages are counted on from the last one here. `views` are the features of
+    augmented views of the same pictures, where there are any.
     """
 
     table: Table
     rows: NDArray[np.int64]
     own: tuple[int, ...]
     beside: tuple[Features, ...] = ()
+    views: tuple[Features, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -108,6 +110,12 @@ class Features:
         """The same, an array (N, width) for each of the stages `taps`."""
         ends = np.cumsum([self.widths[tap] for tap in taps])[:-1]
         return np.split(self.stages(taps, indices), ends, axis=1) if taps else []
+
+    def in_views(self, taps: Sequence[int], indices: NDArray[np.int64], views: int) -> NDArray[np.float32]:
+        """`stages` of the pictures as they are, then in each of the first augmented `views`: (views + 1, M, D)."""
+        parts = [self.of(place) for place in range(1 + len(self.beside))]
+        looks = [together([part.views[view] for part in parts]) for view in range(views)]
+        return np.stack([each.stages(taps, indices) for each in (self, *looks)])
 
 
 def together(features: Sequence[Features]) -> Features:
@@ -142,16 +150,68 @@ def extract(
         StoreError: where the store cannot be written.
     """
     engine = Engine(backbone) if engine is None else engine
-    way = settle(engine, dataset, store, ahead.enough if ahead else runtime.nothing)
-    spec = key_of(backbone, None, view, seed) | {"precision": str(way)}
-    table = store.table("pooled", spec, "float32", sum(backbone.widths))
-    # In the order of the contents: who shares a batch moves the last bits, and names and order of files must not.
     wanted = np.arange(len(dataset)) if only is None else only
-    found = table.missing([dataset.digests[i] for i in wanted])
-    missing = sorted((int(wanted[place]) for place in found), key=lambda i: dataset.digests[i])
+    taken = ahead if view == 0 else None
+    (found,) = _extracted(engine, dataset, store, wanted, (view,), seed, "Extracting features", progress, taken)
+    if ahead is not None:
+        ahead.drop()
+    return found
+
+
+def with_views(
+    features: Features,
+    engines: Sequence[Engine],
+    dataset: Dataset,
+    store: Store,
+    views: int,
+    *,
+    only: NDArray[np.int64],
+    seed: int = 0,
+    progress: runtime.Progress = runtime.silent,
+) -> Features:
+    """The features of `engines`' backbones with those of augmented views 1 to `views` of the pictures `only` (M,) beside them.
+
+    The views are those that a rung trains on with the same seed.
+
+    Raises:
+        UnreadableImage: where a picture cannot be decoded.
+        StoreError: where the store cannot be written.
+    """
+    which, title = tuple(range(1, views + 1)), f"Extracting {views} more views"
+    return together(
+        [
+            replace(
+                features.of(place),
+                views=_extracted(engine, dataset, store, only, which, seed, title, progress),
+            )
+            for place, engine in enumerate(engines)
+        ]
+    )
+
+
+def _extracted(
+    engine: Engine,
+    dataset: Dataset,
+    store: Store,
+    wanted: NDArray[np.int64],
+    views: tuple[int, ...],
+    seed: int,
+    title: str,
+    progress: runtime.Progress,
+    ahead: Ahead | None = None,
+) -> tuple[Features, ...]:
+    """Features of each of the views; pictures decoded ahead are clean ones."""
+    backbone = engine.backbone
+    way = settle(engine, dataset, store, ahead.enough if ahead else runtime.nothing)
+    specs = [key_of(backbone, None, view, seed) | {"precision": str(way)} for view in views]
+    tables = [store.table("pooled", spec, "float32", sum(backbone.widths)) for spec in specs]
+    # In the order of the contents: who shares a batch moves the last bits, and names and order of files must not.
+    digests = [dataset.digests[i] for i in wanted]
+    lacking = {place for table in tables for place in table.missing(digests)}
+    missing = sorted((int(wanted[place]) for place in lacking), key=lambda i: dataset.digests[i])
     if missing:
-        store.make_room(len(missing) * table.row_bytes)
-        with progress("Extracting features", len(missing)) as advance:
+        store.make_room(len(missing) * sum(table.row_bytes for table in tables))
+        with progress(title, len(missing)) as advance:
             if ahead is not None:
                 ahead.enough()
             for chunk, rows in batches(
@@ -159,16 +219,15 @@ def extract(
                 missing,
                 transform_of(backbone),
                 engine.pooled,
-                views=(view,),
+                views=views,
                 seed=seed,
                 size=engine.batch,
-                ahead=ahead if view == 0 else None,
+                ahead=ahead,
             ):
-                table.append([dataset.digests[i] for i in chunk], rows)
+                for place, table in enumerate(tables):
+                    table.append([dataset.digests[i] for i in chunk], rows[place :: len(views)])
                 advance(len(chunk))
-    if ahead is not None:
-        ahead.drop()
-    return Features(table, table.locate(dataset.digests), tuple(backbone.widths))
+    return tuple(Features(table, table.locate(dataset.digests), tuple(backbone.widths)) for table in tables)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,203 @@
+"""Heads may be fitted to more views of each picture: only where these are few, where there is time, and where it helps."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from headstart import views as room
+from headstart.data.dataset import Dataset
+from headstart.diagnosis.growth import answered
+from headstart.features.engine import Engine
+from headstart.features.extract import Features, extract, together, with_views
+from headstart.features.store import Store
+from headstart.heads import Kind, centroid_scores, fit_head, logistic_scores, ridge_scores
+from headstart.race import Race, fit_winner, race
+from headstart.solvers import principal_axes
+from headstart.views import VIEWS, more_views
+from tests.toys import Labels, clouds, striped, tiny_backbone
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    return striped(150, contrast=30)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine(tiny_backbone(), precision="float32")
+
+
+def test_the_features_of_more_views_are_those_of_each_view_alone(
+    dataset: Dataset, engine: Engine, store: Store
+) -> None:
+    other, pool = Engine(tiny_backbone(1), precision="float32"), dataset.indices("train")
+    both = [extract(each.backbone, dataset, store, engine=each) for each in (engine, other)]
+    found = with_views(together(both), [engine, other], dataset, store, 2, only=pool, seed=3)
+    stages = len(found.own)
+    rows = found.in_views((1, stages + 2), pool, 2)
+    assert rows.shape == (3, len(pool), found.own[1] + found.own[2])
+    np.testing.assert_array_equal(rows[0], together(both).stages((1, stages + 2), pool))
+    for view in (1, 2):
+        alone = [
+            extract(
+                each.backbone, dataset, Store(store.root.parent / "alone"), engine=each, only=pool, view=view, seed=3
+            )
+            for each in (engine, other)
+        ]
+        np.testing.assert_allclose(rows[view], together(alone).stages((1, stages + 2), pool), rtol=1e-5, atol=1e-5)
+        assert not np.allclose(rows[view], rows[0])
+    with pytest.raises(IndexError):
+        found.in_views((0,), pool, 3)  # fewer views than a head was fitted to must not pass for them
+
+
+class Lanes:
+    """Features by hand of one stage: (V + 1, N, D), the clean view first."""
+
+    own = widths = (12,)
+    beside = ()
+
+    def __init__(self, looks: np.ndarray) -> None:
+        self._looks = looks
+        self.views = tuple(Lanes(looks[[place]]) for place in range(1, len(looks)))
+
+    def of(self, place: int) -> Lanes:
+        return self
+
+    def stages(self, taps: tuple[int, ...], indices: Labels | None = None) -> np.ndarray:
+        return self._looks[0] if indices is None else self._looks[0][indices]
+
+    def in_views(self, taps: tuple[int, ...], indices: Labels, views: int) -> np.ndarray:
+        return self._looks[: views + 1, indices]
+
+
+FOLDS = np.arange(60) // 3 % 5
+
+
+def looks(spread: float, views: int = 3, shuffled: bool = False) -> tuple[np.ndarray, Labels]:
+    """Clouds, and the same pictures moved about in further views: (V + 1, 60, 12), labels (60,)."""
+    x, y = clouds(count=60, apart=0.8, seed=4)
+    draw = np.random.default_rng(0)
+    scale = x.std(0)
+    moved = [x + spread * scale * draw.standard_normal(x.shape) for _ in range(views)]
+    if shuffled:
+        moved = [draw.permutation(each) for each in moved]
+    return np.stack([x, *moved]).astype(np.float32), y
+
+
+def raced(rows: np.ndarray, y: Labels) -> Race:
+    return race(Lanes(rows), y, FOLDS, 3, np.arange(60))  # type: ignore[arg-type]
+
+
+def test_heads_are_fitted_to_more_views_unless_the_labels_are_clearly_likelier_without() -> None:
+    rows, y = looks(0.6)
+    plain, found = raced(rows[:1], y), raced(rows, y)
+    assert found.last.views == 3 and plain.last.views == 0
+    assert found.last.log_loss < plain.last.log_loss
+    assert "; fitted to 3 augmented views of each picture as well: log-loss out of fold " in found.reason
+
+
+def test_views_that_show_something_else_are_left_out() -> None:
+    rows, y = looks(0.6, shuffled=True)
+    plain, found = raced(rows[:1], y), raced(rows, y)
+    assert all(score.views == 0 for score in found.candidates)
+    np.testing.assert_array_equal(found.best.logits, plain.best.logits)
+    assert found.reason == plain.reason
+
+
+@pytest.mark.parametrize("kind", ["logistic", "ridge", "centroid"])
+def test_out_of_fold_answers_come_from_heads_that_saw_no_view_of_the_picture(kind: Kind) -> None:
+    rows, y = looks(0.3)
+    scores = {"logistic": logistic_scores, "ridge": ridge_scores, "centroid": centroid_scores}
+    axes = principal_axes(rows.reshape(-1, 12))
+    best = scores[kind](axes, y, FOLDS, 3, (0,), views=3)[0]
+    assert best.views == 3 and best.logits.shape == (60, 3)
+    told = np.empty_like(best.logits)
+    for fold in range(5):
+        inside = fold != FOLDS
+        head = fit_head(
+            rows[:, inside].reshape(-1, 12), np.tile(y[inside], 4), 3, kind, (0,), best.strength, best.temperature
+        )
+        told[~inside] = head.logits(rows[0, ~inside])
+    # Axes and scales are those of all rows in the race, and of a fold's own here.
+    assert (told.argmax(1) == best.logits.argmax(1)).mean() > 0.9
+    assert np.corrcoef(told.ravel(), best.logits.ravel())[0, 1] > 0.97
+    # Pictures that are copied into the views of others would be recognised, had they been seen.
+    leaky = np.concatenate([rows[:1], rows[:1], rows[:1], rows[:1]])
+    again = scores[kind](principal_axes(leaky.reshape(-1, 12)), y, FOLDS, 3, (0,), views=3)[0]
+    alone = scores[kind](principal_axes(rows[0]), y, FOLDS, 3, (0,))[0]
+    np.testing.assert_allclose(again.logits, alone.logits, rtol=2e-2, atol=2e-2)
+
+
+def test_the_winner_is_fitted_to_all_its_views_and_remembered(dataset: Dataset, engine: Engine, store: Store) -> None:
+    pool = dataset.indices("train")
+    labels, folds = dataset.labels[pool], dataset.fold[pool]
+    clean = extract(engine.backbone, dataset, store, engine=engine)
+    found = with_views(clean, [engine], dataset, store, 2, only=pool)
+    heads = race(found, labels, folds, 3, pool, store=store)
+    score = replace(heads.last, views=2)
+    head = fit_winner(score, found, labels, 3, pool, store)
+    rows = found.in_views(score.taps, pool, 2)
+    expected = fit_head(
+        rows.reshape(-1, rows.shape[-1]),
+        np.tile(labels, 3),
+        3,
+        score.kind,
+        score.taps,
+        score.strength,
+        score.temperature,
+    )
+    np.testing.assert_array_equal(head.weight, expected.weight)
+    np.testing.assert_array_equal(fit_winner(score, found, labels, 3, pool, store).weight, head.weight)
+    plain = fit_winner(replace(score, views=0), found, labels, 3, pool, store)
+    assert not np.array_equal(plain.weight, head.weight)
+    with pytest.raises(IndexError):
+        fit_winner(score, clean, labels, 3, pool, store)
+    again = race(found, labels, folds, 3, pool, store=store)
+    assert [(s.kind, s.taps, s.views) for s in again.candidates] == [
+        (s.kind, s.taps, s.views) for s in heads.candidates
+    ]
+    np.testing.assert_array_equal(again.best.logits, heads.best.logits)
+
+
+def test_the_learning_curve_is_of_heads_in_their_views() -> None:
+    rows, y = looks(0.6)
+    score = raced(rows, y).last
+    assert score.views == 3
+    found = answered([rows], y, FOLDS, 3, score)
+    inside, held = (FOLDS >= 1) & (FOLDS <= 3), FOLDS == 0  # the longest part that judges the first fold
+    head = fit_head(
+        rows[:, inside].reshape(-1, 12), np.tile(y[inside], 4), 3, score.kind, (0,), score.strength, score.temperature
+    )
+    np.testing.assert_array_equal(found[-1, held], head.logits(rows[0, held]).argmax(1) == y[held])
+
+
+def begun(dataset: Dataset, engine: Engine, store: Store) -> Features:
+    return extract(engine.backbone, dataset, store, engine=engine, only=np.flatnonzero(dataset.split != "test"))
+
+
+def test_only_few_pictures_are_seen_in_more_views(
+    dataset: Dataset, engine: Engine, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = begun(dataset, engine, store)
+    found, why = more_views(features, [engine], dataset, store)
+    assert len(found.views) == VIEWS and not why
+    assert (found.views[0].rows[dataset.split == "test"] == -1).all()  # the sealed pictures are not looked at
+    for limit in ("A_CLASS", "IN_ALL"):
+        with monkeypatch.context() as patch:
+            patch.setattr(room, limit, {"A_CLASS": 39, "IN_ALL": 119}[limit])
+            assert more_views(features, [engine], dataset, store) == (features, "")
+
+
+def test_without_time_for_more_views_there_are_none_and_that_is_remembered(
+    dataset: Dataset, engine: Engine, store: Store
+) -> None:
+    features = begun(dataset, engine, store)
+    found, why = more_views(features, [engine], dataset, store, deadline=time.monotonic() - 1)
+    assert found is features
+    assert why.startswith("3 more views of each picture would take about ") and why.endswith(" s: heads do without")
+    assert more_views(features, [engine], dataset, store, deadline=math.inf) == (features, why)
