@@ -47,7 +47,7 @@ RUNGS: dict[str, dict[str, Any]] = {
     "norms from 4": {"cut": 4, "trains": "norms"}, "4 and 5 alone": {"cut": 4, "until": 6}, "from 3": {"cut": 3},
     "from 5, a third of the rate": {"cut": 5, "lr_body": 3e-4}, "from 5, thrice the rate": {"cut": 5, "lr_body": 3e-3},
 }  # fmt: skip
-engine = cache(lambda: Engine(load_backbone(LITE)))
+engine = cache(lambda source: Engine(load_backbone(LITE)))  # how it runs is decided on the pictures of each data set
 
 
 @cache
@@ -82,16 +82,18 @@ class Case:
     heads: Race
     plan: Plan
     store: Store
+    engine: Engine
 
     @classmethod
     def of(cls, source: Path, size: str, seed: int) -> Case:
         store, dataset = Store(), draw(source, size, seed)
-        features = extract(engine().backbone, dataset, store, engine=engine())
-        features, _ = more_views(features, [engine()], dataset, store, seed=seed)
+        own = engine(source)
+        features = extract(own.backbone, dataset, store, engine=own)
+        features, _ = more_views(features, [own], dataset, store, seed=seed)
         pool = dataset.indices("train")
         heads = race(features, dataset.labels[pool], dataset.fold[pool], len(dataset.classes), pool, store=store)
         options = Options(backbone=LITE, seed=seed, budget=None)
-        return cls(dataset, features, heads, planned(dataset, [engine()], heads, options, store), store)
+        return cls(dataset, features, heads, planned(dataset, [own], heads, options, store), store, own)
 
     def _answers(self, score: Score) -> np.ndarray:
         """Test logits of a head on frozen features."""
@@ -103,7 +105,7 @@ class Case:
         """What is known before anything is fine-tuned, and how right heads on frozen features are."""
         heads, evidence = self.heads, self.plan.evidence
         assert evidence is not None
-        far = shift(engine().backbone, self.dataset, self.features, self.store)
+        far = shift(self.engine.backbone, self.dataset, self.features, self.store)
         pool, test = self.dataset.indices("train"), self.dataset.indices("test")
         answers = {"head": self._answers(heads.best), "last-stage head": self._answers(heads.last)}
         return {
@@ -134,7 +136,7 @@ class Case:
             rung = rung_from(evidence, how["cut"]).model_copy(update={**how, "forced": True})
             plan = self.plan.model_copy(update={"rungs": [rung]})
         began = time.perf_counter()
-        done = finetune(engine(), self.heads, self.features, self.dataset, plan, self.store)
+        done = finetune(self.engine, self.heads, self.features, self.dataset, plan, self.store)
         spent = time.perf_counter() - began
         return {
             "rungs": [self._row(result) for result in done.rungs], "seconds": spent,
@@ -149,22 +151,32 @@ class Case:
         }  # fmt: skip
 
     def _tested(self, done: Finetuned) -> dict[str, Any]:
-        """Marks on the test pictures, also of the mean answer with the frozen head's, and by how much likelier than with that head the
-        held-out labels are: natural logarithm per picture."""
+        """How it answers alone and together with the frozen head: marks on the test pictures, and on held-out ones what is gained over
+        the head."""
         test, pool = self.dataset.indices("test"), self.heads.pool
         whole = self.dataset.select(test)
-        shown = extract(done.backbone, whole, self.store, engine=engine().alike(done.backbone))
+        shown = extract(done.backbone, whole, self.store, engine=self.engine.alike(done.backbone))
         place = {int(picture): i for i, picture in enumerate(pool)}
-        before = self.heads.best.logits[[place[int(i)] for i in done.held]]
-        truth = self.dataset.labels[done.held]
-        gained = _log_likelihood(done.logits, truth) - _log_likelihood(before, truth)
+        before, truth = self.heads.best.logits[[place[int(i)] for i in done.held]], self.dataset.labels[done.held]
         answers = done.head.answers(shown, np.arange(len(whole)))
         cool, heat = (np.float32(fit_temperature(logits, truth)) for logits in (before, done.logits))
+        both, both_held = answers / heat + self._answers(self.heads.best) / cool, done.logits / heat + before / cool
         return {
             "right": _marks(self._right(answers)), "ece": self._ece(answers, done.logits, truth),
-            "right_with_head": _marks(self._right(answers / heat + self._answers(self.heads.best) / cool)),
-            "likelier": float(gained.mean()), "likelier_se": float(gained.std() / max(1, len(gained)) ** 0.5),
+            "alone": _gained(done.logits, before, truth),
+            "right_with_head": _marks(self._right(both)), "ece_with_head": self._ece(both, both_held, truth),
+            "with_head": _gained(both_held, before, truth),
         }  # fmt: skip
+
+
+def _gained(after: np.ndarray, before: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Accuracy, and logarithm of the true class's likelihood: mean difference per picture, and its standard error."""
+    right = (after.argmax(1) == truth) * 1.0 - (before.argmax(1) == truth)
+    likelier, root = _log_likelihood(after, truth) - _log_likelihood(before, truth), max(1, len(truth)) ** 0.5
+    return {
+        "gain": float(right.mean()), "gain_se": float(right.std() / root),
+        "likelier": float(likelier.mean()), "likelier_se": float(likelier.std() / root),
+    }  # fmt: skip
 
 
 def _marks(right: np.ndarray) -> str:

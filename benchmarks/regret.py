@@ -13,23 +13,32 @@ from typing import Any
 
 import numpy as np
 
+from cells import headed, percent
+from standings import SAID
+
 HEAD, LADDER = "the head alone", "the plan's ladder"
 
 
 @dataclass(frozen=True, eq=False)
 class Depths:
-    """A case: for each choice, a mark per test picture (M,) bool; `gains`: held-out gain and its standard error by rung."""
+    """A case. For each choice, a mark per test picture (M,) bool, alone and `together` with the frozen head; `gains`: on held-out
+    pictures, alone and together; seconds."""
 
     source: str
     size: str
     seed: int
     marks: Mapping[str, np.ndarray]
+    together: Mapping[str, np.ndarray]
     gains: Mapping[str, tuple[float, float]]
     seconds: Mapping[str, float]
 
+    def accuracy(self, name: str) -> float:
+        """Share of the test pictures."""
+        return float(self.marks[name].mean())
+
     def behind(self, name: str, among: Sequence[str]) -> float:
         """How far a choice is behind the best of all, by all test pictures."""
-        return max(float(self.marks[each].mean()) for each in among) - float(self.marks[name].mean())
+        return max(self.accuracy(each) for each in among) - self.accuracy(name)
 
     def behind_cross_fitted(self, name: str, among: Sequence[str]) -> float:
         """The same, with the best chosen by one half of the test pictures and measured by the other, both ways round."""
@@ -43,19 +52,68 @@ class Depths:
 
 def depths(cases: Mapping[str, Any]) -> list[Depths]:
     """The cases as they were recorded."""
-    found = []
-    for case in cases.values():
-        if "right" not in case:
-            continue
-        rows = case["rungs"]
-        marks = {HEAD: case["right"]["head"], **{name: row["right"] for name, row in rows.items()}}
-        alone = {name: row["rungs"][0] for name, row in rows.items() if name != LADDER and row["rungs"]}
-        found.append(
-            Depths(
-                case["set"], case["size"], case["seed"],
-                {name: np.array(list(text)) == "1" for name, text in marks.items()},
-                {name: (rung["gain"], rung["gain_se"]) for name, rung in alone.items()},
-                {name: row["seconds"] for name, row in rows.items()},
-            )
-        )  # fmt: skip
-    return found
+
+    def marks(text: str) -> np.ndarray:
+        return np.array(list(text)) == "1"
+
+    return [
+        Depths(
+            case["set"],
+            case["size"],
+            case["seed"],
+            {HEAD: marks(case["right"]["head"]), **{name: marks(row["right"]) for name, row in case["rungs"].items()}},
+            {name: marks(row["right_with_head"]) for name, row in case["rungs"].items()},
+            {name: (row["alone"]["gain"], row["with_head"]["gain"]) for name, row in case["rungs"].items()},
+            {name: row["seconds"] for name, row in case["rungs"].items()},
+        )
+        for case in cases.values()
+    ]
+
+
+def by_depth(cases: Sequence[Depths]) -> list[str]:
+    """What each rung gives when it is kept whatever it gains, against the head alone on the same cases."""
+    rows = headed(
+        "| what trains | training pictures | cases | head alone | rung | better, worse | forecast | together | better, worse | "
+        "forecast |"
+    )
+    for name in dict.fromkeys(name for case in cases for name in case.marks if name not in (HEAD, LADDER)):
+        for size in SAID:
+            those = [case for case in cases if case.size == size and name in case.marks]
+            if not those:
+                continue
+            cells = [percent(mean(case.accuracy(HEAD) for case in those))]
+            for place in (0, 1):
+                own = [float((case.marks, case.together)[place][name].mean()) for case in those]
+                change = [value - case.accuracy(HEAD) for value, case in zip(own, those, strict=True)]
+                told = 100 * mean(case.gains[name][place] for case in those)
+                cells += [
+                    percent(mean(own)),
+                    f"{sum(d > 0 for d in change)}, {sum(d < 0 for d in change)}",
+                    f"{told:+.1f}",
+                ]
+            rows.append(f"| {name} | {SAID[size]} | {len(those)} | {' | '.join(cells)} |")
+    return rows
+
+
+def laddered(cases: Sequence[Depths]) -> list[str]:
+    """The ladder's choice beside the head alone, each single rung, and the best of all in hindsight."""
+    rows = headed(
+        "| case | head alone | ladder | best in hindsight | that is | behind it | behind, cross-fitted | ladder, s |"
+    )
+    shown = [case for case in cases if LADDER in case.marks]
+    behind, fitted = [], []
+    for case in shown:
+        among = [name for name in case.marks if name != LADDER]
+        best = max(among, key=lambda name: (case.accuracy(name), name == HEAD))
+        behind.append(case.behind(LADDER, among))
+        fitted.append(case.behind_cross_fitted(LADDER, among))
+        rows.append(
+            f"| {case.source}, {SAID[case.size]} | {percent(case.accuracy(HEAD))} | {percent(case.accuracy(LADDER))} | "
+            f"{percent(case.accuracy(best))} | {best} | {100 * behind[-1]:.1f} | {100 * fitted[-1]:.1f} | {case.seconds[LADDER]:.0f} |"
+        )
+    if shown:
+        heads, ladders = (percent(mean(case.accuracy(name) for case in shown)) for name in (HEAD, LADDER))
+        rows.append(
+            f"| mean of {len(shown)} | {heads} | {ladders} | | | {100 * mean(behind):.1f} | {100 * mean(fitted):.1f} | |"
+        )
+    return rows

@@ -13,6 +13,7 @@ from typing import Any
 from scipy.stats import binomtest
 
 from cells import headed, percent
+from regret import by_depth, depths, laddered
 from standings import SAID, duels, held, met, parties, points, ranked, shared
 
 HERE = Path(__file__).parent
@@ -722,6 +723,24 @@ def main() -> None:
     right = load("accuracy")
     if right is not None:
         page += compared(right)
+    deep = load("depth")
+    if deep is not None:
+        cases = depths(deep["cases"])
+        page += [
+            "## How deep to unfreeze",
+            "",
+            "`benchmarks/run.py --suite depth`, EfficientNet-Lite0 (9 stages, counted from 0): every rung alone from the same head, "
+            "kept whatever it gains; 5 or 20 training pictures a class or up to 600 in all, up to 600 test pictures. *Together*: the "
+            "mean of its and the frozen head's calibrated answers. *Forecast*: gain on the held-out pictures that judge a rung.",
+            "",
+            "\n".join(by_depth(cases)),
+            "",
+            "The ladder of the default plan, against the best single rung or head. That best is chosen by the very test pictures that "
+            "it is told of, which flatters it; cross-fitted, one half of them chooses and the other half tells.",
+            "",
+            "\n".join(laddered(cases)),
+            "",
+        ]
     truths = load("verdict")
     if truths is not None:
         page += [

@@ -27,8 +27,9 @@ def measured(source: Path, seed: int) -> list[dict[str, Any]]:
         store, dataset = Store(), draw(source.resolve(), size, seed)
         pool, test, classes = dataset.indices("train"), dataset.indices("test"), len(dataset.classes)
         labels, folds = dataset.labels[pool], dataset.fold[pool]
-        clean = extract(engine().backbone, dataset, store, engine=engine())
-        viewed = with_views(clean, [engine()], dataset, store, VIEWS, only=pool, seed=seed)
+        own = engine(source)
+        clean = extract(own.backbone, dataset, store, engine=own)
+        viewed = with_views(clean, [own], dataset, store, VIEWS, only=pool, seed=seed)
         row: dict[str, Any] = {"size": size, "pictures": len(pool), "a_class": len(pool) / classes, "tested": len(test)}
         for name, features in (("clean", clean), ("views", viewed)):
             heads = race(features, labels, folds, classes, pool, store=store)

@@ -18,16 +18,18 @@ from torch import Tensor
 
 from headstart import runtime
 from headstart.backbones.backbone import Backbone
+from headstart.choice import clearly_likelier
 from headstart.data.dataset import Dataset
 from headstart.data.load import load_dataset
 from headstart.features.engine import Engine
-from headstart.features.extract import Features, extract
+from headstart.features.extract import Features, extract, together
 from headstart.features.store import Store
 from headstart.finetune import ALPHAS, Finetuned, Ladder, _between, finetune
 from headstart.heads import fit_head
 from headstart.plan import Plan, Rung
-from headstart.race import Race, race
+from headstart.race import Race, fit_winner, race
 from headstart.suffix import FromStore, Net
+from headstart.tasks.classification import fit_temperature
 from headstart.train import train
 from tests.toys import striped, stripes, tiny_backbone
 
@@ -361,3 +363,34 @@ def test_finetune_is_the_ladder(begun: Start) -> None:
     again = copy.copy(begun.ladder(replace_rung(PAYS, epochs=2))).climb()
     assert same(found, again)
     assert replace(found, reasons=()).rungs[0].rung.epochs == 2
+
+
+TOGETHER = Rung(cut=1, epochs=6, views=2, lr_body=3e-3, lr_head=3e-3, batch=16)
+
+
+def test_a_rung_that_is_not_right_more_often_may_answer_together_with_the_frozen_head() -> None:
+    begun = start(striped(150, contrast=20))
+    ladder = begun.ladder(TOGETHER, judge="folds")
+    tuned, pool = ladder.climb(), begun.dataset.indices("train")
+    (result,) = tuned.rungs
+    assert result.kept and result.together and tuned.together
+    assert 0 <= result.gain < result.gain_se  # for accuracy alone it would have been dropped
+    assert result.reason.startswith("kept, to answer together with the frozen head: +")
+    labels = begun.dataset.labels[tuned.held]
+    frozen = np.concatenate([ladder._frozen(fit, held) for fit, held in ladder._judging(pool)])
+    assert clearly_likelier(tuned.logits, frozen, labels)
+    alone = begun.ladder(replace_rung(TOGETHER, forced=True), judge="folds").climb()
+    assert not alone.together and alone.rungs[0].reason.startswith("kept, as asked for")
+    # Both heads are the very ones, each calibrated: the trained one's part of the answer is a multiple of its own logits.
+    test = begun.dataset.indices("test")
+    engine = begun.engine.alike(tuned.backbone)
+    seen = [extract(each.backbone, begun.dataset, Store(), engine=each) for each in (engine, begun.engine)]
+    whole = tuned.head.answers(together(seen), test)
+    still = fit_winner(begun.heads.best, begun.features, begun.dataset.labels[pool], 3, pool, Store()).answers(
+        begun.features, test
+    )
+    rest = whole - 0.5 * still / np.float32(fit_temperature(frozen, labels))
+    own = ladder._final(pool, [], tuned.rungs, [])[1].answers(seen[0], test)
+    share = float((rest * own).sum() / (own * own).sum())
+    np.testing.assert_allclose(rest, share * own, atol=1e-3)
+    assert share > 0

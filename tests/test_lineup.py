@@ -73,7 +73,7 @@ def test_two_backbones_answer_with_the_mean_of_their_calibrated_logits(dataset: 
     assert np.array_equal(first.logits, alone[0].best.logits) and np.array_equal(second.logits, alone[1].best.logits)
     np.testing.assert_allclose(pair.logits, 0.5 * (first.logits / heat + second.logits / warmth), rtol=1e-4, atol=1e-4)
     assert min(second.taps) >= len(both.own) > max(first.taps)
-    joined = clearly_likelier(pair, first, labels) and pair.accuracy >= first.accuracy
+    joined = clearly_likelier(pair.logits, first.logits, labels) and pair.accuracy >= first.accuracy
     assert (found.best is pair) == joined
     head = fit_winner(pair, both, labels, 3, pool, store)
     parts = [
@@ -152,8 +152,8 @@ def test_better_beyond_chance_takes_more_than_a_picture_or_two() -> None:
         other[:wrong] = np.roll(other[:wrong], 1, axis=1)
         assert clearly_better(score(sure), score(other), labels) is better
         assert not clearly_better(score(other), score(sure), labels)
-    assert clearly_likelier(score(sure), score(np.zeros((60, 3))), labels)
-    assert not clearly_likelier(score(sure), score(sure), labels)
+    assert clearly_likelier(score(sure).logits, np.zeros((60, 3), np.float32), labels)
+    assert not clearly_likelier(score(sure).logits, score(sure).logits, labels)
 
 
 def test_fit_races_the_networks_that_came_with_it(tmp_path: Path) -> None:

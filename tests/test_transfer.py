@@ -418,3 +418,27 @@ def test_sealed_pictures_run_through_the_network_after_everything_is_decided(tra
     assert set(counts[2:]) <= {27}  # once more where a rung changed the network
     last = max(place for place, (description, _) in enumerate(told) if description.startswith(("Rung", "Baseline")))
     assert extracted[0] < last < extracted[1]
+
+
+def test_a_run_whose_rung_answers_together_with_the_frozen_head(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None
+) -> None:
+    room = sys.modules["headstart.finetune"]
+    monkeypatch.setattr(room, "clearly_likelier", lambda *given: True)
+    monkeypatch.setattr(room._Way, "gain", lambda *given: (0.0, 1.0))  # for accuracy alone nothing would be kept
+    out = tmp_path / "run"
+    run = hs.fit(trained.pictures, out, options(trained))
+    assert all(rung["kept"] and rung["together"] for rung in run.metrics["rungs"]) and run.metrics["rungs"]
+    assert run.metrics["chosen"] == "finetuned"
+    tuned, still = (engine.backbone for engine in run.model.engines)
+    assert still.digest() == hs.load_backbone(BACKBONE, weights=trained.weights).digest() != tuned.digest()
+    assert max(run.model.head.taps) >= len(STAGES), "the head reads the stages of both"
+    assert run.metrics["unknown"] is not None
+    assert "The original network answers together with it" in (out / "report.html").read_text()
+    shown = sorted(trained.pictures.rglob("*.png"))[:9]
+    one, other = run.model.predict(shown), hs.load(out).predict(shown)
+    np.testing.assert_allclose(one.probabilities, other.probabilities, atol=1e-6)
+    # Together, they answer as the test set was answered.
+    told = {row["path"]: row["predicted"] for row in csv.DictReader(io.StringIO((out / "predictions.csv").read_text()))}
+    found = run.model.predict([trained.pictures / path for path in told])
+    assert list(found.labels) == list(told.values())

@@ -23,9 +23,9 @@ def clearly_better(a: Score, b: Score, labels: NDArray[np.int64], errors: float 
     return bool(gain > max(errors * error, 2.5 / len(labels)))
 
 
-def clearly_likelier(a: Score, b: Score, labels: NDArray[np.int64]) -> bool:
-    """Whether `a` gives the labels a higher likelihood than `b` by more than one standard error, both calibrated."""
-    losses = [surprise(labels, softmax(score.logits, fit_temperature(score.logits, labels))) for score in (b, a)]
+def clearly_likelier(a: NDArray[np.float32], b: NDArray[np.float32], labels: NDArray[np.int64]) -> bool:
+    """Whether logits `a` (N, K) give the labels a higher likelihood than `b` by more than one standard error, both calibrated."""
+    losses = [surprise(labels, softmax(logits, fit_temperature(logits, labels))) for logits in (b, a)]
     gain = losses[0] - losses[1]
     return bool(gain.mean() > gain.std() / max(1, len(labels)) ** 0.5)
 

@@ -12,7 +12,7 @@ import copy
 import hashlib
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from headstart import runtime
 from headstart.backbones.backbone import Backbone
+from headstart.choice import clearly_likelier
 from headstart.data.dataset import Dataset
 from headstart.features.engine import Engine
 from headstart.features.extract import Features, cache_activations
@@ -42,7 +43,8 @@ class RungResult:
     """What one rung did on the pictures held out from it.
 
     `gain` and `gain_se`: accuracy over the best so far, paired picture by picture. `alpha`: the interpolation share chosen.
-    `curves`: one per judged split. `complete` is false where time ran out in the middle.
+    `curves`: one per judged split. `complete` is false where time ran out in the middle. `together`: it was judged as it answers
+    together with the frozen head.
     """
 
     rung: Rung
@@ -56,13 +58,15 @@ class RungResult:
     curves: tuple[tuple[Epoch, ...], ...]
     seconds: float
     reason: str
+    together: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class Finetuned:
     """The chosen backbone and head, how every rung did, and held-out logits (M, K) of what was chosen.
 
-    `held` (M,) are the indices of the held-out pictures. `refit`: whether the model saw all training pictures in the end.
+    `held` (M,) are the indices of the held-out pictures. `refit`: whether the model saw all training pictures in the end. Where it
+    answers `together` with the frozen head, the head counts the stages of the original backbone on from those of the trained one.
     """
 
     backbone: Backbone
@@ -78,6 +82,11 @@ class Finetuned:
         """The rungs that are part of the model."""
         return tuple(result for result in self.rungs if result.kept)
 
+    @property
+    def together(self) -> bool:
+        """Whether trained and original backbone answer together."""
+        return bool(self.kept) and self.kept[-1].together
+
 
 @dataclass(frozen=True, eq=False)
 class _Split:
@@ -87,6 +96,44 @@ class _Split:
     held: NDArray[np.int64]
     backbone: Backbone
     head: Head
+
+
+@dataclass(frozen=True, eq=False)
+class _Way:
+    """One way for a rung to answer: at a share of ALPHAS, with held-out logits (M, K), and what the net's own are divided by there."""
+
+    alpha: float
+    heat: float
+    logits: NDArray[np.float32]
+
+    @classmethod
+    def best(
+        cls,
+        shares: NDArray[np.float32],
+        truth: NDArray[np.int64],
+        beside: NDArray[np.float32] | None,
+        *,
+        likeliest: bool,
+    ) -> _Way:
+        """The share that is right most often, or makes the labels likeliest, together with calibrated logits `beside` (M, K)."""
+        heats = [1.0] * len(ALPHAS)
+        if beside is not None:
+            heats = [fit_temperature(logits, truth) for logits in shares]
+            shares = np.stack(
+                [0.5 * (logits / np.float32(t) + beside) for logits, t in zip(shares, heats, strict=True)]
+            )
+
+        def rank(place: int) -> tuple[float, float]:
+            found = _accuracy(shares[place], truth), -_log_loss(shares[place], truth)
+            return found[::-1] if likeliest else found
+
+        place = max(range(len(ALPHAS)), key=rank)
+        return cls(ALPHAS[place], heats[place], shares[place])
+
+    def gain(self, best: NDArray[np.float32], truth: NDArray[np.int64]) -> tuple[float, float]:
+        """Accuracy over that of logits `best` (M, K): mean paired difference, and its standard error."""
+        difference = (self.logits.argmax(1) == truth).astype(float) - (best.argmax(1) == truth)
+        return float(difference.mean()), float(difference.std() / max(1, len(truth)) ** 0.5)
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,6 +189,10 @@ class Ladder:
                 ]
             )
         )
+        cool = np.float32(fit_temperature(best, truth))
+        frozen = (
+            np.divide(best, cool, dtype=np.float32) if partner is None else None
+        )  # never more than two answer together
         heat = 1.0
         results: list[RungResult] = []
         reasons: list[str] = []
@@ -149,15 +200,20 @@ class Ladder:
             if time.monotonic() > self.deadline:
                 reasons.append(f"the rung from {self.plan.stages[rung.cut]} on was not tried: the time was used up")
                 continue
-            result, after, logits, warmth = self._try(rung, len(results), splits, best, truth, beside)
+            result, after, logits, warmth = self._try(rung, len(results), splits, best, truth, beside, frozen)
             results.append(result)
             if not result.kept:
                 break
             splits, best, heat = after, logits, warmth
         backbone, head, refit = self._final(pool, splits, tuple(results), reasons)
-        if partner is not None and any(result.kept for result in results):
+        tuned = Finetuned(backbone, head, tuple(results), held, best, refit, tuple(reasons))
+        if partner is not None and tuned.kept:
             head = merged([(head, heat), (self._head(pool, partner[0]), partner[1])], self.features.widths)
-        return Finetuned(backbone, head, tuple(results), held, best, refit, tuple(reasons))
+        elif tuned.together:
+            own, still = self.features.own, self._head(pool, self.heads.best)
+            still = replace(still, taps=tuple(tap + len(own) for tap in still.taps))
+            head = merged([(head, heat), (still, float(cool))], own + own)
+        return replace(tuned, head=head)
 
     def _partner(self) -> tuple[Score, float] | None:
         """The head on another backbone that answers together with the first's, and what its logits are divided by."""
@@ -188,9 +244,14 @@ class Ladder:
         best: NDArray[np.float32],
         truth: NDArray[np.int64],
         beside: NDArray[np.float32] | None,
+        frozen: NDArray[np.float32] | None,
     ) -> tuple[RungResult, list[_Split], NDArray[np.float32], float]:
-        """Train one rung on every split; its result, the splits after it, their held-out logits, and the temperature that these
-        were divided by to answer together with another backbone's, `beside` (M, K)."""
+        """Train one rung on every split; its result, the splits after it, their held-out logits, and the temperature that its own
+        were divided by to answer together with another backbone's, `beside` (M, K), or with the frozen head's, `frozen` (M, K).
+
+        Alone (or with another backbone, where one answers with it) it has to be right more often than the best so far, beyond its
+        standard error. The mean of its and the frozen head's answers varies less, and takes a likelihood that is clearly higher.
+        """
         began = time.monotonic()
         with self.progress(f"Rung {number + 1}: training", rung.epochs * len(splits), "epochs") as advance:
             trained = [
@@ -198,38 +259,38 @@ class Ladder:
                 for split in splits
             ]
         outcomes = [each.outcome for each in trained]
-        stacked, heats = np.concatenate([each.shares for each in trained], axis=1), [1.0] * len(ALPHAS)
-        if beside is not None:
-            heats = [fit_temperature(logits, truth) for logits in stacked]
-            stacked = np.stack(
-                [0.5 * (logits / np.float32(t) + beside) for logits, t in zip(stacked, heats, strict=True)]
-            )
-        place = max(range(len(ALPHAS)), key=lambda i: (_accuracy(stacked[i], truth), -_log_loss(stacked[i], truth)))
-        right = (stacked[place].argmax(1) == truth).astype(float)
-        difference = right - (best.argmax(1) == truth)
-        gain, error = float(difference.mean()), float(difference.std() / max(1, len(truth)) ** 0.5)
+        shares = np.concatenate([each.shares for each in trained], axis=1)
+        way, together = _Way.best(shares, truth, beside, likeliest=False), False
+        gain, error = way.gain(best, truth)
         # One picture more, and none lost, always exceeds its own standard error: it takes two.
         kept = rung.forced or gain > max(error, 1.5 / max(1, len(truth)))
+        if frozen is not None and not rung.forced:
+            both = _Way.best(shares, truth, frozen, likeliest=True)
+            pays = both.gain(best, truth)[0] >= 0 and clearly_likelier(both.logits, best, truth)
+            if pays and (not kept or clearly_likelier(both.logits, way.logits, truth)):
+                way, together, kept = both, True, True
+                gain, error = way.gain(best, truth)
         after = []
         for split, each in zip(splits, trained, strict=True):
-            net = each.at(ALPHAS[place])
+            net = each.at(way.alpha)
             after.append(_Split(split.fit, split.held, net.backbone, net.linear(split.head.kind, split.head.strength)))
         best_epochs = [outcome.best_epoch + 1 for outcome in outcomes]
         words = f"{100 * gain:+.1f} ± {100 * error:.1f} points on {len(truth)} held-out pictures"
         result = RungResult(
             rung,
-            float(right.mean()),
+            _accuracy(way.logits, truth),
             gain,
             error,
-            ALPHAS[place],
+            way.alpha,
             rung.epochs if self.plan.refit else max(1, round(float(np.mean(best_epochs)))),
             kept,
             all(outcome.complete for outcome in outcomes),
             tuple(outcome.curve for outcome in outcomes),
             time.monotonic() - began,
-            f"{'kept, as asked for' if rung.forced else 'kept' if kept else 'dropped'}: {words}",
+            f"{_said(rung, kept, together)}: {words}",
+            together,
         )
-        return result, after, stacked[place], heats[place]
+        return result, after, way.logits, way.heat
 
     def _source(self, rung: Rung, backbone: Backbone, fit: NDArray[np.int64], held: NDArray[np.int64]) -> Source:
         # The prefix of a split may have been trained by an earlier rung, so it is that split's backbone that runs.
@@ -357,6 +418,14 @@ def _between(start: dict[str, Tensor], end: dict[str, Tensor], share: float) -> 
         name: torch.lerp(start[name], value, share) if value.is_floating_point() and share < 1 else value
         for name, value in end.items()
     }
+
+
+def _said(rung: Rung, kept: bool, together: bool) -> str:
+    if not kept:
+        return "dropped"
+    return (
+        "kept, as asked for" if rung.forced else "kept, to answer together with the frozen head" if together else "kept"
+    )
 
 
 def _accuracy(logits: NDArray[np.float32], truth: NDArray[np.int64]) -> float:

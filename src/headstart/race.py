@@ -101,7 +101,7 @@ def race(
     pair = min(joined, key=lambda score: (score.accuracy < first.best.accuracy, score.log_loss))
     candidates = (*first.candidates, pair)
     gain, error = paired_gain(pair, first.best, given)
-    if gain < 0 or not clearly_likelier(pair, first.best, given):
+    if gain < 0 or not clearly_likelier(pair.logits, first.best.logits, given):
         return replace(first, candidates=candidates)
     return replace(
         first,
@@ -131,9 +131,10 @@ def _race(
     """Heads on one backbone, per stage and combined.
 
     Ridge scores every stage (the depth profile) and the combinations, cheaply; the last stage, the best stage and the best
-    combination go on to logistic regression. Where there are augmented views, these are fitted to them as well, and stay so unless
-    the labels are clearly likelier without. Their blend wins unless another beats it by more than one standard error of the paired
-    difference, and by three pictures. Of more than `RACED` pictures a sample races, and none in more views.
+    combination go on to logistic regression. Their heads and the best ridge are the finalists. Where there are augmented views,
+    these are fitted to them as well, and stay so unless the labels are clearly likelier without. The finalists' blend wins unless
+    another beats it by more than one standard error of the paired difference, and by three pictures. Of more than `RACED`
+    pictures a sample races, and none in more views.
     """
     count, sample = len(pool), thinned(labels, RACED)
     labels, folds, pool = labels[sample], folds[sample], pool[sample]
@@ -152,19 +153,19 @@ def _race(
             _remember(memo, raced)
     last, candidates = raced.candidates[0], raced.candidates
     finalists, seen = [score for score in candidates if score.kind == "logistic"], ""
-    usual, best = _mean(finalists, labels), max(candidates, key=_rank)
+    finalists.append(max((score for score in candidates if score.kind == "ridge"), key=_rank))
+    usual, best = blended(finalists, labels), max(candidates, key=_rank)
     if features.views and count <= RACED:
-        again = [*finalists, *([best] if best.kind != "logistic" else [])]
-        viewed = _in_views(again, features, labels, folds, classes, pool, store, progress)
-        mean = _mean(viewed[: len(finalists)], labels)
-        if not clearly_likelier(usual, mean, labels):  # few pictures seldom tell, and more views seldom hurt
+        viewed = _in_views(finalists, features, labels, folds, classes, pool, store, progress)
+        mean = blended(viewed, labels)
+        # Few pictures seldom tell, and more views seldom hurt.
+        if not clearly_likelier(usual.logits, mean.logits, labels):
             seen = (
                 f"; fitted to {len(features.views)} augmented views of each picture as well: log-loss out of fold "
                 f"{mean.log_loss:.3f}, {usual.log_loss:.3f} without"
             )
             usual, last, best, candidates = mean, viewed[0], max(viewed, key=_rank), (*viewed, *candidates)
-    if usual is not last:
-        candidates = (last, usual, *candidates[1:])
+    candidates = (last, usual, *candidates[1:])
     if not clearly_better(best, usual, labels):
         best = usual
     flattery = max(0.0, max(score.accuracy for score in raced.candidates) - raced.accuracy)
@@ -177,12 +178,8 @@ def _race(
             kept = _memo(store, score, features, labels, classes, pool)
             axes = known[score.taps]
             _kept(kept, solved(axes, labels, classes, score.kind, score.taps, score.strength, score.temperature))
-    profile = tuple(score for score in candidates if score.kind == "ridge" and len(score.taps) == 1)
+    profile = tuple(score for score in raced.candidates if score.kind == "ridge" and len(score.taps) == 1)
     return Race(candidates, best, last, profile, accuracy, reason, pool)
-
-
-def _mean(finalists: Sequence[Score], labels: NDArray[np.int64]) -> Score:
-    return blended(finalists, labels) if len(finalists) > 1 else finalists[0]
 
 
 def _in_views(

@@ -108,6 +108,7 @@ def keep(
                 "epochs": r.epochs,
                 "seconds": r.seconds,
                 "complete": r.complete,
+                "together": r.together,
             }
             for r in tuned.rungs
         ],

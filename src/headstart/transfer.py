@@ -118,6 +118,8 @@ def transfer(
         halfway = time.monotonic() + 0.5 * (deadline - time.monotonic())
         tuned = finetune(engines[0], heads, features, dataset, plan, store, deadline=halfway, progress=progress)
         story.finetuned(tuned)
+        if tuned.together:  # the second of the two is the original network, whose stages no rung has touched
+            engines, features = (engines[0], engines[0]), together([features, features])
         if tuned.kept:
             model = finetuned(engines, tuned, dataset)
         if tuned.kept or not first:
