@@ -24,7 +24,7 @@ from headstart.backbones.catalog import load_backbone
 from headstart.data.dataset import Dataset
 from headstart.data.splits import assign_folds, fold_count
 from headstart.features.engine import Engine
-from headstart.features.extract import Features, extract
+from headstart.features.extract import Features, extract, together
 from headstart.features.shift import shift
 from headstart.features.store import Store
 from headstart.finetune import Finetuned, RungResult, finetune
@@ -146,8 +146,8 @@ class Case:
     @staticmethod
     def _row(result: RungResult) -> dict[str, Any]:
         return {
-            "cut": result.rung.cut, "gain": result.gain, "gain_se": result.gain_se, "kept": result.kept, "alpha": result.alpha,
-            "epochs": result.rung.epochs, "seconds": result.seconds,
+            "cut": result.rung.cut, "gain": result.gain, "gain_se": result.gain_se, "kept": result.kept, "together": result.together,
+            "alpha": result.alpha, "epochs": result.rung.epochs, "seconds": result.seconds,
         }  # fmt: skip
 
     def _tested(self, done: Finetuned) -> dict[str, Any]:
@@ -155,12 +155,15 @@ class Case:
         the head."""
         test, pool = self.dataset.indices("test"), self.heads.pool
         whole = self.dataset.select(test)
-        shown = extract(done.backbone, whole, self.store, engine=self.engine.alike(done.backbone))
+        engines = [self.engine.alike(done.backbone), *([self.engine] if done.together else [])]
+        shown = together([extract(each.backbone, whole, self.store, engine=each) for each in engines])
         place = {int(picture): i for i, picture in enumerate(pool)}
         before, truth = self.heads.best.logits[[place[int(i)] for i in done.held]], self.dataset.labels[done.held]
         answers = done.head.answers(shown, np.arange(len(whole)))
         cool, heat = (np.float32(fit_temperature(logits, truth)) for logits in (before, done.logits))
-        both, both_held = answers / heat + self._answers(self.heads.best) / cool, done.logits / heat + before / cool
+        both, both_held = answers, done.logits
+        if not done.together:
+            both, both_held = answers / heat + self._answers(self.heads.best) / cool, done.logits / heat + before / cool
         return {
             "right": _marks(self._right(answers)), "ece": self._ece(answers, done.logits, truth),
             "alone": _gained(done.logits, before, truth),

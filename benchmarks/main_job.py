@@ -59,7 +59,7 @@ def without_baselines(source: Path, seed: int) -> dict[str, Any]:
 
     from headstart.backbones.catalog import load_backbone
     from headstart.features.engine import Engine
-    from headstart.features.extract import extract
+    from headstart.features.extract import extract, together
     from headstart.features.store import Store
     from headstart.finetune import finetune
     from headstart.race import fit_winner, race
@@ -72,14 +72,10 @@ def without_baselines(source: Path, seed: int) -> dict[str, Any]:
     features = extract(engine.backbone, dataset, store, engine=engine)
     pool, test = dataset.indices("train"), dataset.indices("test")
     heads = race(features, dataset.labels[pool], dataset.fold[pool], len(dataset.classes), pool)
-    plan = planned(dataset, engine, heads, options, store, spent=time.monotonic() - began)
+    plan = planned(dataset, [engine], heads, options, store, spent=time.monotonic() - began)
     tuned = finetune(engine, heads, features, dataset, plan, store)
-    tested = extract(
-        tuned.backbone,
-        dataset.select(test),
-        store,
-        engine=engine.alike(tuned.backbone),
-    )
+    engines = [engine.alike(tuned.backbone), *([engine] if tuned.together else [])]
+    tested = together([extract(each.backbone, dataset.select(test), store, engine=each) for each in engines])
 
     def accuracy(logits: Any) -> dict[str, float]:
         return {"value": float(np.mean(logits.argmax(1) == dataset.labels[test]))}

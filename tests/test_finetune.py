@@ -394,3 +394,17 @@ def test_a_rung_that_is_not_right_more_often_may_answer_together_with_the_frozen
     share = float((rest * own).sum() / (own * own).sum())
     np.testing.assert_allclose(rest, share * own, atol=1e-3)
     assert share > 0
+
+
+def test_what_is_kept_alone_answers_together_only_where_that_is_right_as_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(room, "clearly_likelier", lambda *given: True)
+    seen = set()
+    for contrast in (24, 27, 32):
+        begun = start(striped(150, contrast=contrast))
+        (alone,) = begun.ladder(replace_rung(PAYS, forced=True), judge="folds").climb().rungs
+        (result,) = begun.ladder(PAYS, judge="folds").climb().rungs
+        assert result.kept and result.accuracy >= alone.accuracy
+        seen.add(result.together)
+    assert seen == {False, True}  # both sides of the rule were seen

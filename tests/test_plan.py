@@ -179,6 +179,10 @@ def test_the_network_from_scratch_gets_the_time_of_transfer_within_bounds() -> N
         assert transfer * 0.88 <= given <= transfer * 1.13 and "about as long as transfer" in why
         folds, _ = scratch_epochs(evidence(scratch_seconds=pace), 100.0, 5)
         assert 111.2 * 0.88 <= 5 * folds * 640 * pace <= 111.2 * 1.13
+    viewed, _ = scratch_epochs(
+        evidence(scratch_seconds=0.001, views=3), 30.0, 1
+    )  # three more passes are transfer's, too
+    assert (4 * 11.2 + 30.0) * 0.88 <= viewed * 800 * 0.001 * 1.3 <= (4 * 11.2 + 30.0) * 1.13
     # What is measured is noisy.
     assert len({scratch_epochs(evidence(scratch_seconds=pace), 30.0, 1)[0] for pace in (0.001, 0.00101)}) == 1
 

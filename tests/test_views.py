@@ -12,10 +12,11 @@ import pytest
 from headstart import views as room
 from headstart.data.dataset import Dataset
 from headstart.diagnosis.growth import answered
+from headstart.errors import StoreError
 from headstart.features.engine import Engine
 from headstart.features.extract import Features, extract, together, with_views
 from headstart.features.store import Store
-from headstart.heads import Kind, centroid_scores, fit_head, logistic_scores, ridge_scores
+from headstart.heads import Kind, centroid_scores, fit_head, leaves, logistic_scores, ridge_scores
 from headstart.race import Race, fit_winner, race
 from headstart.solvers import principal_axes
 from headstart.views import VIEWS, more_views
@@ -199,5 +200,36 @@ def test_without_time_for_more_views_there_are_none_and_that_is_remembered(
     features = begun(dataset, engine, store)
     found, why = more_views(features, [engine], dataset, store, deadline=time.monotonic() - 1)
     assert found is features
-    assert why.startswith("3 more views of each picture would take about ") and why.endswith(" s: heads do without")
+    assert why.startswith("3 more of each picture would take about ") and why.endswith(" s: heads do without")
     assert more_views(features, [engine], dataset, store, deadline=math.inf) == (features, why)
+
+
+def test_another_budget_decides_anew_and_a_full_store_goes_without(
+    dataset: Dataset, engine: Engine, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = begun(dataset, engine, store)
+    more_views(features, [engine], dataset, store, deadline=time.monotonic() - 1, budget=1.0)
+    found, _ = more_views(features, [engine], dataset, store, budget=600.0)
+    assert len(found.views) == VIEWS
+
+    def full(*given: object, **options: object) -> Features:
+        raise StoreError("there is no room")
+
+    monkeypatch.setattr(room, "with_views", full)
+    assert more_views(features, [engine], dataset, store, budget=600.0) == (
+        features, "heads do without more of them: there is no room",
+    )  # fmt: skip
+
+
+def test_two_backbones_answer_together_in_their_views(dataset: Dataset, engine: Engine, store: Store) -> None:
+    other, pool = Engine(tiny_backbone(1), precision="float32"), dataset.indices("train")
+    labels, folds = dataset.labels[pool], dataset.fold[pool]
+    both = together([begun(dataset, each, store) for each in (engine, other)])
+    found = with_views(both, [engine, other], dataset, store, 2, only=pool)
+    pair = race(found, labels, folds, 3, pool, store=store).candidates[-1]
+    assert {tap >= len(found.own) for tap in pair.taps} == {False, True}
+    head = fit_winner(pair, found, labels, 3, pool, store)
+    parts = [fit_winner(part, found, labels, 3, pool, store).answers(found, pool) / heat for part, heat in pair.parts]
+    np.testing.assert_allclose(head.answers(found, pool), np.mean(parts, axis=0), rtol=1e-3, atol=1e-3)
+    curve = answered([found.in_views(leaf.taps, pool, leaf.views) for leaf, _ in leaves(pair)], labels, folds, 3, pair)
+    assert curve.shape[1] == len(pool)

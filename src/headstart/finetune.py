@@ -3,7 +3,7 @@
 The last stage's trained head is the start of the first rung (LP-FT, Kumar et al. 2022, arXiv 2202.10054). A head on several stages
 may be the better frozen model, but it fits its training pictures so well that it leaves the stages below nothing to learn from.
 What a rung reaches is interpolated with where it started (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903). The head that won
-the race stays a candidate to the end, so fine-tuning can cost time but not accuracy.
+the race stays a candidate to the end, so fine-tuning can cost time but not accuracy, unless a rung is forced.
 """
 
 from __future__ import annotations
@@ -267,7 +267,8 @@ class Ladder:
         if frozen is not None and not rung.forced:
             both = _Way.best(shares, truth, frozen, likeliest=True)
             pays = both.gain(best, truth)[0] >= 0 and clearly_likelier(both.logits, best, truth)
-            if pays and (not kept or clearly_likelier(both.logits, way.logits, truth)):
+            more = both.gain(way.logits, truth)[0] >= 0 and clearly_likelier(both.logits, way.logits, truth)
+            if pays and (not kept or more):  # what is kept alone costs half as much to run
                 way, together, kept = both, True, True
                 gain, error = way.gain(best, truth)
         after = []

@@ -25,7 +25,8 @@ class Evidence(_Record):
     Per stage: `flops` of one picture's forward pass; `activation_bytes[k-1]` of one picture at cut k, in `activation_dtype`, the
     one they are computed in; `forward_seconds` and `training_seconds` per picture, measured on this machine; `decode_seconds` per
     picture; `scratch_seconds` of one picture in the training of the small network from scratch; `beside_seconds` per picture of
-    another backbone that answers together with the first.
+    another backbone that answers together with the first. `views`: how many augmented views heads were fitted to, beside the
+    clean one.
     """
 
     images: int
@@ -46,6 +47,7 @@ class Evidence(_Record):
     decode_seconds: float
     scratch_seconds: float
     beside_seconds: float = 0.0
+    views: int = 0
 
 
 class Budget(_Record):
@@ -180,7 +182,7 @@ def decide(
     )
 
 
-# A rung is kept for two mistakes less at least: where fewer are expected, even a perfect one would be dropped.
+# Where fewer are expected, even a perfect rung would win less than judging it can show.
 _FEWEST_MISTAKES = 1.5
 
 
@@ -233,12 +235,12 @@ _SCRATCH_EPOCHS, _SCRATCH_STEPS, _SCRATCH_MOST = 8, 160, 150  # at least, at lea
 def scratch_epochs(evidence: Evidence, tuning: float, trainings: int) -> tuple[int, str]:
     """Epochs that give each of the `trainings` from scratch its share of the wall time of transfer, within reason; in words, too.
 
-    Transfer is one pass through the network and `tuning` seconds of rungs. With less than 8 epochs or 160 steps the small network
-    is no fair opponent; after 150 epochs it has long converged. Rounded to a power of 1.25, so that the noise of the measured
-    speeds seldom changes it. Only where a test set was cut does it search for a learning rate.
+    Transfer is one pass through the network for every view that heads were fitted to, and `tuning` seconds of rungs. With less than
+    8 epochs or 160 steps the small network is no fair opponent; after 150 epochs it has long converged. Rounded to a power of 1.25, so
+    that the noise of the measured speeds seldom changes it. Only where a test set was cut does it search for a learning rate.
     """
     once = evidence.decode_seconds + sum(evidence.forward_seconds) + evidence.beside_seconds
-    transfer = evidence.images * once + tuning
+    transfer = evidence.images * (1 + evidence.views) * once + tuning
     images, search = (evidence.images, SCRATCH_SEARCH) if trainings == 1 else (round(0.8 * evidence.images), 0.0)
     least = max(_SCRATCH_EPOCHS, math.ceil(_SCRATCH_STEPS / math.ceil(images / SCRATCH_BATCH)))
     epochs = transfer / (trainings * images * evidence.scratch_seconds * (1.0 + search))

@@ -314,7 +314,8 @@ def _why(best: Score, usual: Score, last: Score, labels: NDArray[np.int64], flat
 
 def _words(score: Score) -> str:
     if score.parts:
-        return f"the mean of the heads on {', '.join(_where(part) for part, _ in score.parts[:-1])} and {_where(score.parts[-1][0])}"
+        named = [_words(part) for part, _ in score.parts]
+        return f"the mean of {', '.join(named[:-1])} and {named[-1]}"
     return f"a {score.kind} head on {_where(score)}"
 
 

@@ -101,8 +101,14 @@ class Story:
 
     def views(self, heads: Race, views: int, why: str) -> None:
         """Whether the heads were fitted to more views of the pictures."""
-        if views:
-            self.say(f"in {views} more views of each picture: {100 * heads.accuracy:.1f} % out of fold; {heads.reason}")
+        if heads.last.views:
+            self.say(
+                f"with {views} more views of each picture: {100 * heads.accuracy:.1f} % out of fold; {heads.reason}"
+            )
+        elif views:
+            self.say(
+                f"views: heads do without {views} more of each picture, with which the labels are clearly less likely"
+            )
         elif why:
             self.say(f"views: {why}")
 

@@ -100,10 +100,12 @@ def transfer(
                 keep_model(folder, story, model, dataset)
     with story.phase("views"):
         how: dict[str, Any] = {"seed": options.seed, "progress": progress}
-        features, why = more_views(features, engines, dataset, store, deadline=deadline, **how)
+        limits: dict[str, Any] = {"deadline": deadline, "budget": options.budget}
+        features, why = more_views(features, engines, dataset, store, **limits, **how)
         if views := len(features.views):
             heads = race(features, labels, folds, classes, pool, store=store, progress=progress)
             engines, features = answering(engines, features, heads)
+            heads = race(features, labels, folds, classes, pool, store=store, progress=progress)
             model = on_frozen(engines, heads, features, dataset, store)
             if first:
                 keep_model(folder, story, model, dataset)
@@ -200,6 +202,7 @@ def planned(
         training_seconds=_speed(engine, store, "training", lambda: stage_seconds(backbone, engine.device)).tolist(),
         decode_seconds=decode_seconds(dataset, engine.backbone),
         scratch_seconds=float(_speed(engine, store, "scratch", lambda: [scratch_seconds()])[0]),
+        views=heads.last.views,
         beside_seconds=float(sum(_speed(other, store, "forward", other.stage_seconds).sum() for other in engines[1:])),
     )
     budget = Budget(seconds=options.budget, spent_seconds=spent, store_bytes=options.store_limit)
@@ -257,6 +260,7 @@ def knowing(
 ) -> Unknown | None:
     """What tells unknown pictures: the stages that no rung has trained, and calibrated answers to held-out pictures."""
     frozen = min([result.rung.cut for result in tuned.kept], default=len(features.own))
+    frozen = 0 if tuned.together else frozen  # the original network beside the trained one has them all
     held, logits = (tuned.held, tuned.logits) if tuned.kept else (heads.pool, heads.best.logits)
     return learn(features, dataset, frozen, heads.pool, held, logits / np.float32(heat), store)
 

@@ -87,6 +87,7 @@ def growth(
     spec = {
         **subject(features.table, features.rows[pool], labels, classes, folds),
         "beside": [other.table.folder.name for other in features.beside],
+        "views": [view.table.folder.name for part in (features, *features.beside) for view in part.views],
         "heads": [
             (leaf.kind, leaf.taps, leaf.strength, leaf.temperature, leaf.views, factor) for leaf, factor in leaves(best)
         ],

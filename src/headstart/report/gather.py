@@ -14,7 +14,7 @@ from headstart.diagnosis.doubts import Doubt
 from headstart.diagnosis.similarity import Similarity
 from headstart.errors import UnreadableImage
 from headstart.finetune import Finetuned, RungResult
-from headstart.heads import Score
+from headstart.heads import Score, leaves
 from headstart.model import Model
 from headstart.plan import Plan, Rung
 from headstart.proof import Proof
@@ -69,13 +69,15 @@ def gather(
 
 def _stages(heads: Race, tuned: Finetuned, model: Model, similarity: Similarity | None) -> list[StageRow]:
     backbone = model.backbone
-    cut = min((result.rung.cut for result in tuned.kept), default=len(backbone.names))
+    trained = {
+        place for result in tuned.kept for place in range(len(backbone.names))[result.rung.cut : result.rung.until]
+    }
     return [
         StageRow(
             name=name,
             parameters=sum(p.numel() for p in backbone.stages[place].parameters()),
             flops=backbone.flops[place] // 2,
-            frozen=place < cut,
+            frozen=place not in trained,
             accuracy=heads.profile[place].accuracy,
             accuracy_se=heads.profile[place].accuracy_se,
             shift=None if similarity is None else similarity.shift.stages[place],
@@ -99,6 +101,7 @@ def _head(score: Score, heads: Race, model: Model) -> HeadRow:
         log_loss=score.log_loss,
         strength=score.strength,
         chosen=score is heads.best,
+        views=max(leaf.views for leaf, _ in leaves(score)),
     )
 
 

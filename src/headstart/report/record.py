@@ -35,7 +35,8 @@ class StageRow:
 
 @dataclass(frozen=True)
 class HeadRow:
-    """One head of the race. `taps` names its stages; `accuracy` is cross-validated, a share."""
+    """One head of the race. `taps` names its stages; `accuracy` is cross-validated, a share; `views`: how many augmented ones it is
+    fitted to, beside the clean one."""
 
     name: str
     taps: str
@@ -44,6 +45,7 @@ class HeadRow:
     log_loss: float
     strength: float
     chosen: bool
+    views: int = 0
 
 
 @dataclass(frozen=True)
