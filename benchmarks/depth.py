@@ -35,13 +35,13 @@ from headstart.request import Options, audited
 from headstart.tasks.classification import ece, fit_temperature
 from headstart.transfer import planned
 from headstart.views import more_views
+from regret import LADDER
 
 import numpy as np  # isort: skip
 from scipy.special import log_softmax, softmax  # isort: skip
 
 RESULTS = Path(__file__).parent / "results" / "depth.json"
 SIZES = ("5", "20", "600")  # pictures a class; then pictures in all, each class its share
-LADDER = "the plan's ladder"
 RUNGS: dict[str, dict[str, Any]] = {
     "from 6": {"cut": 6}, "from 5": {"cut": 5}, "from 4": {"cut": 4}, "from 7": {"cut": 7}, "from 8": {"cut": 8},
     "norms from 4": {"cut": 4, "trains": "norms"}, "4 and 5 alone": {"cut": 4, "until": 6}, "from 3": {"cut": 3},

@@ -22,7 +22,7 @@ HEAD, LADDER = "the head alone", "the plan's ladder"
 @dataclass(frozen=True, eq=False)
 class Depths:
     """A case. For each choice, a mark per test picture (M,) bool, alone and `together` with the frozen head; `gains`: on held-out
-    pictures, alone and together; seconds."""
+    pictures, alone and together."""
 
     source: str
     size: str
@@ -30,7 +30,6 @@ class Depths:
     marks: Mapping[str, np.ndarray]
     together: Mapping[str, np.ndarray]
     gains: Mapping[str, tuple[float, float]]
-    seconds: Mapping[str, float]
 
     def accuracy(self, name: str) -> float:
         """Share of the test pictures."""
@@ -64,7 +63,6 @@ def depths(cases: Mapping[str, Any]) -> list[Depths]:
             {HEAD: marks(case["right"]["head"]), **{name: marks(row["right"]) for name, row in case["rungs"].items()}},
             {name: marks(row["right_with_head"]) for name, row in case["rungs"].items()},
             {name: (row["alone"]["gain"], row["with_head"]["gain"]) for name, row in case["rungs"].items()},
-            {name: row["seconds"] for name, row in case["rungs"].items()},
         )
         for case in cases.values()
     ]
@@ -97,9 +95,7 @@ def by_depth(cases: Sequence[Depths]) -> list[str]:
 
 def laddered(cases: Sequence[Depths]) -> list[str]:
     """The ladder's choice beside the head alone, each single rung, and the best of all in hindsight."""
-    rows = headed(
-        "| case | head alone | ladder | best in hindsight | that is | behind it | behind, cross-fitted | ladder, s |"
-    )
+    rows = headed("| case | head alone | ladder | best in hindsight | that is | behind it | behind, cross-fitted |")
     shown = [case for case in cases if LADDER in case.marks]
     behind, fitted = [], []
     for case in shown:
@@ -109,11 +105,11 @@ def laddered(cases: Sequence[Depths]) -> list[str]:
         fitted.append(case.behind_cross_fitted(LADDER, among))
         rows.append(
             f"| {case.source}, {SAID[case.size]} | {percent(case.accuracy(HEAD))} | {percent(case.accuracy(LADDER))} | "
-            f"{percent(case.accuracy(best))} | {best} | {100 * behind[-1]:.1f} | {100 * fitted[-1]:.1f} | {case.seconds[LADDER]:.0f} |"
+            f"{percent(case.accuracy(best))} | {best} | {100 * behind[-1]:.1f} | {100 * fitted[-1]:.1f} |"
         )
     if shown:
         heads, ladders = (percent(mean(case.accuracy(name) for case in shown)) for name in (HEAD, LADDER))
         rows.append(
-            f"| mean of {len(shown)} | {heads} | {ladders} | | | {100 * mean(behind):.1f} | {100 * mean(fitted):.1f} | |"
+            f"| mean of {len(shown)} | {heads} | {ladders} | | | {100 * mean(behind):.1f} | {100 * mean(fitted):.1f} |"
         )
     return rows
