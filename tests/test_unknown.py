@@ -218,9 +218,9 @@ def test_the_sentence_says_both_shares() -> None:
     assert Telling(0.05, 1.0, None, 0, ()).sentence.endswith("as strange.")
 
 
-@pytest.mark.parametrize("cut", [None, 2, 0])
+@pytest.mark.parametrize(("cut", "joined"), [(None, False), (2, False), (0, False), (2, True)])
 def test_a_run_learns_from_untouched_stages_of_all_backbones_and_from_held_out_answers(
-    store: Store, cut: int | None
+    store: Store, cut: int | None, joined: bool
 ) -> None:
     dataset = load_dataset(stripes(150, classes=3, side=48))
     val = dataset.indices("train")[:30]
@@ -233,10 +233,13 @@ def test_a_run_learns_from_untouched_stages_of_all_backbones_and_from_held_out_a
     heads = race(features, dataset.labels[pool], dataset.fold[pool], 3, pool)
     answers = np.random.default_rng(0).normal(size=(30, 3)).astype(np.float32)
     kept = () if cut is None else (SimpleNamespace(rung=SimpleNamespace(cut=cut)),)
-    tuned: Any = SimpleNamespace(kept=kept, held=val, logits=answers)
+    tuned: Any = SimpleNamespace(kept=kept, held=val, logits=answers, together=joined)
     known = knowing(heads, tuned, features, dataset, 1.0, store)
     assert known is not None
-    assert known.taps == looked_at([range(own if cut is None else cut), range(own, 2 * own)])
+    untouched = (
+        0 if joined else own if cut is None else cut
+    )  # the original network, where it stands beside, has them all
+    assert known.taps == looked_at([range(untouched), range(own, 2 * own)])
     assert len(known.held) == (len(heads.pool) if cut is None else 30)
     unknown = (known.typicality(features.apart(known.taps, val), answers) <= 0.05).mean()
     assert (
