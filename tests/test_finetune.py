@@ -375,7 +375,7 @@ def test_a_rung_that_is_not_right_more_often_may_answer_together_with_the_frozen
     (result,) = tuned.rungs
     assert result.kept and result.together and tuned.together
     assert 0 <= result.gain < result.gain_se  # for accuracy alone it would have been dropped
-    assert result.reason.startswith("kept, to answer together with the frozen head: +")
+    assert result.reason.startswith("kept: together with the frozen head +")
     labels = begun.dataset.labels[tuned.held]
     frozen = np.concatenate([ladder._frozen(fit, held) for fit, held in ladder._judging(pool)])
     assert clearly_likelier(tuned.logits, frozen, labels)
@@ -399,7 +399,7 @@ def test_a_rung_that_is_not_right_more_often_may_answer_together_with_the_frozen
 def test_what_is_kept_alone_answers_together_only_where_that_is_right_as_often(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(room, "clearly_likelier", lambda *given: True)
+    monkeypatch.setattr("headstart.judge.clearly_likelier", lambda *given: True)
     seen = set()
     for contrast in (24, 27, 32):
         begun = start(striped(150, contrast=contrast))

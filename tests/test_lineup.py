@@ -19,7 +19,6 @@ from headstart.features.engine import Engine
 from headstart.features.extract import Features, extract, together
 from headstart.features.store import Store
 from headstart.finetune import Ladder
-from headstart.heads import Score
 from headstart.lineup import Lineup, line_up
 from headstart.plan import Plan, Rung
 from headstart.race import fit_winner, race
@@ -140,20 +139,16 @@ def test_a_finetuned_network_answers_together_with_the_one_beside_it(dataset: Da
     assert (tuned.logits.argmax(1) == dataset.labels[tuned.held]).mean() > 0.5
 
 
-def score(logits: np.ndarray) -> Score:  # type: ignore[type-arg]
-    return Score("logistic", (0,), 1e-4, 0.0, 0.0, 0.0, 0.0, logits.astype(np.float32))
-
-
 def test_better_beyond_chance_takes_more_than_a_picture_or_two() -> None:
     labels = np.arange(60) % 3
-    sure = 4.0 * np.eye(3)[labels]
+    sure = (4.0 * np.eye(3)[labels]).astype(np.float32)
     for wrong, better in ((0, False), (2, False), (3, True), (12, True)):
         other = sure.copy()
         other[:wrong] = np.roll(other[:wrong], 1, axis=1)
-        assert clearly_better(score(sure), score(other), labels) is better
-        assert not clearly_better(score(other), score(sure), labels)
-    assert clearly_likelier(score(sure).logits, np.zeros((60, 3), np.float32), labels)
-    assert not clearly_likelier(score(sure).logits, score(sure).logits, labels)
+        assert clearly_better(sure, other, labels) is better
+        assert not clearly_better(other, sure, labels)
+    assert clearly_likelier(sure, np.zeros((60, 3), np.float32), labels)
+    assert not clearly_likelier(sure, sure, labels)
 
 
 def test_fit_races_the_networks_that_came_with_it(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_the_mean_of_the_finalists_yields_only_to_what_is_clearly_better() -> No
         found = raced([noise, x, z], y)
         usual = next(score for score in found.candidates if score.parts)
         top = max((s for s in found.candidates if not s.parts), key=lambda score: (score.accuracy, -score.log_loss))
-        gain, error = paired_gain(top, usual, y)
+        gain, error = paired_gain(top.logits, usual.logits, y)
         pays = gain > max(error, 2.5 / len(y))
         assert found.best is (top if pays else usual)
         assert ("no single head is clearly better" in found.reason) == (found.best is usual)
@@ -78,7 +78,7 @@ def test_an_earlier_stage_is_part_of_what_wins_where_it_is_clearly_better() -> N
     noise = [np.random.default_rng(n).standard_normal((len(y), 6)).astype(np.float32) for n in range(4)]
     found = raced([noise[0], x, noise[1], noise[2]], y)
     assert 1 in found.best.taps
-    gain, error = paired_gain(found.best, found.last, y)
+    gain, error = paired_gain(found.best.logits, found.last.logits, y)
     assert gain > error
     assert int(np.argmax([score.accuracy for score in found.profile])) == 1
     assert "ahead of the last stage alone out of fold" in found.reason

@@ -423,9 +423,9 @@ def test_sealed_pictures_run_through_the_network_after_everything_is_decided(tra
 def test_a_run_whose_rung_answers_together_with_the_frozen_head(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None
 ) -> None:
-    room = sys.modules["headstart.finetune"]
+    room = import_module("headstart.judge")
     monkeypatch.setattr(room, "clearly_likelier", lambda *given: True)
-    monkeypatch.setattr(room._Way, "gain", lambda *given: (0.0, 1.0))  # for accuracy alone nothing would be kept
+    monkeypatch.setattr(room, "paired_gain", lambda *given: (0.0, 1.0))  # for accuracy alone nothing would be kept
     out = tmp_path / "run"
     run = hs.fit(trained.pictures, out, options(trained))
     assert all(rung["kept"] and rung["together"] for rung in run.metrics["rungs"]) and run.metrics["rungs"]

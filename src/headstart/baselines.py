@@ -86,7 +86,7 @@ def fit_pixels(
         record, arrays = stored
         return Head("logistic", (0,), record["strength"], arrays["weight"], arrays["bias"]), record["temperature"]
     features = pixel_features(thumbs.read(pool))
-    score, *_ = logistic_scores(principal_axes(features), labels, folds, classes, (0,), _STRENGTHS)
+    score, *_ = logistic_scores(principal_axes(features), labels, folds, classes, (0,), strengths=_STRENGTHS)
     head = fit_head(features, labels, classes, score.kind, (0,), score.strength)
     heat = fit_temperature(score.logits, labels)
     memo.save({"strength": score.strength, "temperature": heat}, {"weight": head.weight, "bias": head.bias})

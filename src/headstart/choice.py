@@ -5,25 +5,25 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.heads import Score
 from headstart.tasks.classification import fit_temperature, softmax, surprise
 
+Logits = NDArray[np.float32]
 _DRAWS = 400  # bootstrap samples; the choice among heads is made anew in each
 
 
-def paired_gain(a: Score, b: Score, labels: NDArray[np.int64]) -> tuple[float, float]:
-    """Mean and standard error of the difference in accuracy, picture by picture, of two out-of-fold scores."""
-    difference = (a.logits.argmax(1) == labels).astype(float) - (b.logits.argmax(1) == labels).astype(float)
+def paired_gain(a: Logits, b: Logits, labels: NDArray[np.int64]) -> tuple[float, float]:
+    """Mean and standard error of the difference in accuracy, picture by picture, of logits `a` (N, K) over `b`."""
+    difference = (a.argmax(1) == labels).astype(float) - (b.argmax(1) == labels).astype(float)
     return float(difference.mean()), float(difference.std() / max(1, len(labels)) ** 0.5)
 
 
-def clearly_better(a: Score, b: Score, labels: NDArray[np.int64], errors: float = 1.0) -> bool:
-    """Whether `a` is right more often than `b` by more than `errors` standard errors of the paired difference, and three pictures."""
+def clearly_better(a: Logits, b: Logits, labels: NDArray[np.int64], errors: float = 1.0) -> bool:
+    """Whether logits `a` (N, K) are right more often than `b`, by more than `errors` standard errors and three pictures."""
     gain, error = paired_gain(a, b, labels)
     return bool(gain > max(errors * error, 2.5 / len(labels)))
 
 
-def clearly_likelier(a: NDArray[np.float32], b: NDArray[np.float32], labels: NDArray[np.int64]) -> bool:
+def clearly_likelier(a: Logits, b: Logits, labels: NDArray[np.int64]) -> bool:
     """Whether logits `a` (N, K) give the labels a higher likelihood than `b` by more than one standard error, both calibrated."""
     losses = [surprise(labels, softmax(logits, fit_temperature(logits, labels))) for logits in (b, a)]
     gain = losses[0] - losses[1]

@@ -22,12 +22,12 @@ from torch import Tensor
 
 from headstart import runtime
 from headstart.backbones.backbone import Backbone
-from headstart.choice import clearly_likelier
 from headstart.data.dataset import Dataset
 from headstart.features.engine import Engine
 from headstart.features.extract import Features, cache_activations
 from headstart.features.store import Store
 from headstart.heads import Head, Score, merged
+from headstart.judge import Judged, judge
 from headstart.plan import Plan, Rung
 from headstart.race import Race, fit_winner
 from headstart.solvers import spread
@@ -99,44 +99,6 @@ class _Split:
 
 
 @dataclass(frozen=True, eq=False)
-class _Way:
-    """One way for a rung to answer: at a share of ALPHAS, with held-out logits (M, K), and what the net's own are divided by there."""
-
-    alpha: float
-    heat: float
-    logits: NDArray[np.float32]
-
-    @classmethod
-    def best(
-        cls,
-        shares: NDArray[np.float32],
-        truth: NDArray[np.int64],
-        beside: NDArray[np.float32] | None,
-        *,
-        likeliest: bool,
-    ) -> _Way:
-        """The share that is right most often, or makes the labels likeliest, together with calibrated logits `beside` (M, K)."""
-        heats = [1.0] * len(ALPHAS)
-        if beside is not None:
-            heats = [fit_temperature(logits, truth) for logits in shares]
-            shares = np.stack(
-                [0.5 * (logits / np.float32(t) + beside) for logits, t in zip(shares, heats, strict=True)]
-            )
-
-        def rank(place: int) -> tuple[float, float]:
-            found = _accuracy(shares[place], truth), -_log_loss(shares[place], truth)
-            return found[::-1] if likeliest else found
-
-        place = max(range(len(ALPHAS)), key=rank)
-        return cls(ALPHAS[place], heats[place], shares[place])
-
-    def gain(self, best: NDArray[np.float32], truth: NDArray[np.int64]) -> tuple[float, float]:
-        """Accuracy over that of logits `best` (M, K): mean paired difference, and its standard error."""
-        difference = (self.logits.argmax(1) == truth).astype(float) - (best.argmax(1) == truth)
-        return float(difference.mean()), float(difference.std() / max(1, len(truth)) ** 0.5)
-
-
-@dataclass(frozen=True, eq=False)
 class _Trained:
     """One training: the net, the weights it started from, how it went, and the held-out logits (A, M, K) at every share of ALPHAS."""
 
@@ -190,9 +152,8 @@ class Ladder:
             )
         )
         cool = np.float32(fit_temperature(best, truth))
-        frozen = (
-            np.divide(best, cool, dtype=np.float32) if partner is None else None
-        )  # never more than two answer together
+        # Never more than two answer together.
+        frozen = np.divide(best, cool, dtype=np.float32) if partner is None else None
         heat = 1.0
         results: list[RungResult] = []
         reasons: list[str] = []
@@ -247,11 +208,7 @@ class Ladder:
         frozen: NDArray[np.float32] | None,
     ) -> tuple[RungResult, list[_Split], NDArray[np.float32], float]:
         """Train one rung on every split; its result, the splits after it, their held-out logits, and the temperature that its own
-        were divided by to answer together with another backbone's, `beside` (M, K), or with the frozen head's, `frozen` (M, K).
-
-        Alone (or with another backbone, where one answers with it) it has to be right more often than the best so far, beyond its
-        standard error. The mean of its and the frozen head's answers varies less, and takes a likelihood that is clearly higher.
-        """
+        were divided by to answer together with another backbone's, `beside` (M, K), or with the frozen head's, `frozen` (M, K)."""
         began = time.monotonic()
         with self.progress(f"Rung {number + 1}: training", rung.epochs * len(splits), "epochs") as advance:
             trained = [
@@ -260,38 +217,27 @@ class Ladder:
             ]
         outcomes = [each.outcome for each in trained]
         shares = np.concatenate([each.shares for each in trained], axis=1)
-        way, together = _Way.best(shares, truth, beside, likeliest=False), False
-        gain, error = way.gain(best, truth)
-        # One picture more, and none lost, always exceeds its own standard error: it takes two.
-        kept = rung.forced or gain > max(error, 1.5 / max(1, len(truth)))
-        if frozen is not None and not rung.forced:
-            both = _Way.best(shares, truth, frozen, likeliest=True)
-            pays = both.gain(best, truth)[0] >= 0 and clearly_likelier(both.logits, best, truth)
-            more = both.gain(way.logits, truth)[0] >= 0 and clearly_likelier(both.logits, way.logits, truth)
-            if pays and (not kept or more):  # what is kept alone costs half as much to run
-                way, together, kept = both, True, True
-                gain, error = way.gain(best, truth)
+        found = judge(shares, best, truth, beside=beside, frozen=frozen, forced=rung.forced)
         after = []
         for split, each in zip(splits, trained, strict=True):
-            net = each.at(way.alpha)
+            net = each.at(ALPHAS[found.share])
             after.append(_Split(split.fit, split.held, net.backbone, net.linear(split.head.kind, split.head.strength)))
         best_epochs = [outcome.best_epoch + 1 for outcome in outcomes]
-        words = f"{100 * gain:+.1f} ± {100 * error:.1f} points on {len(truth)} held-out pictures"
         result = RungResult(
             rung,
-            _accuracy(way.logits, truth),
-            gain,
-            error,
-            way.alpha,
+            found.accuracy,
+            found.gain,
+            found.gain_se,
+            ALPHAS[found.share],
             rung.epochs if self.plan.refit else max(1, round(float(np.mean(best_epochs)))),
-            kept,
+            found.kept,
             all(outcome.complete for outcome in outcomes),
             tuple(outcome.curve for outcome in outcomes),
             time.monotonic() - began,
-            f"{_said(rung, kept, together)}: {words}",
-            together,
+            _said(rung, found),
+            found.together,
         )
-        return result, after, way.logits, way.heat
+        return result, after, found.logits, found.heat
 
     def _source(self, rung: Rung, backbone: Backbone, fit: NDArray[np.int64], held: NDArray[np.int64]) -> Source:
         # The prefix of a split may have been trained by an earlier rung, so it is that split's backbone that runs.
@@ -421,20 +367,10 @@ def _between(start: dict[str, Tensor], end: dict[str, Tensor], share: float) -> 
     }
 
 
-def _said(rung: Rung, kept: bool, together: bool) -> str:
-    if not kept:
-        return "dropped"
-    return (
-        "kept, as asked for" if rung.forced else "kept, to answer together with the frozen head" if together else "kept"
-    )
-
-
-def _accuracy(logits: NDArray[np.float32], truth: NDArray[np.int64]) -> float:
-    return float((logits.argmax(1) == truth).mean())
-
-
-def _log_loss(logits: NDArray[np.float32], truth: NDArray[np.int64]) -> float:
-    return float(torch.nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(truth)))
+def _said(rung: Rung, found: Judged) -> str:
+    kept = "kept, as asked for" if rung.forced else "kept" if found.kept else "dropped"
+    points = f"{100 * found.gain:+.1f} ± {100 * found.gain_se:.1f} points on {len(found.logits)} held-out pictures"
+    return f"{kept}: {'together with the frozen head ' if found.together else ''}{points}"
 
 
 def _digest(weights: dict[str, Tensor]) -> str:

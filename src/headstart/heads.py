@@ -116,8 +116,8 @@ def logistic_scores(
     folds: NDArray[np.int64],
     classes: int,
     taps: tuple[int, ...],
-    strengths: tuple[float, ...] = LOGISTIC_STRENGTHS,
     views: int = 0,
+    strengths: tuple[float, ...] = LOGISTIC_STRENGTHS,
 ) -> list[Score]:
     """Out-of-fold scores of L2-logistic regression at several strengths, the one with the least out-of-fold log-loss first.
 

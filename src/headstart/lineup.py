@@ -91,7 +91,9 @@ def line_up(
         candidates.append(_Candidate(name, other, found, raced(found, sample)))
     first = candidates[0]
     for candidate in candidates[1:]:
-        if clearly_better(candidate.heads.best, first.heads.best, dataset.labels[first.heads.pool], errors=2.0):
+        if clearly_better(
+            candidate.heads.best.logits, first.heads.best.logits, dataset.labels[first.heads.pool], errors=2.0
+        ):
             first = candidate
     others = [candidate for candidate in candidates if candidate is not first]
     tried = together([candidate.features for candidate in (first, *others)])
@@ -104,17 +106,21 @@ def line_up(
     features = together(
         [extract(each.backbone, dataset, store, engine=each, only=unsealed, progress=progress) for each in engines]
     )
-    heads = raced(features, pool)
-    engines, features = answering(engines, features, heads)  # what helped on the sample need not help on all of them
-    heads = raced(features, pool)
+    # What helped on the sample need not help on all of them.
+    engines, features, heads = answering(engines, features, lambda found: raced(found, pool))
     reasons += [_said(first, others, engines, heads)] if others else []
     entrants = [candidate.engine for candidate in (first, *others)] if whole else engines
     return Lineup(tuple(engines), features, heads, tried if whole else features, tuple(entrants), tuple(reasons))
 
 
-def answering(engines: Sequence[Engine], features: Features, heads: Race) -> tuple[Sequence[Engine], Features]:
-    """Those whose features the winner reads, and their features: all of them, or the first alone."""
-    return (engines, features) if any(_used(features, heads)) else (engines[:1], features.of(0))
+def answering(
+    engines: Sequence[Engine], features: Features, run: Callable[[Features], Race]
+) -> tuple[Sequence[Engine], Features, Race]:
+    """Who answers, their features and heads: all of them, or the first alone where the winner of the race `run` reads nothing else."""
+    heads = run(features)
+    if any(_used(features, heads)):
+        return engines, features, heads
+    return engines[:1], features.of(0), run(features.of(0))
 
 
 def _named(engine: Engine) -> str:

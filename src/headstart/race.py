@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,22 +32,7 @@ from headstart.heads import (
 )
 from headstart.solvers import STEPS, STEPS_ON, WEAK, Axes, Rows, Streamed, principal_axes
 
-
-class Scorer(Protocol):
-    """Out-of-fold scores of one kind of head at every strength, the chosen one first."""
-
-    def __call__(
-        self,
-        axes: Axes,
-        labels: NDArray[np.int64],
-        folds: NDArray[np.int64],
-        classes: int,
-        taps: tuple[int, ...],
-        *,
-        views: int = 0,
-    ) -> list[Score]: ...
-
-
+Scorer = Callable[[Axes, NDArray[np.int64], NDArray[np.int64], int, tuple[int, ...], int], list[Score]]
 _Entrant = tuple[Kind, tuple[int, ...]]
 _SCORERS: dict[Kind, Scorer] = {"ridge": ridge_scores, "logistic": logistic_scores, "centroid": centroid_scores}
 RACED = 6000  # pictures that race at most, and that are held in memory: more cost time and tell no head from another
@@ -87,7 +72,7 @@ def race(
     run once.
     """
     runs = [
-        _race(features.of(place), labels, folds, classes, pool, store, progress)
+        _race(_Course(features.of(place), labels, folds, classes, pool), store, progress)
         for place in range(1 + len(features.beside))
     ]
     first, given = runs[0], labels[thinned(labels, RACED)]
@@ -100,7 +85,7 @@ def race(
         return first
     pair = min(joined, key=lambda score: (score.accuracy < first.best.accuracy, score.log_loss))
     candidates = (*first.candidates, pair)
-    gain, error = paired_gain(pair, first.best, given)
+    gain, error = paired_gain(pair.logits, first.best.logits, given)
     if gain < 0 or not clearly_likelier(pair.logits, first.best.logits, given):
         return replace(first, candidates=candidates)
     return replace(
@@ -119,15 +104,28 @@ def shifted(score: Score, by: int) -> Score:
     return replace(score, taps=tuple(tap + by for tap in score.taps), parts=parts)
 
 
-def _race(
-    features: Features,
-    labels: NDArray[np.int64],
-    folds: NDArray[np.int64],
-    classes: int,
-    pool: NDArray[np.int64],
-    store: Store | None,
-    progress: runtime.Progress,
-) -> Race:
+@dataclass(frozen=True, eq=False)
+class _Course:
+    """What heads of one backbone race on: the pictures `pool` (M,), their labels and folds (M,)."""
+
+    features: Features
+    labels: NDArray[np.int64]
+    folds: NDArray[np.int64]
+    classes: int
+    pool: NDArray[np.int64]
+
+    def thinned(self) -> _Course:
+        """A sample of at most `RACED` pictures."""
+        sample = thinned(self.labels, RACED)
+        return replace(self, labels=self.labels[sample], folds=self.folds[sample], pool=self.pool[sample])
+
+    def key(self) -> dict[str, Any]:
+        """What the outcome depends on, as part of a key."""
+        rows = self.features.rows[self.pool]
+        return subject(self.features.table, rows, self.labels, self.classes, self.folds)
+
+
+def _race(whole: _Course, store: Store | None, progress: runtime.Progress) -> Race:
     """Heads on one backbone, per stage and combined.
 
     Ridge scores every stage (the depth profile) and the combinations, cheaply; the last stage, the best stage and the best
@@ -136,27 +134,27 @@ def _race(
     another beats it by more than one standard error of the paired difference, and by three pictures. Of more than `RACED`
     pictures a sample races, and none in more views.
     """
-    count, sample = len(pool), thinned(labels, RACED)
-    labels, folds, pool = labels[sample], folds[sample], pool[sample]
-    raced = None
+    course = whole.thinned()
+    features, labels, classes, pool = course.features, course.labels, course.classes, course.pool
+    all_raced, raced = len(pool) == len(whole.pool), None
     known: dict[tuple[int, ...], Axes] = {}
     if store is not None:
         spec = {
-            **subject(features.table, features.rows[pool], labels, classes, folds),
+            **course.key(),
             "solver": [LOGISTIC_STRENGTHS, RIDGE_STRENGTHS, STEPS, STEPS_ON, WEAK, torch.__version__, 4],
         }
         memo = store.artifact("race", spec)
         raced = _recalled(memo)
     if raced is None:
-        raced = _compete(features, labels, folds, classes, pool, known, progress)
+        raced = _compete(course, known, progress)
         if store is not None:
             _remember(memo, raced)
     last, candidates = raced.candidates[0], raced.candidates
     finalists, seen = [score for score in candidates if score.kind == "logistic"], ""
     finalists.append(max((score for score in candidates if score.kind == "ridge"), key=_rank))
     usual, best = blended(finalists, labels), max(candidates, key=_rank)
-    if features.views and count <= RACED:
-        viewed = _in_views(finalists, features, labels, folds, classes, pool, store, progress)
+    if features.views and all_raced:
+        viewed = _in_views(finalists, course, store, progress)
         mean = blended(viewed, labels)
         # Few pictures seldom tell, and more views seldom hurt.
         if not clearly_likelier(usual.logits, mean.logits, labels):
@@ -166,12 +164,12 @@ def _race(
             )
             usual, last, best, candidates = mean, viewed[0], max(viewed, key=_rank), (*viewed, *candidates)
     candidates = (last, usual, *candidates[1:])
-    if not clearly_better(best, usual, labels):
+    if not clearly_better(best.logits, usual.logits, labels):
         best = usual
     flattery = max(0.0, max(score.accuracy for score in raced.candidates) - raced.accuracy)
     accuracy = best.accuracy - (flattery if best is not last else 0.0)
     reason = _why(best, usual, last, labels, flattery) + seen
-    if store is not None and known and len(pool) == count:  # both will be asked for, and their axes are at hand
+    if store is not None and known and all_raced:  # both will be asked for, and their axes are at hand
         for score in (last, *([part for part, _ in best.parts] or [best])):
             if score.views:
                 continue
@@ -183,27 +181,20 @@ def _race(
 
 
 def _in_views(
-    finalists: Sequence[Score],
-    features: Features,
-    labels: NDArray[np.int64],
-    folds: NDArray[np.int64],
-    classes: int,
-    pool: NDArray[np.int64],
-    store: Store | None,
-    progress: runtime.Progress,
+    finalists: Sequence[Score], course: _Course, store: Store | None, progress: runtime.Progress
 ) -> list[Score]:
     """The same heads, each fitted to augmented views of its pictures as well, at a strength chosen anew."""
-    views = len(features.views)
+    features, views = course.features, len(course.features.views)
 
     def scored(score: Score) -> Score:
-        rows = features.in_views(score.taps, pool, views)
+        rows = features.in_views(score.taps, course.pool, views)
         axes = principal_axes(rows.reshape(-1, rows.shape[-1]))
-        return _SCORERS[score.kind](axes, labels, folds, classes, score.taps, views=views)[0]
+        return _SCORERS[score.kind](axes, course.labels, course.folds, course.classes, score.taps, views)[0]
 
     memo = None
     if store is not None:
         spec = {
-            **subject(features.table, features.rows[pool], labels, classes, folds),
+            **course.key(),
             "views": [view.table.folder.name for view in features.views],
             "heads": [(score.kind, score.taps) for score in finalists],
             "solver": [LOGISTIC_STRENGTHS, RIDGE_STRENGTHS, STEPS, STEPS_ON, WEAK, torch.__version__],
@@ -252,15 +243,8 @@ def _remember(memo: Artifact, raced: _Raced) -> None:
     )
 
 
-def _compete(
-    features: Features,
-    labels: NDArray[np.int64],
-    folds: NDArray[np.int64],
-    classes: int,
-    pool: NDArray[np.int64],
-    known: dict[tuple[int, ...], Axes],
-    progress: runtime.Progress,
-) -> _Raced:
+def _compete(course: _Course, known: dict[tuple[int, ...], Axes], progress: runtime.Progress) -> _Raced:
+    features, labels = course.features, course.labels
     stages = len(features.widths)
     combined = sorted(
         {tuple(range(start, stages)) for start in (0, stages // 2, stages - 3) if 0 <= start < stages - 1}
@@ -272,8 +256,8 @@ def _compete(
         def ran(tasks: Sequence[_Entrant]) -> None:
             def scored(task: _Entrant) -> tuple[Axes, list[Score]]:
                 kind, taps = task
-                axes = known.get(taps) or principal_axes(features.stages(taps, pool))
-                return axes, _SCORERS[kind](axes, labels, folds, classes, taps)
+                axes = known.get(taps) or principal_axes(features.stages(taps, course.pool))
+                return axes, _SCORERS[kind](axes, labels, course.folds, course.classes, taps, 0)
 
             # Side by side: eigenvectors and narrow products hardly gain from a second core.
             for task, (axes, found) in zip(tasks, runtime.parallel(scored, tasks), strict=True):
@@ -305,7 +289,7 @@ def _rank(score: Score) -> tuple[float, float]:
 def _why(best: Score, usual: Score, last: Score, labels: NDArray[np.int64], flattery: float) -> str:
     if best is last:
         return "no other stage adds to the last one"
-    gain, error = paired_gain(best, last, labels)
+    gain, error = paired_gain(best.logits, last.logits, labels)
     ahead = f"{_words(best)} is {100 * gain:.1f} ± {100 * error:.1f} points ahead of the last stage alone out of fold"
     if best is usual:
         return f"{ahead}; no single head is clearly better"
@@ -313,10 +297,16 @@ def _why(best: Score, usual: Score, last: Score, labels: NDArray[np.int64], flat
 
 
 def _words(score: Score) -> str:
-    if score.parts:
-        named = [_words(part) for part, _ in score.parts]
-        return f"the mean of {', '.join(named[:-1])} and {named[-1]}"
-    return f"a {score.kind} head on {_where(score)}"
+    if not score.parts:
+        return f"a {score.kind} head on {_where(score)}"
+    places: dict[Kind, list[str]] = {}
+    for part, _ in score.parts:
+        places.setdefault(part.kind, []).append(_where(part))
+    told = [
+        f"{kind} heads on {', '.join(where[:-1])} and {where[-1]}" if where[1:] else f"a {kind} head on {where[0]}"
+        for kind, where in places.items()
+    ]
+    return f"the mean of {' and '.join(told)}"
 
 
 def _where(score: Score) -> str:

@@ -69,7 +69,11 @@ def transfer(
     with story.phase("head"):
         pool, classes = dataset.indices("train"), len(dataset.classes)
         labels, folds = dataset.labels[pool], dataset.fold[pool]
-        heads = race(features, labels, folds, classes, pool, store=store, progress=progress)
+
+        def raced(found: Features) -> Race:
+            return race(found, labels, folds, classes, pool, store=store, progress=progress)
+
+        heads = raced(features)
         story.heads(heads)
         model = on_frozen([engine], heads, features, dataset, store)
         first = not folder.holds_model(dataset.digest)  # a resumed or repeated run may have left a better one
@@ -103,9 +107,7 @@ def transfer(
         limits: dict[str, Any] = {"deadline": deadline, "budget": options.budget}
         features, why = more_views(features, engines, dataset, store, **limits, **how)
         if views := len(features.views):
-            heads = race(features, labels, folds, classes, pool, store=store, progress=progress)
-            engines, features = answering(engines, features, heads)
-            heads = race(features, labels, folds, classes, pool, store=store, progress=progress)
+            engines, features, heads = answering(engines, features, raced)
             model = on_frozen(engines, heads, features, dataset, store)
             if first:
                 keep_model(folder, story, model, dataset)

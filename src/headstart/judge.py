@@ -1,0 +1,89 @@
+"""How a rung answers best, and whether it is kept: a pure function of its answers to pictures that it did not train on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from headstart.choice import Logits, clearly_likelier, paired_gain
+from headstart.tasks.classification import fit_temperature
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """A rung as it answers: which of the `shares` that were given, and its held-out logits (M, K).
+
+    `heat` is what its own logits are divided by in them. `gain` and `gain_se`: accuracy over the best so far. `together`: these are
+    its answers together with the frozen head.
+    """
+
+    share: int
+    heat: float
+    logits: Logits
+    accuracy: float
+    gain: float
+    gain_se: float
+    kept: bool
+    together: bool = False
+
+
+def judge(
+    shares: NDArray[np.float32],
+    best: Logits,
+    truth: NDArray[np.int64],
+    *,
+    beside: Logits | None = None,
+    frozen: Logits | None = None,
+    forced: bool = False,
+) -> Judged:
+    """Choose how a rung answers, from its held-out logits `shares` (A, M, K) at several interpolations, and whether that is kept.
+
+    Alone, or with another backbone's calibrated logits `beside` (M, K), it has to be right more often than logits `best` (M, K),
+    beyond its standard error. The mean of its answers and the `frozen` head's calibrated ones (M, K) varies less: it has to be
+    right no less often, and make the labels `truth` (M,) clearly likelier. What is `forced` is kept alone.
+    """
+    share, heat, logits = _best(shares, truth, beside, likeliest=False)
+    gain, error = paired_gain(logits, best, truth)
+    # One picture more, and none lost, always exceeds its own standard error: it takes two.
+    kept = forced or gain > max(error, 1.5 / max(1, len(truth)))
+    alone = Judged(share, heat, logits, _accuracy(logits, truth), gain, error, kept)
+    if frozen is None or forced:
+        return alone
+    share, heat, logits = _best(shares, truth, frozen, likeliest=True)
+    # What is kept alone costs half as much to run.
+    if not all(
+        paired_gain(logits, other, truth)[0] >= 0 and clearly_likelier(logits, other, truth)
+        for other in ([best, alone.logits] if kept else [best])
+    ):
+        return alone
+    gain, error = paired_gain(logits, best, truth)
+    return Judged(share, heat, logits, _accuracy(logits, truth), gain, error, kept=True, together=True)
+
+
+def _best(
+    shares: NDArray[np.float32], truth: NDArray[np.int64], beside: Logits | None, *, likeliest: bool
+) -> tuple[int, float, Logits]:
+    """Which share is right most often, or makes the labels likeliest, in the mean with calibrated logits `beside`; its temperature
+    there, and the logits (M, K)."""
+    heats = [1.0] * len(shares)
+    if beside is not None:
+        heats = [fit_temperature(logits, truth) for logits in shares]
+        shares = np.stack([0.5 * (logits / np.float32(t) + beside) for logits, t in zip(shares, heats, strict=True)])
+
+    def rank(place: int) -> tuple[float, float]:
+        found = _accuracy(shares[place], truth), -_log_loss(shares[place], truth)
+        return found[::-1] if likeliest else found
+
+    place = max(range(len(shares)), key=rank)
+    return place, heats[place], shares[place]
+
+
+def _accuracy(logits: Logits, truth: NDArray[np.int64]) -> float:
+    return float((logits.argmax(1) == truth).mean())
+
+
+def _log_loss(logits: Logits, truth: NDArray[np.int64]) -> float:
+    return float(torch.nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(truth)))

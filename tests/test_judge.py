@@ -1,0 +1,67 @@
+"""A rung is kept for what it gains alone, or with the frozen head for what that makes likelier."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from headstart.choice import clearly_likelier
+from headstart.judge import judge
+
+Logits = NDArray[np.float32]
+TRUTH = np.arange(90) % 3
+
+
+def answers(right: float, seed: int, sure: float = 2.0) -> Logits:
+    """Logits (90, 3) that are right for a share of the pictures, and noisy."""
+    draw = np.random.default_rng(seed)
+    told = np.where(draw.random(90) < right, TRUTH, (TRUTH + 1 + draw.integers(2, size=90)) % 3)
+    return (sure * np.eye(3)[told] + draw.normal(0, 0.5, (90, 3))).astype(np.float32)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_alone_it_takes_more_than_the_standard_error_and_one_picture(seed: int) -> None:
+    best = answers(0.6, seed)
+    shares = np.stack([answers(0.3, 20 + seed), answers(0.9, 40 + seed)])
+    found = judge(shares, best, TRUTH)
+    assert (found.share, found.kept, found.together, found.heat) == (1, True, False, 1.0)
+    np.testing.assert_array_equal(found.logits, shares[1])
+    assert found.accuracy == (shares[1].argmax(1) == TRUTH).mean()
+    assert found.gain == pytest.approx(found.accuracy - (best.argmax(1) == TRUTH).mean())
+    assert not judge(best[None], best, TRUTH).kept
+    one = best.copy()
+    wrong = int(np.flatnonzero(best.argmax(1) != TRUTH)[0])
+    one[wrong] = 5 * np.eye(3)[TRUTH[wrong]]
+    assert not judge(one[None], best, TRUTH).kept  # a picture more, and none lost
+    forced = judge(one[None], best, TRUTH, frozen=best, forced=True)
+    assert forced.kept and not forced.together
+
+
+def test_heads_that_err_apart_answer_together() -> None:
+    seen = set()
+    for seed in range(20):
+        frozen, trained = answers(0.7, seed), answers(0.7, 100 + seed)
+        found = judge(trained[None], frozen, TRUTH, frozen=frozen)
+        if found.together:
+            assert found.kept and found.gain >= 0
+            np.testing.assert_allclose(found.logits, 0.5 * (trained / np.float32(found.heat) + frozen), rtol=1e-5)
+            assert clearly_likelier(found.logits, frozen, TRUTH)
+        seen.add(found.together)
+    assert True in seen
+    same = judge(frozen[None], frozen, TRUTH, frozen=frozen)
+    assert not same.kept and not same.together  # a mean with itself tells nothing new
+
+
+def test_what_is_kept_alone_stays_alone_where_the_other_would_spoil_it() -> None:
+    frozen, trained = answers(0.4, 1), answers(0.95, 2)
+    found = judge(trained[None], frozen, TRUTH, frozen=frozen)
+    assert found.kept and not found.together
+
+
+def test_another_backbone_is_always_part_of_the_answer() -> None:
+    beside, best = answers(0.7, 3), answers(0.5, 4)
+    shares = np.stack([answers(0.8, 5), answers(0.4, 6)])
+    found = judge(shares, best, TRUTH, beside=beside)
+    assert found.share == 0 and not found.together
+    np.testing.assert_allclose(found.logits, 0.5 * (shares[0] / np.float32(found.heat) + beside), rtol=1e-5)
