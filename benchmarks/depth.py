@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from accuracy import TESTED, drawn
-from common import SETS, commit, keep, results
+from common import PLACES, SETS, commit, keep, results
 from contest import LITE
 from headstart import runtime  # noqa: F401  (before torch, which then takes its patience with threads)
 from headstart.backbones.catalog import load_backbone
@@ -201,7 +201,7 @@ def suite(given: argparse.Namespace) -> None:
         found = record["cases"].setdefault(key, {"set": source, "size": size, "seed": seed, "rungs": {}})
         if name in found["rungs"]:
             continue
-        case = _case((given.data / SETS[source]).resolve(), size, seed)
+        case = _case((given.data / PLACES[source]).resolve(), size, seed)
         if "right" not in found:
             found |= case.facts()
         found["rungs"][name] = row = {"commit": commit(), "load": os.getloadavg()[0], **case.tuned(name)}

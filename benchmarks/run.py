@@ -20,12 +20,14 @@ import accuracy
 import depth
 import speed
 import verdict
-from common import SETS
+from common import PLACES, SETS
 
 SUITES = {"speed": speed, "accuracy": accuracy, "depth": depth, "verdict": verdict}
 NAMES = {
     "speed": speed.CONTESTANTS, "accuracy": accuracy.CONTESTANTS, "depth": [*depth.RUNGS, depth.LADDER], "verdict": verdict.CASES,
 }  # fmt: skip
+
+HAVE = {"accuracy": SETS, "depth": PLACES}
 
 
 def main() -> None:
@@ -49,8 +51,8 @@ def main() -> None:
         if name not in NAMES[given.suite]:
             parser.error(f"--only {name!r}: the suite has {', '.join(map(repr, NAMES[given.suite]))}")
     for name in given.sets or []:
-        if given.suite in ("accuracy", "depth") and name not in SETS:
-            parser.error(f"--sets {name!r}: the suite has {', '.join(SETS)}")
+        if given.suite in HAVE and name not in HAVE[given.suite]:
+            parser.error(f"--sets {name!r}: the suite has {', '.join(HAVE[given.suite])}")
     SUITES[given.suite].suite(given)
 
 
