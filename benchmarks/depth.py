@@ -1,8 +1,8 @@
 """How deep to unfreeze: every depth trained from the store, whatever it gains, and what the plan's own ladder would have chosen.
 
 For a data set, a number of training pictures and a seed: pictures are drawn class by class, all the others (600 at most) are tested
-on, none of a group that was drawn from. Every rung starts from the same frozen features and heads, is judged on held-out pictures
-as always, refitted and tested. Seed by seed, size by size; within a size rung by rung over the sets.
+on, none of a group that was drawn from. Every rung starts from the same frozen features and heads, trains on all training pictures
+and is tested, whatever held-out pictures would say of it. Seed by seed, size by size; within a size rung by rung over the sets.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from accuracy import TESTED, drawn
 from common import PLACES, SETS, commit, keep, results
 from contest import LITE
 from headstart import runtime  # noqa: F401  (before torch, which then takes its patience with threads)
+from headstart.backbones.backbone import Backbone
 from headstart.backbones.catalog import load_backbone
 from headstart.data.dataset import Dataset
 from headstart.data.splits import assign_folds, fold_count
@@ -27,9 +28,9 @@ from headstart.features.engine import Engine
 from headstart.features.extract import Features, extract, together
 from headstart.features.shift import shift
 from headstart.features.store import Store
-from headstart.finetune import Finetuned, RungResult, finetune
-from headstart.heads import Score
-from headstart.plan import Plan, rung_from, seconds
+from headstart.finetune import Ladder, RungResult, finetune
+from headstart.heads import Head, Score
+from headstart.plan import Plan, rung_from
 from headstart.race import Race, fit_winner, race
 from headstart.request import Options, audited
 from headstart.tasks.classification import ece, fit_temperature
@@ -38,7 +39,7 @@ from headstart.views import more_views
 from regret import LADDER
 
 import numpy as np  # isort: skip
-from scipy.special import log_softmax, softmax  # isort: skip
+from scipy.special import softmax  # isort: skip
 
 RESULTS = Path(__file__).parent / "results" / "depth.json"
 SIZES = ("5", "20", "600")  # pictures a class; then pictures in all, each class its share
@@ -126,21 +127,28 @@ class Case:
         return float(ece(self.dataset.labels[self.dataset.indices("test")], beliefs))
 
     def tuned(self, name: str) -> dict[str, Any]:
-        """One rung alone, kept whatever it gains; or the ladder as it is planned."""
-        evidence = self.plan.evidence
-        assert evidence is not None
-        if name == LADDER:
-            plan = self.plan
-        else:
-            how = RUNGS[name]
-            rung = rung_from(evidence, how["cut"]).model_copy(update={**how, "forced": True})
-            plan = self.plan.model_copy(update={"rungs": [rung]})
+        """One rung alone, on all training pictures and judged by nobody; or the ladder as it is planned."""
         began = time.perf_counter()
-        done = finetune(self.engine, self.heads, self.features, self.dataset, plan, self.store)
+        if name != LADDER:
+            assert self.plan.evidence is not None
+            how = RUNGS[name]
+            rung = rung_from(self.plan.evidence, how["cut"]).model_copy(update=how)
+            ladder = Ladder(self.dataset, self.features, self.store, self.engine, self.plan, self.heads)
+            done = ladder.refit([(rung, 1.0)])
+            assert done is not None
+            spent = time.perf_counter() - began
+            own, beside = self._shown(*done), self._answers(self.heads.best)
+            return {
+                "seconds": spent,
+                "right": _marks(self._right(own)),
+                "right_with_head": _marks(self._with(own, beside)),
+            }
+        tuned = finetune(self.engine, self.heads, self.features, self.dataset, self.plan, self.store)
         spent = time.perf_counter() - began
+        answers = self._shown(tuned.backbone, tuned.head, beside=tuned.together)
         return {
-            "rungs": [self._row(result) for result in done.rungs], "seconds": spent,
-            "estimated": sum(seconds(evidence, rung, plan.judge) for rung in plan.rungs), **self._tested(done),
+            "rungs": [self._row(result) for result in tuned.rungs], "seconds": spent, "right": _marks(self._right(answers)),
+            "ece": self._ece(answers, tuned.logits, self.dataset.labels[tuned.held]),
         }  # fmt: skip
 
     @staticmethod
@@ -150,46 +158,27 @@ class Case:
             "alpha": result.alpha, "epochs": result.rung.epochs, "seconds": result.seconds,
         }  # fmt: skip
 
-    def _tested(self, done: Finetuned) -> dict[str, Any]:
-        """How it answers alone and together with the frozen head: marks on the test pictures, and on held-out ones what is gained over
-        the head."""
-        test, pool = self.dataset.indices("test"), self.heads.pool
-        whole = self.dataset.select(test)
-        engines = [self.engine.alike(done.backbone), *([self.engine] if done.together else [])]
+    def _shown(self, backbone: Backbone, head: Head, *, beside: bool = False) -> np.ndarray:
+        """Test logits of a trained network, perhaps beside the one that it was trained from."""
+        whole = self.dataset.select(self.dataset.indices("test"))
+        engines = [self.engine.alike(backbone), *([self.engine] if beside else [])]
         shown = together([extract(each.backbone, whole, self.store, engine=each) for each in engines])
-        place = {int(picture): i for i, picture in enumerate(pool)}
-        before, truth = self.heads.best.logits[[place[int(i)] for i in done.held]], self.dataset.labels[done.held]
-        answers = done.head.answers(shown, np.arange(len(whole)))
-        cool, heat = (np.float32(fit_temperature(logits, truth)) for logits in (before, done.logits))
-        both, both_held = answers, done.logits
-        if not done.together:
-            both, both_held = answers / heat + self._answers(self.heads.best) / cool, done.logits / heat + before / cool
-        return {
-            "right": _marks(self._right(answers)), "ece": self._ece(answers, done.logits, truth),
-            "alone": _gained(done.logits, before, truth),
-            "right_with_head": _marks(self._right(both)), "ece_with_head": self._ece(both, both_held, truth),
-            "with_head": _gained(both_held, before, truth),
-        }  # fmt: skip
+        return head.answers(shown, np.arange(len(whole)))
 
-
-def _gained(after: np.ndarray, before: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Accuracy, and logarithm of the true class's likelihood: mean difference per picture, and its standard error."""
-    right = (after.argmax(1) == truth) * 1.0 - (before.argmax(1) == truth)
-    likelier, root = _log_likelihood(after, truth) - _log_likelihood(before, truth), max(1, len(truth)) ** 0.5
-    return {
-        "gain": float(right.mean()), "gain_se": float(right.std() / root),
-        "likelier": float(likelier.mean()), "likelier_se": float(likelier.std() / root),
-    }  # fmt: skip
+    def _with(self, own: np.ndarray, beside: np.ndarray) -> np.ndarray:
+        """Whether the mean of two calibrated answers to the test pictures is right; the temperatures of each half of the pictures
+        are those that suit the other half."""
+        truth = self.dataset.labels[self.dataset.indices("test")]
+        both = np.zeros_like(own)
+        for half in (0, 1):
+            here, there = (slice(start, None, 2) for start in (half, 1 - half))
+            for logits in (own, beside):
+                both[here] += logits[here] / np.float32(fit_temperature(logits[there], truth[there]))
+        return self._right(both)
 
 
 def _marks(right: np.ndarray) -> str:
     return "".join(map(str, right.astype(int)))
-
-
-def _log_likelihood(logits: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Of the true class (N,), at the temperature that suits these answers best."""
-    heat = np.float32(fit_temperature(logits, truth))
-    return log_softmax(logits / heat, axis=1)[np.arange(len(truth)), truth]
 
 
 def suite(given: argparse.Namespace) -> None:

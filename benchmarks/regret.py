@@ -16,20 +16,17 @@ import numpy as np
 from cells import headed, percent
 from standings import SAID
 
-HEAD, LADDER = "the head alone", "the plan's ladder"
+HEAD, LADDER, WITH = "the head alone", "the plan's ladder", ", with the head"
 
 
 @dataclass(frozen=True, eq=False)
 class Depths:
-    """A case. For each choice, a mark per test picture (M,) bool, alone and `together` with the frozen head; `gains`: on held-out
-    pictures, alone and together."""
+    """A case. For each choice, a mark per test picture (M,) bool: the head, rungs alone, rungs `WITH` the head, the ladder."""
 
     source: str
     size: str
     seed: int
     marks: Mapping[str, np.ndarray]
-    together: Mapping[str, np.ndarray]
-    gains: Mapping[str, tuple[float, float]]
 
     def accuracy(self, name: str) -> float:
         """Share of the test pictures."""
@@ -60,9 +57,15 @@ def depths(cases: Mapping[str, Any]) -> list[Depths]:
             case["set"],
             case["size"],
             case["seed"],
-            {HEAD: marks(case["right"]["head"]), **{name: marks(row["right"]) for name, row in case["rungs"].items()}},
-            {name: marks(row["right_with_head"]) for name, row in case["rungs"].items()},
-            {name: (row["alone"]["gain"], row["with_head"]["gain"]) for name, row in case["rungs"].items()},
+            {
+                HEAD: marks(case["right"]["head"]),
+                **{name: marks(row["right"]) for name, row in case["rungs"].items()},
+                **{
+                    name + WITH: marks(row["right_with_head"])
+                    for name, row in case["rungs"].items()
+                    if "right_with_head" in row
+                },
+            },
         )
         for case in cases.values()
     ]
@@ -71,24 +74,18 @@ def depths(cases: Mapping[str, Any]) -> list[Depths]:
 def by_depth(cases: Sequence[Depths]) -> list[str]:
     """What each rung gives when it is kept whatever it gains, against the head alone on the same cases."""
     rows = headed(
-        "| what trains | training pictures | cases | head alone | rung | better, worse | forecast | together | better, worse | "
-        "forecast |"
+        "| what trains | training pictures | cases | head alone | rung alone | better, worse | with the head | better, worse |"
     )
-    for name in dict.fromkeys(name for case in cases for name in case.marks if name not in (HEAD, LADDER)):
+    for name in dict.fromkeys(name for case in cases for name in case.marks if name + WITH in case.marks):
         for size in SAID:
             those = [case for case in cases if case.size == size and name in case.marks]
             if not those:
                 continue
             cells = [percent(mean(case.accuracy(HEAD) for case in those))]
-            for place in (0, 1):
-                own = [float((case.marks, case.together)[place][name].mean()) for case in those]
+            for shown in (name, name + WITH):
+                own = [case.accuracy(shown) for case in those]
                 change = [value - case.accuracy(HEAD) for value, case in zip(own, those, strict=True)]
-                told = 100 * mean(case.gains[name][place] for case in those)
-                cells += [
-                    percent(mean(own)),
-                    f"{sum(d > 0 for d in change)}, {sum(d < 0 for d in change)}",
-                    f"{told:+.1f}",
-                ]
+                cells += [percent(mean(own)), f"{sum(d > 0 for d in change)}, {sum(d < 0 for d in change)}"]
             rows.append(f"| {name} | {SAID[size]} | {len(those)} | {' | '.join(cells)} |")
     return rows
 

@@ -730,13 +730,13 @@ def main() -> None:
             "## How deep to unfreeze",
             "",
             "`benchmarks/run.py --suite depth`, EfficientNet-Lite0 (9 stages, counted from 0): every rung alone from the same head, "
-            "kept whatever it gains; 5 or 20 training pictures a class or up to 600 in all, up to 600 test pictures. *Together*: the "
-            "mean of its and the frozen head's calibrated answers. *Forecast*: gain on the held-out pictures that judge a rung.",
+            "kept whatever it gains; 5 or 20 training pictures a class or up to 600 in all, up to 600 test pictures. *With the head*: "
+            "the mean of its and the frozen head's calibrated answers.",
             "",
             "\n".join(by_depth(cases)),
             "",
-            "The ladder of the default plan, against the best single rung or head. That best is chosen by the very test pictures that "
-            "it is told of, which flatters it; cross-fitted, one half of them chooses and the other half tells.",
+            "The ladder of the default plan, against the best of head and single rungs, alone or with the head. That best is chosen by "
+            "the very test pictures that it is told of, which flatters it; cross-fitted, one half of them chooses and the other half tells.",
             "",
             "\n".join(laddered(cases)),
             "",

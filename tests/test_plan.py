@@ -159,9 +159,9 @@ def test_what_is_computed_in_two_bytes_is_not_halved_again() -> None:
 
 
 def test_fewer_pictures_get_more_passes_within_bounds() -> None:
-    epochs = [plan(changes={"images": images}).rungs[0].epochs for images in (150, 500, 1500, 5000, 100_000)]
+    epochs = [plan(changes={"images": images}).rungs[0].epochs for images in (50, 150, 500, 1500, 5000, 100_000)]
     assert epochs == sorted(epochs, reverse=True)
-    assert (epochs[0], epochs[2], epochs[-1]) == (12, 6, 6)
+    assert (epochs[0], epochs[1], epochs[3], epochs[-1]) == (24, 19, 6, 6)
 
 
 def test_the_network_from_scratch_gets_the_time_of_transfer_within_bounds() -> None:

@@ -12,6 +12,7 @@ import copy
 import hashlib
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -339,18 +340,26 @@ class Ladder:
             return self.engine.backbone, self._head(pool, self.heads.best), True
         if not self.plan.refit:
             return splits[0].backbone, splits[0].head, False
-        nobody = np.empty(0, np.int64)
+        refitted = self.refit([(result.rung, result.alpha) for result in kept])
+        if refitted is None:
+            reasons.append("the time was used up before the refit ended: the model of the first split is kept")
+            return splits[0].backbone, splits[0].head, False
+        return *refitted, True
+
+    def refit(self, rungs: Sequence[tuple[Rung, float]]) -> tuple[Backbone, Head] | None:
+        """Backbone and head after rungs, each with its share of what training changed, on all training pictures; None where the
+        time was used up."""
+        pool, nobody = self.dataset.indices("train"), np.empty(0, np.int64)
         state = _Split(pool, nobody, self.engine.backbone, self._head(pool, self.heads.last))
-        with self.progress("Refitting on all", sum(result.epochs for result in kept), "epochs") as advance:
-            for number, result in enumerate(kept):
-                source = self._source(result.rung, state.backbone, pool, nobody)
-                each = self._train(result.rung, number, state, source, advance)
+        with self.progress("Refitting on all", sum(rung.epochs for rung, _ in rungs), "epochs") as advance:
+            for number, (rung, share) in enumerate(rungs):
+                source = self._source(rung, state.backbone, pool, nobody)
+                each = self._train(rung, number, state, source, advance)
                 if not each.outcome.complete:
-                    reasons.append("the time was used up before the refit ended: the model of the first split is kept")
-                    return splits[0].backbone, splits[0].head, False
-                net = each.at(result.alpha)
+                    return None
+                net = each.at(share)
                 state = _Split(pool, nobody, net.backbone, net.linear(state.head.kind, state.head.strength))
-        return state.backbone, state.head, True
+        return state.backbone, state.head
 
 
 def _moved(net: Net, start: dict[str, Tensor], end: dict[str, Tensor], share: float) -> Net:

@@ -77,7 +77,7 @@ class Rung(_Record):
     forced: bool = False
     epochs: int = Field(ge=1, le=1000)
     lr_body: float = Field(default=1e-3, gt=0)
-    lr_head: float = Field(default=3e-3, gt=0)
+    lr_head: float = Field(default=1e-3, gt=0)
     lr_decay: float = Field(default=0.8, gt=0, le=1)
     views: int = Field(default=4, ge=1, le=64)
     rounded: bool = False
@@ -205,8 +205,9 @@ def frozen_share(flops: list[int], cut: int) -> float:
 def rung_from(evidence: Evidence, cut: int, reason: str = "") -> Rung:
     """The rung that trains `stages[cut:]`."""
     # Fewer pictures get more passes: what trains needs a number of steps, not of epochs.
-    epochs = max(6, min(12, round(6 * (1500 / max(1, evidence.images)) ** 0.5)))
-    return Rung(cut=cut, epochs=epochs, views=4 if cut else 1, reason=reason)
+    epochs = max(6, min(24, round(6 * (1500 / max(1, evidence.images)) ** 0.5)))
+    batch = 16 if evidence.images < FEW_IMAGES else 32
+    return Rung(cut=cut, epochs=epochs, views=4 if cut else 1, batch=batch, reason=reason)
 
 
 # Share of the training pictures that a training goes over where it is judged.
