@@ -735,8 +735,9 @@ def main() -> None:
             "",
             "\n".join(by_depth(cases)),
             "",
-            "The ladder of the default plan, against the best of head and single rungs, alone or with the head. That best is chosen by "
-            "the very test pictures that it is told of, which flatters it; cross-fitted, one half of them chooses and the other half tells.",
+            "The ladder of the default plan, against the best of head and single rungs, alone or with the head. That best is chosen "
+            "by the very test pictures that it is told of, which flatters it; cross-fitted, one half of them chooses and the other "
+            "half tells.",
             "",
             "\n".join(laddered(cases)),
             "",
