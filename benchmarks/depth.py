@@ -43,10 +43,11 @@ from scipy.special import softmax  # isort: skip
 
 RESULTS = Path(__file__).parent / "results" / "depth.json"
 SIZES = ("5", "20", "600")  # pictures a class; then pictures in all, each class its share
-RUNGS: dict[str, dict[str, Any]] = {
-    "from 6": {"cut": 6}, "from 5": {"cut": 5}, "from 4": {"cut": 4}, "from 7": {"cut": 7}, "from 8": {"cut": 8},
-    "norms from 4": {"cut": 4, "trains": "norms"}, "4 and 5 alone": {"cut": 4, "until": 6}, "from 3": {"cut": 3},
-    "from 5, a third of the rate": {"cut": 5, "lr_body": 3e-4}, "from 5, thrice the rate": {"cut": 5, "lr_body": 3e-3},
+RUNGS: dict[str, list[dict[str, Any]]] = {
+    "from 6": [{"cut": 6}], "from 5": [{"cut": 5}], "from 4": [{"cut": 4}], "from 7": [{"cut": 7}], "from 8": [{"cut": 8}],
+    "from 6, then from 5": [{"cut": 6}, {"cut": 5}], "from 6, then from 4": [{"cut": 6}, {"cut": 4}], "from 3": [{"cut": 3}],
+    "norms from 4": [{"cut": 4, "trains": "norms"}], "4 and 5 alone": [{"cut": 4, "until": 6}],
+    "from 5, a third of the rate": [{"cut": 5, "lr_body": 3e-4}], "from 5, thrice the rate": [{"cut": 5, "lr_body": 3e-3}],
 }  # fmt: skip
 engine = cache(lambda source: Engine(load_backbone(LITE)))  # how it runs is decided on the pictures of each data set
 
@@ -127,14 +128,13 @@ class Case:
         return float(ece(self.dataset.labels[self.dataset.indices("test")], beliefs))
 
     def tuned(self, name: str) -> dict[str, Any]:
-        """One rung alone, on all training pictures and judged by nobody; or the ladder as it is planned."""
+        """Rungs on all training pictures, judged by nobody; or the ladder as it is planned."""
         began = time.perf_counter()
         if name != LADDER:
             assert self.plan.evidence is not None
-            how = RUNGS[name]
-            rung = rung_from(self.plan.evidence, how["cut"]).model_copy(update=how)
+            rungs = [rung_from(self.plan.evidence, how["cut"]).model_copy(update=how) for how in RUNGS[name]]
             ladder = Ladder(self.dataset, self.features, self.store, self.engine, self.plan, self.heads)
-            done = ladder.refit([(rung, 1.0)])
+            done = ladder.refit([(rung, 1.0) for rung in rungs])
             assert done is not None
             spent = time.perf_counter() - began
             own, beside = self._shown(*done), self._answers(self.heads.best)
