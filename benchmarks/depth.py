@@ -95,7 +95,7 @@ class Case:
         pool = dataset.indices("train")
         heads = race(features, dataset.labels[pool], dataset.fold[pool], len(dataset.classes), pool, store=store)
         options = Options(backbone=LITE, seed=seed, budget=None)
-        return cls(dataset, features, heads, planned(dataset, [own], heads, options, store), store, own)
+        return cls(dataset, features, heads, planned(dataset, [own], heads, features, options, store), store, own)
 
     def _answers(self, score: Score) -> np.ndarray:
         """Test logits of a head on frozen features."""

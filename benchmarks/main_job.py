@@ -72,7 +72,7 @@ def without_baselines(source: Path, seed: int) -> dict[str, Any]:
     features = extract(engine.backbone, dataset, store, engine=engine)
     pool, test = dataset.indices("train"), dataset.indices("test")
     heads = race(features, dataset.labels[pool], dataset.fold[pool], len(dataset.classes), pool)
-    plan = planned(dataset, [engine], heads, options, store, spent=time.monotonic() - began)
+    plan = planned(dataset, [engine], heads, features, options, store, spent=time.monotonic() - began)
     tuned = finetune(engine, heads, features, dataset, plan, store)
     engines = [engine.alike(tuned.backbone), *([engine] if tuned.together else [])]
     tested = together([extract(each.backbone, dataset.select(test), store, engine=each) for each in engines])

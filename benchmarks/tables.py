@@ -13,6 +13,7 @@ from typing import Any
 from scipy.stats import binomtest
 
 from cells import headed, percent
+from forecast import left_out
 from regret import by_depth, depths, laddered
 from standings import SAID, duels, held, met, parties, points, ranked, shared
 
@@ -740,6 +741,13 @@ def main() -> None:
             "half tells.",
             "",
             "\n".join(laddered(cases)),
+            "",
+            "## What fine-tuning may be expected to gain",
+            "",
+            "Forecasts of the gain of a rung together with the frozen head (`benchmarks/forecast.py`): each data set's are made with "
+            "numbers that were fitted to the others. Points.",
+            "",
+            "\n".join(left_out(deep["cases"])),
             "",
         ]
     truths = load("verdict")

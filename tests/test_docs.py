@@ -30,7 +30,7 @@ from headstart.diagnosis.similarity import LARGE, NEAR, SURE
 from headstart.features import engine
 from headstart.features.shift import ANSWERS, PICTURES
 from headstart.finetune import ALPHAS
-from headstart.plan import FEW_IMAGES, LADDER, Budget, Evidence, Rung, load_plan, scratch_epochs
+from headstart.plan import FEW_IMAGES, FEW_LADDER, LADDER, Budget, Evidence, Rung, load_plan, scratch_epochs
 from headstart.unknown import AXES, LOST
 
 ROOT = Path(__file__).parents[1]
@@ -240,6 +240,7 @@ def test_thresholds_in_the_text_are_those_of_the_code() -> None:
     assert f"has {audit.IMBALANCE:g} times the pictures" in start
     assert f"a cosine of at least {engine.COSINE:g}" in decides
     assert f"about {100 * LADDER[0]:.0f} % and about {100 * LADDER[1]:.0f} %" in decides
+    assert f"about {100 * FEW_LADDER[0]:.0f} % stays frozen" in decides
     assert f"every fold below {FEW_IMAGES} training pictures" in decides
     assert f"drawn towards {Prior.exponent:g} the more" in decides and f"give or take {Prior.spread:g}" in decides
     assert f"fewer than {FEWEST} pictures, nor further than four times" in decides and FARTHEST == 4

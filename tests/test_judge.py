@@ -7,7 +7,8 @@ import pytest
 from numpy.typing import NDArray
 
 from headstart.choice import clearly_likelier
-from headstart.judge import judge
+from headstart.forecast import Forecast
+from headstart.judge import WORTH, judge
 
 Logits = NDArray[np.float32]
 TRUTH = np.arange(90) % 3
@@ -65,3 +66,35 @@ def test_another_backbone_is_always_part_of_the_answer() -> None:
     found = judge(shares, best, TRUTH, beside=beside)
     assert found.share == 0 and not found.together
     np.testing.assert_allclose(found.logits, 0.5 * (shares[0] / np.float32(found.heat) + beside), rtol=1e-5)
+
+
+def test_what_recorded_runs_let_expect_keeps_two_networks_where_pictures_do_not_speak_against_it() -> None:
+    frozen, trained = answers(0.7, 3), answers(0.68, 4)
+    without = judge(trained[None], frozen, TRUTH, frozen=frozen)
+    assert not without.kept
+    hopeful = judge(trained[None], frozen, TRUTH, frozen=frozen, expected=Forecast(0.05, 0.005))
+    assert hopeful.kept and hopeful.together and hopeful.believed is not None
+    assert (
+        hopeful.believed == Forecast(0.05, 0.005).after(hopeful.gain, hopeful.gain_se) and hopeful.believed.gain > WORTH
+    )
+    np.testing.assert_allclose(hopeful.logits, 0.5 * (trained / np.float32(hopeful.heat) + frozen), rtol=1e-5)
+    assert not judge(trained[None], frozen, TRUTH, frozen=frozen, expected=Forecast(0.0, 0.005)).kept
+    bad = judge(answers(0.05, 5, sure=8.0)[None], frozen, TRUTH, frozen=frozen, expected=Forecast(0.02, 0.05))
+    assert not bad.kept and bad.believed is None  # it is expected to pay, and does not
+
+
+def test_another_backbone_beside_it_is_no_other_case() -> None:
+    beside, trained = answers(0.7, 6), answers(0.7, 7)
+    best = beside
+    plain = judge(trained[None], best, TRUTH, beside=beside)
+    hopeful = judge(trained[None], best, TRUTH, beside=beside, expected=Forecast(0.2, 0.001))
+    assert hopeful.kept and not hopeful.together
+    assert (hopeful.believed is None) == plain.kept
+    np.testing.assert_array_equal(hopeful.logits, plain.logits)
+
+
+def test_a_single_network_is_kept_for_what_it_gains_alone() -> None:
+    """It costs no more than the head, and loses more where it is wrong to be kept."""
+    best, trained = answers(0.7, 8), answers(0.7, 9)
+    plain = judge(trained[None], best, TRUTH)
+    assert judge(trained[None], best, TRUTH, expected=Forecast(0.2, 0.001)).kept == plain.kept

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from headstart.errors import PlanError
+from headstart.forecast import forecast
 from headstart.plan import (
     FEW_IMAGES,
     Budget,
@@ -93,6 +94,18 @@ def test_asked_for_modes() -> None:
     assert full.reasons[-1] == "every stage is trained from the start: asked for with --plan full"
 
 
+def test_few_pictures_get_one_deep_rung_or_a_shallow_one_where_time_is_short() -> None:
+    few = {"images": 300}
+    (deep,) = plan(changes=few).rungs
+    assert (deep.cut, deep.batch) == (2, 16)
+    cost = seconds(evidence(**few), deep, "folds")
+    found = plan(Budget(seconds=2 * cost - 1), few)
+    (shallow,) = found.rungs
+    assert shallow.cut == 4 and seconds(evidence(**few), shallow, "folds") < cost
+    assert any(reason.startswith(f"no rung from two on: it would take about {cost:.0f} s") for reason in found.reasons)
+    assert plan(Budget(seconds=1), few).rungs == []
+
+
 def test_nothing_is_tuned_where_nothing_could_be_shown_or_gained() -> None:
     untested = plan(changes={"tested": 0, "images": 80})
     assert untested.rungs == []
@@ -105,7 +118,7 @@ def test_nothing_is_tuned_where_nothing_could_be_shown_or_gained() -> None:
         (800, 1 - 1.4 / 160, 0),
         (800, 1 - 1.6 / 160, 2),
         (400, 1 - 1.4 / 400, 0),
-        (400, 1 - 1.6 / 400, 2),
+        (400, 1 - 1.6 / 400, 1),
     ):
         assert len(plan(changes={"images": images, "head_accuracy": accuracy}).rungs) == rungs
 
@@ -162,6 +175,15 @@ def test_fewer_pictures_get_more_passes_within_bounds() -> None:
     epochs = [plan(changes={"images": images}).rungs[0].epochs for images in (50, 150, 500, 1500, 5000, 100_000)]
     assert epochs == sorted(epochs, reverse=True)
     assert (epochs[0], epochs[1], epochs[3], epochs[-1]) == (24, 19, 6, 6)
+
+
+def test_the_plan_says_what_recorded_runs_let_expect() -> None:
+    known = {"head_log_loss": 0.4, "shift": 0.1}
+    (said,) = [reason for reason in plan(changes=known).reasons if "recorded" in reason]
+    assert said == f"runs recorded on other data let expect {forecast(0.4, 0.1, 800, 5)} of fine-tuning"
+    assert not any("recorded" in reason for reason in plan().reasons)
+    assert not any("recorded" in reason for reason in plan(changes=known, mode="head").reasons)
+    assert plan().evidence.forecast is None  # type: ignore[union-attr]
 
 
 def test_the_network_from_scratch_gets_the_time_of_transfer_within_bounds() -> None:

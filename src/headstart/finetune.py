@@ -218,7 +218,9 @@ class Ladder:
             ]
         outcomes = [each.outcome for each in trained]
         shares = np.concatenate([each.shares for each in trained], axis=1)
-        found = judge(shares, best, truth, beside=beside, frozen=frozen, forced=rung.forced)
+        # What recorded runs let expect is a gain over the frozen head: of what the first rung gives.
+        expected = None if number or self.plan.evidence is None else self.plan.evidence.forecast
+        found = judge(shares, best, truth, beside=beside, frozen=frozen, expected=expected, forced=rung.forced)
         after = []
         for split, each in zip(splits, trained, strict=True):
             net = each.at(ALPHAS[found.share])
@@ -379,6 +381,8 @@ def _between(start: dict[str, Tensor], end: dict[str, Tensor], share: float) -> 
 def _said(rung: Rung, found: Judged) -> str:
     kept = "kept, as asked for" if rung.forced else "kept" if found.kept else "dropped"
     points = f"{100 * found.gain:+.1f} ± {100 * found.gain_se:.1f} points on {len(found.logits)} held-out pictures"
+    if found.believed is not None:
+        points += f"; with what recorded runs let expect, {found.believed}"
     return f"{kept}: {'together with the frozen head ' if found.together else ''}{points}"
 
 

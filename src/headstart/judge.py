@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from headstart.choice import Logits, clearly_likelier, paired_gain
+from headstart.forecast import Forecast
 from headstart.tasks.classification import fit_temperature
 
 
@@ -17,7 +18,8 @@ class Judged:
     """A rung as it answers: which of the `shares` that were given, and its held-out logits (M, K).
 
     `heat` is what its own logits are divided by in them. `gain` and `gain_se`: accuracy over the best so far. `together`: these are
-    its answers together with the frozen head.
+    its answers together with the frozen head. `believed`: what to expect of the gain where that kept it, by what recorded runs let
+    expect and these pictures say.
     """
 
     share: int
@@ -28,6 +30,11 @@ class Judged:
     gain_se: float
     kept: bool
     together: bool = False
+    believed: Forecast | None = None
+
+
+# Two networks cost twice as much to run as one: what to expect of them has to be worth that.
+WORTH = 0.005
 
 
 def judge(
@@ -37,13 +44,16 @@ def judge(
     *,
     beside: Logits | None = None,
     frozen: Logits | None = None,
+    expected: Forecast | None = None,
     forced: bool = False,
 ) -> Judged:
     """Choose how a rung answers, from its held-out logits `shares` (A, M, K) at several interpolations, and whether that is kept.
 
     Alone, or with another backbone's calibrated logits `beside` (M, K), it has to be right more often than logits `best` (M, K),
     beyond its standard error. The mean of its answers and the `frozen` head's calibrated ones (M, K) varies less: it has to be
-    right no less often, and make the labels `truth` (M,) clearly likelier. What is `forced` is kept alone.
+    right no less often, and make the labels `truth` (M,) clearly likelier. Few pictures can hardly show that. So two networks answer
+    together, too, where what recorded runs let expect of it (`expected`), corrected by what these pictures say, is worth the cost.
+    What is `forced` is kept alone.
     """
     share, heat, logits = _best(shares, truth, beside, likeliest=False)
     gain, error = paired_gain(logits, best, truth)
@@ -51,16 +61,26 @@ def judge(
     kept = forced or gain > max(error, 1.5 / max(1, len(truth)))
     alone = Judged(share, heat, logits, _accuracy(logits, truth), gain, error, kept)
     if frozen is None or forced:
-        return alone
+        return alone if kept or beside is None else _expected(alone, expected) or alone
     share, heat, logits = _best(shares, truth, frozen, likeliest=True)
+    gain, error = paired_gain(logits, best, truth)
+    pair = Judged(share, heat, logits, _accuracy(logits, truth), gain, error, kept=True, together=True)
     # What is kept alone costs half as much to run.
-    if not all(
+    if all(
         paired_gain(logits, other, truth)[0] >= 0 and clearly_likelier(logits, other, truth)
         for other in ([best, alone.logits] if kept else [best])
     ):
-        return alone
-    gain, error = paired_gain(logits, best, truth)
-    return Judged(share, heat, logits, _accuracy(logits, truth), gain, error, kept=True, together=True)
+        return pair
+    return alone if kept else _expected(pair, expected) or alone
+
+
+def _expected(found: Judged, expected: Forecast | None) -> Judged | None:
+    """The same, kept, where what recorded runs and held-out pictures let expect is worth two networks; else None."""
+    if expected is None:
+        return None
+    # Where no answer changed, the standard error is not 0 but that of one picture.
+    believed = expected.after(found.gain, max(found.gain_se, 1 / max(1, len(found.logits))))
+    return replace(found, kept=True, believed=believed) if believed.gain >= WORTH else None
 
 
 def _best(

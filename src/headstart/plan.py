@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from headstart.errors import PlanError
+from headstart.forecast import Forecast, forecast
 
 Mode = Literal["auto", "head", "full"]
 Trains = Literal["all", "norms", "biases"]
@@ -26,7 +27,8 @@ class Evidence(_Record):
     one they are computed in; `forward_seconds` and `training_seconds` per picture, measured on this machine; `decode_seconds` per
     picture; `scratch_seconds` of one picture in the training of the small network from scratch; `beside_seconds` per picture of
     another backbone that answers together with the first. `views`: how many augmented views heads were fitted to, beside the
-    clean one.
+    clean one. `head_log_loss` in nats, and `shift`, how far the pictures lie from the source (features/shift.py): None where that is
+    not known.
     """
 
     images: int
@@ -48,6 +50,15 @@ class Evidence(_Record):
     scratch_seconds: float
     beside_seconds: float = 0.0
     views: int = 0
+    head_log_loss: float | None = None
+    shift: float | None = None
+
+    @property
+    def forecast(self) -> Forecast | None:
+        """What recorded runs let expect of fine-tuning; None where too little is known."""
+        if self.head_log_loss is None or self.shift is None:
+            return None
+        return forecast(self.head_log_loss, self.shift, self.images, self.classes)
 
 
 class Budget(_Record):
@@ -127,6 +138,8 @@ class Plan(_Record):
 FEW_IMAGES = 500
 # Share of the forward pass that each rung leaves frozen, from the top of the network downwards.
 LADDER = (0.75, 0.45)
+# With few pictures one deep rung gives as much as two (benchmarks/depth.py) in less time: the first that there is time for.
+FEW_LADDER = (0.33, 0.75)
 
 
 def decide(
@@ -157,17 +170,14 @@ def decide(
             "so no gain could show"
         )
     else:
-        cuts = [cut_for(evidence.flops, share) for share in LADDER]
-        for place, cut in enumerate(dict.fromkeys(cuts)):
-            share = frozen_share(evidence.flops, cut)
-            why = (
-                f"{100 * share:.0f} % of the forward pass stays frozen and is computed once"
-                if place == 0
-                else f"one step deeper, {100 * share:.0f} % stays frozen; tried only if the rung above it pays"
-            )
-            rungs.append(rung_from(evidence, cut, f"stages from {evidence.stages[cut]} on train: {why}"))
-        rungs, more = _within(evidence, rungs, budget, judge)
-        reasons += more
+        for steps in [[share] for share in FEW_LADDER] if evidence.images < FEW_IMAGES else [list(LADDER)]:
+            cuts = [cut_for(evidence.flops, share) for share in steps]
+            rungs, more = _within(evidence, _ladder(evidence, list(dict.fromkeys(cuts))), budget, judge)
+            reasons += more
+            if rungs:
+                break
+    if rungs and evidence.forecast is not None:
+        reasons.append(f"runs recorded on other data let expect {evidence.forecast} of fine-tuning")
     return Plan(
         scratch_epochs=None,
         backbone=backbone,
@@ -180,6 +190,20 @@ def decide(
         evidence=evidence,
         budget=budget,
     )
+
+
+def _ladder(evidence: Evidence, cuts: list[int]) -> list[Rung]:
+    """A rung from each cut on, with its reason."""
+    rungs = []
+    for place, cut in enumerate(cuts):
+        share = frozen_share(evidence.flops, cut)
+        why = (
+            f"{100 * share:.0f} % of the forward pass stays frozen and is computed once"
+            if place == 0
+            else f"one step deeper, {100 * share:.0f} % stays frozen; tried only if the rung above it pays"
+        )
+        rungs.append(rung_from(evidence, cut, f"stages from {evidence.stages[cut]} on train: {why}"))
+    return rungs
 
 
 # Where fewer are expected, even a perfect rung would win less than judging it can show.

@@ -25,6 +25,7 @@ from headstart.diagnosis.diagnosis import diagnose
 from headstart.features.engine import Engine
 from headstart.features.extract import Features, activation_bytes, decode_seconds, extract, together, with_views
 from headstart.features.settle import settle
+from headstart.features.shift import shift
 from headstart.features.store import Store
 from headstart.finetune import Finetuned, finetune
 from headstart.folder import Folder
@@ -115,7 +116,7 @@ def transfer(
                 tried = with_views(tried, entrants, dataset, store, views, only=pool, **how)
         story.views(heads, views, why)
     with story.phase("plan"):
-        plan = planned(dataset, engines, heads, options, store, spent=story.total)
+        plan = planned(dataset, engines, heads, features, options, store, spent=story.total)
         story.plan(plan)
     with story.phase("finetune"):
         # The network from scratch is given the time that transfer took, so transfer may use half of what is left.
@@ -156,8 +157,18 @@ def transfer(
     return keep(folder, story, options, dataset, heads, plan, tuned, model, result, diagnosis)
 
 
+_RULES = 2  # of `decide`: a plan that was decided by others is not taken up again
+
+
 def planned(
-    dataset: Dataset, engines: Sequence[Engine], heads: Race, options: Options, store: Store, *, spent: float = 0.0
+    dataset: Dataset,
+    engines: Sequence[Engine],
+    heads: Race,
+    features: Features,
+    options: Options,
+    store: Store,
+    *,
+    spent: float = 0.0,
 ) -> Plan:
     """The plan: from a file, or decided from the evidence; the same options on the same data keep the plan they had.
 
@@ -178,7 +189,8 @@ def planned(
             tested=len(dataset.indices("test")) > 0,
             given_val=len(dataset.indices("val")) > 0,
         )
-    memo = store.artifact("plan", {"data": dataset.digest, "weights": backbone.digest(), "options": asdict(options)})
+    spec = {"data": dataset.digest, "weights": backbone.digest(), "options": asdict(options), "rules": _RULES}
+    memo = store.artifact("plan", spec)
     stored = memo.load()
     if stored is not None:
         return Plan.model_validate(stored[0]["plan"])
@@ -205,6 +217,8 @@ def planned(
         decode_seconds=decode_seconds(dataset, engine.backbone),
         scratch_seconds=float(_speed(engine, store, "scratch", lambda: [scratch_seconds()])[0]),
         views=heads.last.views,
+        head_log_loss=heads.best.log_loss,
+        shift=shift(backbone, dataset, features.of(0), store).distance,
         beside_seconds=float(sum(_speed(other, store, "forward", other.stage_seconds).sum() for other in engines[1:])),
     )
     budget = Budget(seconds=options.budget, spent_seconds=spent, store_bytes=options.store_limit)

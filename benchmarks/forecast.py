@@ -1,0 +1,124 @@
+"""Fit what fine-tuning may be expected to gain to the depth suite, and test it on data sets that were left out.
+
+    python benchmarks/forecast.py
+
+Writes src/headstart/forecast.json from benchmarks/results/depth.json. Rungs answer together with the frozen head, as those do that
+are kept on little evidence.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cells import headed
+from headstart.forecast import terms
+
+import numpy as np  # isort: skip
+from scipy.optimize import nnls  # isort: skip
+from scipy.stats import spearmanr  # isort: skip
+
+HERE = Path(__file__).parent
+RECORD, LEARNT = HERE / "results" / "depth.json", HERE.parent / "src" / "headstart" / "forecast.json"
+RUNGS = ("from 6", "from 5", "from 4")  # alone and unjudged
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """Rungs that were tried: what was known before (M, 3), gains (M,), and the data set of each (M,)."""
+
+    terms: np.ndarray
+    gain: np.ndarray
+    source: np.ndarray
+
+    @classmethod
+    def of(cls, cases: Mapping[str, Any]) -> Recorded:
+        rows = [
+            (_terms(case), _share(rung["right_with_head"]) - _share(case["right"]["head"]), case["set"])
+            for case in cases.values()
+            for name, rung in case["rungs"].items()
+            if name in RUNGS
+        ]  # fmt: skip
+        known, gains, sources = zip(*rows, strict=True)
+        return cls(np.array(known), np.array(gains), np.array(sources))
+
+    def weights(self, chosen: np.ndarray) -> np.ndarray:
+        """Least squares over the `chosen` rungs (M,) bool."""
+        return np.linalg.lstsq(self.terms[chosen], self.gain[chosen], rcond=None)[0]
+
+    def left_out(self) -> np.ndarray:
+        """Forecasts (M,) for every data set, by weights that it had no part in."""
+        found = np.empty(len(self.gain))
+        for source in np.unique(self.source):
+            inside = self.source == source
+            found[inside] = self.terms[inside] @ self.weights(~inside)
+        return found
+
+    def errors(self) -> np.ndarray:
+        """Standard error of a forecast: a constant, and one times the first term, from those that were left out."""
+        squares = (self.left_out() - self.gain) ** 2
+        return np.sqrt(nnls(np.stack([np.ones_like(squares), self.terms[:, 0] ** 2], axis=1), squares)[0])
+
+
+def _terms(case: Mapping[str, Any]) -> tuple[float, float, float]:
+    return terms(case["head_log_loss"], case["shift"], case["images"] / case["classes"], case["classes"])
+
+
+def _share(marks: str) -> float:
+    return marks.count("1") / len(marks)
+
+
+def learnt(cases: Mapping[str, Any]) -> dict[str, Any]:
+    """What the package is to know."""
+    recorded = Recorded.of(cases)
+    constant, slope = recorded.errors().tolist()
+    return {
+        "weights": [round(weight, 5) for weight in recorded.weights(np.full(len(recorded.gain), True)).tolist()],
+        "error": round(constant, 5), "error_slope": round(slope, 5),
+        "shift": _range(case["shift"] for case in cases.values()),
+        "each": _range(case["images"] / case["classes"] for case in cases.values()),
+        "rungs": len(recorded.gain), "cases": len(cases), "sets": sorted(set(recorded.source.tolist())),
+    }  # fmt: skip
+
+
+def _range(values: Iterable[float]) -> list[float]:
+    found = [round(value, 5) for value in values]
+    return [min(found), max(found)]
+
+
+def left_out(cases: Mapping[str, Any]) -> list[str]:
+    """How well the forecast does on data sets that it was not fitted to."""
+    recorded = Recorded.of(cases)
+    told = recorded.left_out()
+    rows = headed("| data set left out | rungs | gain, mean | forecast, mean | rank correlation within it |")
+    for source in np.unique(recorded.source):
+        inside = recorded.source == source
+        rows.append(
+            f"| {source} | {inside.sum()} | {100 * recorded.gain[inside].mean():+.1f} | {100 * told[inside].mean():+.1f} | "
+            f"{_rank(told[inside], recorded.gain[inside]):+.2f} |"
+        )
+    constant, slope = recorded.errors()
+    spread = np.hypot(constant, slope * recorded.terms[:, 0])
+    within = float(np.mean(np.abs(told - recorded.gain) <= spread))
+    rows.append(
+        f"| all | {len(told)} | {100 * recorded.gain.mean():+.1f} | {100 * told.mean():+.1f} | {_rank(told, recorded.gain):+.2f} |"
+    )
+    return [*rows, "", f"{100 * within:.0f} % of the gains lie within one stated standard error of their forecast."]
+
+
+def _rank(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> float:
+    return float(spearmanr(a, b).statistic)
+
+
+def main() -> None:
+    """Write the numbers."""
+    cases = json.loads(RECORD.read_text(encoding="utf-8"))["cases"]
+    LEARNT.write_text(json.dumps(learnt(cases), indent=2) + "\n", encoding="utf-8")
+    print("\n".join(left_out(cases)))
+
+
+if __name__ == "__main__":
+    main()

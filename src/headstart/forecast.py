@@ -1,0 +1,59 @@
+"""What fine-tuning may be expected to gain before it is tried, as it was in recorded runs on other data.
+
+That is: in accuracy, of a rung that answers together with the frozen head. It grows with what the head does not know, provided that it
+knows something at all, with the distance from the source, and with the pictures a class. The numbers are fitted to the depth suite
+(benchmarks/forecast.py), and tested there on data sets that they were not fitted to.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Expected gain in accuracy over the frozen head, as a share of pictures, and its standard error."""
+
+    gain: float
+    error: float
+
+    def after(self, gain: float, error: float) -> Forecast:
+        """What to expect when held-out pictures say `gain` with a standard `error` above 0: the posterior of two normal beliefs."""
+        before, seen = self.error**-2, error**-2
+        return Forecast((before * self.gain + seen * gain) / (before + seen), (before + seen) ** -0.5)
+
+    def __str__(self) -> str:
+        return f"{100 * self.gain:+.1f} ± {100 * self.error:.1f} points"
+
+
+def forecast(log_loss: float, shift: float, images: int, classes: int) -> Forecast:
+    """What a rung may be expected to gain.
+
+    `log_loss` is that of the head on frozen features, in nats, on held-out pictures; `shift` the squared Hellinger distance of channel
+    statistics from the source's (features/shift.py); `images` and `classes` are those of the training set.
+    """
+    learnt = coefficients()
+    (near, far), (few, many) = learnt["shift"], learnt["each"]
+    each = min(max(images / max(1, classes), few), many)  # beyond what was recorded, the nearest that was
+    known = terms(log_loss, min(max(shift, near), far), each, classes)
+    gain = sum(weight * term for weight, term in zip(learnt["weights"], known, strict=True))
+    return Forecast(gain, math.hypot(learnt["error"], learnt["error_slope"] * known[0]))
+
+
+def terms(log_loss: float, shift: float, each: float, classes: int) -> tuple[float, float, float]:
+    """What the gain is linear in: the room there is, alone, times the log of the shift, times that of the pictures a class, `each`."""
+    chance = math.log(max(2, classes))
+    room = log_loss * max(0.0, 1 - log_loss / chance) ** 0.5  # nothing, where the head knows all or nothing
+    return room, room * math.log(shift), room * math.log(each)
+
+
+@cache
+def coefficients() -> dict[str, Any]:
+    """The fitted numbers, and what they were fitted to."""
+    read: dict[str, Any] = json.loads(files("headstart").joinpath("forecast.json").read_text(encoding="utf-8"))
+    return read

@@ -1,0 +1,58 @@
+"""What recorded runs let expect of fine-tuning: fitted to the depth suite, nothing where nothing is known or all is."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from headstart.forecast import Forecast, coefficients, forecast
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_numbers_are_those_that_the_depth_suite_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    cases = json.loads((ROOT / "benchmarks/results/depth.json").read_text(encoding="utf-8"))["cases"]
+    fitted = importlib.import_module("forecast").learnt(cases)
+    assert fitted.pop("weights") == pytest.approx(coefficients()["weights"], abs=1e-4)
+    assert (
+        fitted.items()
+        <= {
+            **coefficients(),
+            **{k: pytest.approx(coefficients()[k], abs=1e-4) for k in ("error", "error_slope")},
+        }.items()
+    )
+    assert len(fitted["sets"]) >= 7
+
+
+def test_far_pictures_gain_more_and_so_do_more_of_them() -> None:
+    gains = [forecast(0.5, shift, 100, 5).gain for shift in (0.02, 0.05, 0.1, 0.15)]
+    assert gains == sorted(gains) and gains[-1] > 0.03
+    gains = [forecast(0.5, 0.05, images, 5).gain for images in (25, 100, 400)]
+    assert gains == sorted(gains)
+
+
+@pytest.mark.parametrize("log_loss", [0.0, math.log(5), 3.0])
+def test_a_head_that_knows_all_or_nothing_leaves_nothing_to_expect(log_loss: float) -> None:
+    found = forecast(log_loss, 0.1, 200, 5)
+    assert (found.gain, found.error) == (0.0, coefficients()["error"])
+
+
+def test_beyond_what_was_recorded_the_nearest_counts() -> None:
+    near, far = coefficients()["shift"]
+    assert forecast(0.5, 0.0, 100, 5) == forecast(0.5, near, 100, 5)
+    assert forecast(0.5, 0.9, 100, 5) == forecast(0.5, far, 100, 5)
+    assert forecast(0.5, 0.05, 10**6, 5) == forecast(0.5, 0.05, 10**7, 5)
+
+
+def test_pictures_correct_what_is_expected_as_far_as_they_are_sure() -> None:
+    before = Forecast(0.02, 0.03)
+    assert before.after(-0.1, 10.0).gain == pytest.approx(0.02, abs=1e-4)
+    assert before.after(-0.1, 1e-4).gain == pytest.approx(-0.1, abs=1e-4)
+    both = before.after(0.04, 0.03)
+    assert both.gain == pytest.approx(0.03) and both.error == pytest.approx(0.03 / 2**0.5)
+    assert str(Forecast(0.0123, 0.02)) == "+1.2 ± 2.0 points"
