@@ -19,6 +19,7 @@ from typing import Any
 from accuracy import TESTED, drawn
 from common import PLACES, SETS, commit, keep, results
 from contest import LITE
+from forecast import learnt
 from headstart import runtime  # noqa: F401  (before torch, which then takes its patience with threads)
 from headstart.backbones.backbone import Backbone
 from headstart.backbones.catalog import load_backbone
@@ -29,8 +30,9 @@ from headstart.features.extract import Features, extract, together
 from headstart.features.shift import shift
 from headstart.features.store import Store
 from headstart.finetune import Ladder, RungResult, finetune
+from headstart.forecast import forecast
 from headstart.heads import Head, Score
-from headstart.plan import Plan, rung_from
+from headstart.plan import Plan, decide, rung_from
 from headstart.race import Race, fit_winner, race
 from headstart.request import Options, audited
 from headstart.tasks.classification import ece, fit_temperature
@@ -87,7 +89,7 @@ class Case:
     engine: Engine
 
     @classmethod
-    def of(cls, source: Path, size: str, seed: int) -> Case:
+    def of(cls, name: str, source: Path, size: str, seed: int) -> Case:
         store, dataset = Store(), draw(source, size, seed)
         own = engine(source)
         features = extract(own.backbone, dataset, store, engine=own)
@@ -95,7 +97,8 @@ class Case:
         pool = dataset.indices("train")
         heads = race(features, dataset.labels[pool], dataset.fold[pool], len(dataset.classes), pool, store=store)
         options = Options(backbone=LITE, seed=seed, budget=None)
-        return cls(dataset, features, heads, planned(dataset, [own], heads, features, options, store), store, own)
+        plan = planned(dataset, [own], heads, features, options, store)
+        return cls(dataset, features, heads, _foretold(plan, name), store, own)
 
     def _answers(self, score: Score) -> np.ndarray:
         """Test logits of a head on frozen features."""
@@ -190,13 +193,29 @@ def suite(given: argparse.Namespace) -> None:
         found = record["cases"].setdefault(key, {"set": source, "size": size, "seed": seed, "rungs": {}})
         if name in found["rungs"]:
             continue
-        case = _case((given.data / PLACES[source]).resolve(), size, seed)
+        case = _case(source, (given.data / PLACES[source]).resolve(), size, seed)
         if "right" not in found:
             found |= case.facts()
         found["rungs"][name] = row = {"commit": commit(), "load": os.getloadavg()[0], **case.tuned(name)}
         keep(record, RESULTS)
         before, after = (100 * marks.count("1") / len(marks) for marks in (found["right"]["head"], row["right"]))
         print(f"{key}: {name}: {before:.1f} -> {after:.1f} %, {row['seconds']:.0f} s", flush=True)
+
+
+def _foretold(plan: Plan, name: str) -> Plan:
+    """The plan as it would be, were this data set none of those that its forecast was fitted to."""
+    evidence = plan.evidence
+    assert (
+        evidence is not None
+        and evidence.head_log_loss is not None
+        and evidence.shift is not None
+        and plan.budget is not None
+    )
+    cases = results(RESULTS)["cases"]
+    expected = forecast(
+        evidence.head_log_loss, evidence.shift, evidence.images, evidence.classes, backbone=LITE, learnt=learnt(cases, without=name)
+    )  # fmt: skip
+    return decide(evidence.model_copy(update={"forecast": expected}), plan.budget, backbone=LITE, seed=plan.seed)
 
 
 _case = cache(Case.of)

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from cells import headed
-from headstart.forecast import terms
+from contest import LITE
+from headstart.forecast import WORTH, terms
+from headstart.plan import FEW_IMAGES, epochs_for
 
 import numpy as np  # isort: skip
 from scipy.optimize import nnls  # isort: skip
@@ -28,39 +30,50 @@ RUNGS = ("from 6", "from 5", "from 4")  # alone and unjudged
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
-    """Rungs that were tried: what was known before (M, 3), gains (M,), and the data set of each (M,)."""
+    """Rungs that were tried: what was known before (M, 3), gains (M,), the data set of each (M,), and training pictures (M,)."""
 
     terms: np.ndarray
     gain: np.ndarray
     source: np.ndarray
+    images: np.ndarray
 
     @classmethod
     def of(cls, cases: Mapping[str, Any]) -> Recorded:
         rows = [
-            (_terms(case), _share(rung["right_with_head"]) - _share(case["right"]["head"]), case["set"])
+            (_terms(case), _share(rung["right_with_head"]) - _share(case["right"]["head"]), case["set"],
+             case["images"])
             for case in cases.values()
             for name, rung in case["rungs"].items()
             if name in RUNGS
         ]  # fmt: skip
-        known, gains, sources = zip(*rows, strict=True)
-        return cls(np.array(known), np.array(gains), np.array(sources))
+        known, gains, sources, images = zip(*rows, strict=True)
+        return cls(np.array(known), np.array(gains), np.array(sources), np.array(images))
 
     def weights(self, chosen: np.ndarray) -> np.ndarray:
         """Least squares over the `chosen` rungs (M,) bool."""
         return np.linalg.lstsq(self.terms[chosen], self.gain[chosen], rcond=None)[0]
 
-    def left_out(self) -> np.ndarray:
-        """Forecasts (M,) for every data set, by weights that it had no part in."""
+    def left_out(self, chosen: np.ndarray) -> np.ndarray:
+        """Forecasts (M,) of the `chosen` rungs, for every data set by weights that it had no part in; 0 for the others."""
+        found = np.zeros(len(self.gain))
+        for source in np.unique(self.source[chosen]):
+            inside = self.source == source
+            found[inside & chosen] = self.terms[inside & chosen] @ self.weights(~inside & chosen)
+        return found
+
+    def errors(self, chosen: np.ndarray) -> np.ndarray:
+        """Standard error of a forecast: a constant, and one times the first term, from `chosen` rungs of sets that were left out."""
+        squares = (self.left_out(chosen) - self.gain)[chosen] ** 2
+        return np.sqrt(nnls(np.stack([np.ones_like(squares), self.terms[chosen, 0] ** 2], axis=1), squares)[0])
+
+    def spread(self) -> np.ndarray:
+        """Standard errors (M,) of forecasts, for every data set by numbers that it had no part in."""
         found = np.empty(len(self.gain))
         for source in np.unique(self.source):
             inside = self.source == source
-            found[inside] = self.terms[inside] @ self.weights(~inside)
+            constant, slope = self.errors(~inside)
+            found[inside] = np.hypot(constant, slope * self.terms[inside, 0])
         return found
-
-    def errors(self) -> np.ndarray:
-        """Standard error of a forecast: a constant, and one times the first term, from those that were left out."""
-        squares = (self.left_out() - self.gain) ** 2
-        return np.sqrt(nnls(np.stack([np.ones_like(squares), self.terms[:, 0] ** 2], axis=1), squares)[0])
 
 
 def _terms(case: Mapping[str, Any]) -> tuple[float, float, float]:
@@ -71,12 +84,14 @@ def _share(marks: str) -> float:
     return marks.count("1") / len(marks)
 
 
-def learnt(cases: Mapping[str, Any]) -> dict[str, Any]:
-    """What the package is to know."""
+def learnt(cases: Mapping[str, Any], *, without: str | None = None) -> dict[str, Any]:
+    """What the package is to know; or what it would know `without` a data set."""
+    cases = {name: case for name, case in cases.items() if case["set"] != without}
     recorded = Recorded.of(cases)
-    constant, slope = recorded.errors().tolist()
+    everything = np.full(len(recorded.gain), True)
+    constant, slope = recorded.errors(everything).tolist()
     return {
-        "weights": [round(weight, 5) for weight in recorded.weights(np.full(len(recorded.gain), True)).tolist()],
+        "backbone": LITE, "weights": [round(weight, 5) for weight in recorded.weights(everything).tolist()],
         "error": round(constant, 5), "error_slope": round(slope, 5),
         "shift": _range(case["shift"] for case in cases.values()),
         "each": _range(case["images"] / case["classes"] for case in cases.values()),
@@ -92,7 +107,7 @@ def _range(values: Iterable[float]) -> list[float]:
 def left_out(cases: Mapping[str, Any]) -> list[str]:
     """How well the forecast does on data sets that it was not fitted to."""
     recorded = Recorded.of(cases)
-    told = recorded.left_out()
+    told, spread = recorded.left_out(np.full(len(recorded.gain), True)), recorded.spread()
     rows = headed("| data set left out | rungs | gain, mean | forecast, mean | rank correlation within it |")
     for source in np.unique(recorded.source):
         inside = recorded.source == source
@@ -100,13 +115,20 @@ def left_out(cases: Mapping[str, Any]) -> list[str]:
             f"| {source} | {inside.sum()} | {100 * recorded.gain[inside].mean():+.1f} | {100 * told[inside].mean():+.1f} | "
             f"{_rank(told[inside], recorded.gain[inside]):+.2f} |"
         )
-    constant, slope = recorded.errors()
-    spread = np.hypot(constant, slope * recorded.terms[:, 0])
-    within = float(np.mean(np.abs(told - recorded.gain) <= spread))
     rows.append(
         f"| all | {len(told)} | {100 * recorded.gain.mean():+.1f} | {100 * told.mean():+.1f} | {_rank(told, recorded.gain):+.2f} |"
     )
-    return [*rows, "", f"{100 * within:.0f} % of the gains lie within one stated standard error of their forecast."]
+    within = float(np.mean(np.abs(told - recorded.gain) <= spread))
+    few = recorded.images < FEW_IMAGES
+    skipped, work = few & (told < WORTH), recorded.images * np.array([epochs_for(images) for images in recorded.images])
+    saved, lost = work[skipped].sum() / work[few].sum(), recorded.gain[skipped].sum() / few.sum()
+    return [
+        *rows,
+        "",
+        f"{100 * within:.0f} % of the gains lie within one stated standard error of their forecast. Less than {100 * WORTH:g} points "
+        f"are expected of {skipped.sum()} of the {few.sum()} rungs with fewer than {FEW_IMAGES} pictures; they take "
+        f"{100 * saved:.0f} % of all passes over pictures there, and without them {100 * lost:.2f} points are lost on the mean.",
+    ]
 
 
 def _rank(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> float:

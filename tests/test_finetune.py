@@ -6,9 +6,10 @@ import copy
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,12 +26,13 @@ from headstart.features.engine import Engine
 from headstart.features.extract import Features, extract, together
 from headstart.features.store import Store
 from headstart.finetune import ALPHAS, Finetuned, Ladder, _between, finetune
+from headstart.forecast import Forecast
 from headstart.heads import fit_head
-from headstart.plan import Plan, Rung
+from headstart.plan import Evidence, Plan, Rung
 from headstart.race import Race, fit_winner, race
 from headstart.suffix import FromStore, Net
 from headstart.tasks.classification import fit_temperature
-from headstart.train import train
+from headstart.train import Trained, train
 from tests.toys import striped, stripes, tiny_backbone
 
 # `headstart.finetune` is the function; this is the room that it lives in.
@@ -408,3 +410,44 @@ def test_what_is_kept_alone_answers_together_only_where_that_is_right_as_often(
         assert result.kept and result.accuracy >= alone.accuracy
         seen.add(result.together)
     assert seen == {False, True}  # both sides of the rule were seen
+
+
+HOPE = Forecast(0.1, 0.02)
+
+
+def test_where_pictures_are_few_recorded_runs_count_for_the_first_rung(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headstart.judge.clearly_likelier", lambda *given: False)  # pictures alone do not tell
+    begun = start(striped(150, contrast=20))
+
+    def climb(*rungs: Rung, expected: Forecast | None = HOPE, judge: str = "folds", **more: Any) -> Finetuned:
+        return begun.ladder(*rungs, judge=judge, evidence=Evidence.model_construct(forecast=expected), **more).climb()
+
+    tuned = climb(TOGETHER, PAYS)
+    (result,) = tuned.rungs  # what other runs kept is no bar for a second rung
+    assert result.kept and result.together and tuned.together and 0 <= result.gain < result.gain_se
+    assert result.posterior == HOPE.updated(result.gain, result.gain_se)
+    assert result.reason.endswith(f"; {result.posterior} with what runs on other data let expect")
+    for expected in (None, Forecast(0.0, 0.02), Forecast(-0.1, 0.02)):
+        (dropped,) = climb(TOGETHER, expected=expected).rungs
+        assert not dropped.kept and dropped.posterior is None
+    for unlike in ({"trains": "norms"}, {"until": 2}, {"cut": 0, "views": 1}):
+        (other,) = climb(TOGETHER.model_copy(update=unlike)).rungs
+        assert other.posterior is None
+    assert climb(TOGETHER, judge="fold").rungs[0].posterior is None
+    assert [rung.posterior for rung in climb(PAYS, TOGETHER).rungs] == [
+        None,
+        None,
+    ]  # the first is kept for what it gains
+
+
+def test_a_rung_that_time_cut_short_is_not_kept_on_the_word_of_other_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headstart.judge.clearly_likelier", lambda *given: False)
+    begun = start(striped(150, contrast=20))
+    monkeypatch.setattr(room, "train", partial(_cut_short, room.train))
+    evidence = Evidence.model_construct(forecast=Forecast(0.1, 0.001))
+    (result,) = begun.ladder(TOGETHER, judge="folds", evidence=evidence).climb().rungs
+    assert not result.complete and not result.kept and result.posterior is None
+
+
+def _cut_short(whole: Callable[..., Trained], *given: Any, **more: Any) -> Trained:
+    return replace(whole(*given, **more), complete=False)

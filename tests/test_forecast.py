@@ -9,9 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from headstart.forecast import Forecast, coefficients, forecast
+from headstart.forecast import Forecast, coefficients
+from headstart.forecast import forecast as any_forecast
 
 ROOT = Path(__file__).parent.parent
+
+
+def forecast(log_loss: float, shift: float, images: int, classes: int) -> Forecast:
+    return any_forecast(log_loss, shift, images, classes, backbone=coefficients()["backbone"])
 
 
 def test_the_numbers_are_those_that_the_depth_suite_gives(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,7 +31,7 @@ def test_the_numbers_are_those_that_the_depth_suite_gives(monkeypatch: pytest.Mo
             **{k: pytest.approx(coefficients()[k], abs=1e-4) for k in ("error", "error_slope")},
         }.items()
     )
-    assert len(fitted["sets"]) >= 7
+    assert len(fitted["sets"]) >= 7 and fitted["error"] > 0
 
 
 def test_far_pictures_gain_more_and_so_do_more_of_them() -> None:
@@ -51,8 +56,14 @@ def test_beyond_what_was_recorded_the_nearest_counts() -> None:
 
 def test_pictures_correct_what_is_expected_as_far_as_they_are_sure() -> None:
     before = Forecast(0.02, 0.03)
-    assert before.after(-0.1, 10.0).gain == pytest.approx(0.02, abs=1e-4)
-    assert before.after(-0.1, 1e-4).gain == pytest.approx(-0.1, abs=1e-4)
-    both = before.after(0.04, 0.03)
+    assert before.updated(-0.1, 10.0).gain == pytest.approx(0.02, abs=1e-4)
+    assert before.updated(-0.1, 1e-4).gain == pytest.approx(-0.1, abs=1e-4)
+    both = before.updated(0.04, 0.03)
     assert both.gain == pytest.approx(0.03) and both.error == pytest.approx(0.03 / 2**0.5)
     assert str(Forecast(0.0123, 0.02)) == "+1.2 ± 2.0 points"
+
+
+def test_another_backbone_makes_it_half_as_sure() -> None:
+    own, other = forecast(0.5, 0.1, 100, 5), any_forecast(0.5, 0.1, 100, 5, backbone="another")
+    assert other == Forecast(own.gain, 2 * own.error, carried=True)
+    assert not own.carried and other.updated(0.0, 0.1).carried

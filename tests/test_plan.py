@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from headstart.errors import PlanError
-from headstart.forecast import forecast
+from headstart.forecast import WORTH, Forecast
 from headstart.plan import (
     FEW_IMAGES,
     Budget,
@@ -178,12 +178,28 @@ def test_fewer_pictures_get_more_passes_within_bounds() -> None:
 
 
 def test_the_plan_says_what_recorded_runs_let_expect() -> None:
-    known = {"head_log_loss": 0.4, "shift": 0.1}
-    (said,) = [reason for reason in plan(changes=known).reasons if "recorded" in reason]
-    assert said == f"runs recorded on other data let expect {forecast(0.4, 0.1, 800, 5)} of fine-tuning"
-    assert not any("recorded" in reason for reason in plan().reasons)
-    assert not any("recorded" in reason for reason in plan(changes=known, mode="head").reasons)
-    assert plan().evidence.forecast is None  # type: ignore[union-attr]
+    known = {"forecast": Forecast(0.021, 0.03)}
+    (said,) = [reason for reason in plan(changes=known).reasons if "other data" in reason]
+    assert said == "from runs on other data, fine-tuning is expected to gain +2.1 ± 3.0 points"
+    assert not any("other data" in reason for reason in plan().reasons)
+    assert not any("other data" in reason for reason in plan(changes=known, mode="head").reasons)
+
+
+def test_few_pictures_are_not_tuned_where_recorded_runs_let_expect_nothing() -> None:
+    poor = {"forecast": Forecast(WORTH - 0.001, 0.03), "images": 60}
+    found = plan(changes=poor)
+    assert found.rungs == [] and found.reasons[-1] == (
+        "only the head is trained: from runs on other data, fine-tuning is expected to gain +0.4 ± 3.0 points, not worth its time"
+    )
+    assert (
+        len(plan(changes={**poor, "images": 800}).rungs) == 2
+    )  # more were never recorded, and can show what they gain
+    assert len(plan(changes=poor, given_val=True).rungs) == 2
+    assert len(plan(changes=poor, mode="full").rungs) == 1
+    assert len(plan(changes={**poor, "forecast": Forecast(0.01, 0.03)}).rungs) == 1
+    assert (
+        len(plan(changes={**poor, "forecast": Forecast(0.0, 0.06, carried=True)}).rungs) == 1
+    )  # learnt from another backbone
 
 
 def test_the_network_from_scratch_gets_the_time_of_transfer_within_bounds() -> None:

@@ -3,7 +3,8 @@
 The last stage's trained head is the start of the first rung (LP-FT, Kumar et al. 2022, arXiv 2202.10054). A head on several stages
 may be the better frozen model, but it fits its training pictures so well that it leaves the stages below nothing to learn from.
 What a rung reaches is interpolated with where it started (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903). The head that won
-the race stays a candidate to the end, so fine-tuning can cost time but not accuracy, unless a rung is forced.
+the race stays a candidate to the end. A rung is kept for what it gains on held-out pictures; where these are few, what recorded runs
+let expect (forecast.py) counts as well.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from headstart.data.dataset import Dataset
 from headstart.features.engine import Engine
 from headstart.features.extract import Features, cache_activations
 from headstart.features.store import Store
+from headstart.forecast import Forecast
 from headstart.heads import Head, Score, merged
 from headstart.judge import Judged, judge
 from headstart.plan import Plan, Rung
@@ -45,7 +47,8 @@ class RungResult:
 
     `gain` and `gain_se`: accuracy over the best so far, paired picture by picture. `alpha`: the interpolation share chosen.
     `curves`: one per judged split. `complete` is false where time ran out in the middle. `together`: it was judged as it answers
-    together with the frozen head.
+    together with the frozen head. `posterior`: what is to be expected of the gain by recorded runs and held-out pictures together,
+    where that kept it.
     """
 
     rung: Rung
@@ -60,6 +63,7 @@ class RungResult:
     seconds: float
     reason: str
     together: bool = False
+    posterior: Forecast | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +168,8 @@ class Ladder:
                 continue
             result, after, logits, warmth = self._try(rung, len(results), splits, best, truth, beside, frozen)
             results.append(result)
-            if not result.kept:
+            # What was kept on the word of other runs is no bar for the next rung: it may be lower than the frozen head's.
+            if not result.kept or result.posterior is not None:
                 break
             splits, best, heat = after, logits, warmth
         backbone, head, refit = self._final(pool, splits, tuple(results), reasons)
@@ -218,8 +223,7 @@ class Ladder:
             ]
         outcomes = [each.outcome for each in trained]
         shares = np.concatenate([each.shares for each in trained], axis=1)
-        # What recorded runs let expect is a gain over the frozen head: of what the first rung gives.
-        expected = None if number or self.plan.evidence is None else self.plan.evidence.forecast
+        expected = self._expected(rung) if not number and all(outcome.complete for outcome in outcomes) else None
         found = judge(shares, best, truth, beside=beside, frozen=frozen, expected=expected, forced=rung.forced)
         after = []
         for split, each in zip(splits, trained, strict=True):
@@ -239,8 +243,14 @@ class Ladder:
             time.monotonic() - began,
             _said(rung, found),
             found.together,
+            found.posterior,
         )
         return result, after, found.logits, found.heat
+
+    def _expected(self, rung: Rung) -> Forecast | None:
+        """What recorded runs let expect of a first rung that is like theirs, where pictures are few."""
+        like = rung.cut > 0 and rung.until is None and rung.trains == "all" and self.plan.judge == "folds"
+        return self.plan.evidence.forecast if like and self.plan.evidence is not None else None
 
     def _source(self, rung: Rung, backbone: Backbone, fit: NDArray[np.int64], held: NDArray[np.int64]) -> Source:
         # The prefix of a split may have been trained by an earlier rung, so it is that split's backbone that runs.
@@ -381,8 +391,8 @@ def _between(start: dict[str, Tensor], end: dict[str, Tensor], share: float) -> 
 def _said(rung: Rung, found: Judged) -> str:
     kept = "kept, as asked for" if rung.forced else "kept" if found.kept else "dropped"
     points = f"{100 * found.gain:+.1f} ± {100 * found.gain_se:.1f} points on {len(found.logits)} held-out pictures"
-    if found.believed is not None:
-        points += f"; with what recorded runs let expect, {found.believed}"
+    if found.posterior is not None:
+        points += f"; {found.posterior} with what runs on other data let expect"
     return f"{kept}: {'together with the frozen head ' if found.together else ''}{points}"
 
 

@@ -2,47 +2,59 @@
 
 That is: in accuracy, of a rung that answers together with the frozen head. It grows with what the head does not know, provided that it
 knows something at all, with the distance from the source, and with the pictures a class. The numbers are fitted to the depth suite
-(benchmarks/forecast.py), and tested there on data sets that they were not fitted to.
+(benchmarks/forecast.py), and tested there on data sets that they were not fitted to. Networks without running statistics have no
+shift, and no forecast.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
+# Two networks cost twice as much to run as one, and a rung the time to train it: what is to be expected has to be worth that.
+WORTH = 0.005
+
 
 @dataclass(frozen=True)
 class Forecast:
-    """Expected gain in accuracy over the frozen head, as a share of pictures, and its standard error."""
+    """Expected gain in accuracy over the frozen head, as a share of pictures, and its standard error; `carried` over from runs of
+    another backbone."""
 
     gain: float
     error: float
+    carried: bool = False
 
-    def after(self, gain: float, error: float) -> Forecast:
-        """What to expect when held-out pictures say `gain` with a standard `error` above 0: the posterior of two normal beliefs."""
+    def updated(self, gain: float, error: float) -> Forecast:
+        """The posterior, when held-out pictures say `gain` with a standard `error` above 0: the product of two normal densities."""
         before, seen = self.error**-2, error**-2
-        return Forecast((before * self.gain + seen * gain) / (before + seen), (before + seen) ** -0.5)
+        return Forecast((before * self.gain + seen * gain) / (before + seen), (before + seen) ** -0.5, self.carried)
 
     def __str__(self) -> str:
         return f"{100 * self.gain:+.1f} ± {100 * self.error:.1f} points"
 
 
-def forecast(log_loss: float, shift: float, images: int, classes: int) -> Forecast:
+def forecast(
+    log_loss: float, shift: float, images: int, classes: int, *, backbone: str, learnt: Mapping[str, Any] | None = None
+) -> Forecast:
     """What a rung may be expected to gain.
 
     `log_loss` is that of the head on frozen features, in nats, on held-out pictures; `shift` the squared Hellinger distance of channel
-    statistics from the source's (features/shift.py); `images` and `classes` are those of the training set.
+    statistics from the source's (features/shift.py); `images` and `classes` are those of the training set. Where runs of this
+    `backbone` were not recorded, the standard error is doubled. `learnt` stands in for the numbers that come with the package.
     """
-    learnt = coefficients()
+    learnt = learnt or coefficients()
     (near, far), (few, many) = learnt["shift"], learnt["each"]
     each = min(max(images / max(1, classes), few), many)  # beyond what was recorded, the nearest that was
     known = terms(log_loss, min(max(shift, near), far), each, classes)
     gain = sum(weight * term for weight, term in zip(learnt["weights"], known, strict=True))
-    return Forecast(gain, math.hypot(learnt["error"], learnt["error_slope"] * known[0]))
+    carried = backbone != learnt["backbone"]
+    error = math.hypot(learnt["error"], learnt["error_slope"] * known[0])
+    return Forecast(gain, error * (1 + carried), carried)
 
 
 def terms(log_loss: float, shift: float, each: float, classes: int) -> tuple[float, float, float]:

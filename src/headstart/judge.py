@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from headstart.choice import Logits, clearly_likelier, paired_gain
-from headstart.forecast import Forecast
+from headstart.forecast import WORTH, Forecast
 from headstart.tasks.classification import fit_temperature
 
 
@@ -18,8 +18,8 @@ class Judged:
     """A rung as it answers: which of the `shares` that were given, and its held-out logits (M, K).
 
     `heat` is what its own logits are divided by in them. `gain` and `gain_se`: accuracy over the best so far. `together`: these are
-    its answers together with the frozen head. `believed`: what to expect of the gain where that kept it, by what recorded runs let
-    expect and these pictures say.
+    its answers together with the frozen head. `posterior`: what to expect of the gain, by recorded runs and by these
+    pictures together, where that kept it.
     """
 
     share: int
@@ -30,11 +30,7 @@ class Judged:
     gain_se: float
     kept: bool
     together: bool = False
-    believed: Forecast | None = None
-
-
-# Two networks cost twice as much to run as one: what to expect of them has to be worth that.
-WORTH = 0.005
+    posterior: Forecast | None = None
 
 
 def judge(
@@ -61,7 +57,7 @@ def judge(
     kept = forced or gain > max(error, 1.5 / max(1, len(truth)))
     alone = Judged(share, heat, logits, _accuracy(logits, truth), gain, error, kept)
     if frozen is None or forced:
-        return alone if kept or beside is None else _expected(alone, expected) or alone
+        return alone
     share, heat, logits = _best(shares, truth, frozen, likeliest=True)
     gain, error = paired_gain(logits, best, truth)
     pair = Judged(share, heat, logits, _accuracy(logits, truth), gain, error, kept=True, together=True)
@@ -71,16 +67,11 @@ def judge(
         for other in ([best, alone.logits] if kept else [best])
     ):
         return pair
-    return alone if kept else _expected(pair, expected) or alone
-
-
-def _expected(found: Judged, expected: Forecast | None) -> Judged | None:
-    """The same, kept, where what recorded runs and held-out pictures let expect is worth two networks; else None."""
-    if expected is None:
-        return None
+    if kept or expected is None:
+        return alone
     # Where no answer changed, the standard error is not 0 but that of one picture.
-    believed = expected.after(found.gain, max(found.gain_se, 1 / max(1, len(found.logits))))
-    return replace(found, kept=True, believed=believed) if believed.gain >= WORTH else None
+    posterior = expected.updated(gain, max(error, 1 / max(1, len(truth))))
+    return replace(pair, posterior=posterior) if posterior.gain >= WORTH else alone
 
 
 def _best(

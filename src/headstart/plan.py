@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from headstart.errors import PlanError
-from headstart.forecast import Forecast, forecast
+from headstart.forecast import WORTH, Forecast
 
 Mode = Literal["auto", "head", "full"]
 Trains = Literal["all", "norms", "biases"]
@@ -27,8 +27,8 @@ class Evidence(_Record):
     one they are computed in; `forward_seconds` and `training_seconds` per picture, measured on this machine; `decode_seconds` per
     picture; `scratch_seconds` of one picture in the training of the small network from scratch; `beside_seconds` per picture of
     another backbone that answers together with the first. `views`: how many augmented views heads were fitted to, beside the
-    clean one. `head_log_loss` in nats, and `shift`, how far the pictures lie from the source (features/shift.py): None where that is
-    not known.
+    clean one. `head_log_loss` in nats; `shift`, how far the pictures lie from the source (features/shift.py), and `forecast`, what
+    recorded runs let expect of fine-tuning: None where that is not known.
     """
 
     images: int
@@ -52,13 +52,7 @@ class Evidence(_Record):
     views: int = 0
     head_log_loss: float | None = None
     shift: float | None = None
-
-    @property
-    def forecast(self) -> Forecast | None:
-        """What recorded runs let expect of fine-tuning; None where too little is known."""
-        if self.head_log_loss is None or self.shift is None:
-            return None
-        return forecast(self.head_log_loss, self.shift, self.images, self.classes)
+    forecast: Forecast | None = None
 
 
 class Budget(_Record):
@@ -134,6 +128,7 @@ class Plan(_Record):
         return self
 
 
+RULES = 3  # of `decide`: a plan that was decided by others is not taken up again
 # Pictures below which a rung is judged on every fold: a single fold of them decides nothing.
 FEW_IMAGES = 500
 # Share of the forward pass that each rung leaves frozen, from the top of the network downwards.
@@ -153,12 +148,13 @@ def decide(
     judge: Literal["folds", "fold", "val"] = "folds" if evidence.images < FEW_IMAGES or not evidence.tested else "fold"
     if given_val and evidence.tested:
         judge = "val"
+    expected = evidence.forecast
     rungs: list[Rung] = []
     if mode == "head":
         reasons.append("only the head is trained: asked for with --plan head")
     elif mode == "full":
         reasons.append("every stage is trained from the start: asked for with --plan full")
-        gentle = {"lr_body": 3e-4, "lr_head": 1e-3}  # the lowest stages are the easiest to spoil
+        gentle = {"lr_body": 3e-4}  # the lowest stages are the easiest to spoil
         rungs = [rung_from(evidence, 0, "all stages train, as asked for").model_copy(update=gentle)]
     elif not evidence.tested:
         reasons.append(
@@ -169,15 +165,19 @@ def decide(
             f"only the head is trained: about {mistakes:.1f} mistakes are expected on the pictures that would judge more, "
             "so no gain could show"
         )
+    elif judge == "folds" and expected is not None and not expected.carried and expected.gain < WORTH:
+        reasons.append(
+            f"only the head is trained: from runs on other data, fine-tuning is expected to gain {expected}, not worth its time"
+        )
     else:
-        for steps in [[share] for share in FEW_LADDER] if evidence.images < FEW_IMAGES else [list(LADDER)]:
+        for steps in [[share] for share in FEW_LADDER] if judge == "folds" else [list(LADDER)]:
             cuts = [cut_for(evidence.flops, share) for share in steps]
             rungs, more = _within(evidence, _ladder(evidence, list(dict.fromkeys(cuts))), budget, judge)
-            reasons += more
+            reasons += [reason for reason in more if reason not in reasons]
             if rungs:
                 break
-    if rungs and evidence.forecast is not None:
-        reasons.append(f"runs recorded on other data let expect {evidence.forecast} of fine-tuning")
+        if rungs and expected is not None:
+            reasons.append(f"from runs on other data, fine-tuning is expected to gain {expected}")
     return Plan(
         scratch_epochs=None,
         backbone=backbone,
@@ -228,10 +228,13 @@ def frozen_share(flops: list[int], cut: int) -> float:
 
 def rung_from(evidence: Evidence, cut: int, reason: str = "") -> Rung:
     """The rung that trains `stages[cut:]`."""
-    # Fewer pictures get more passes: what trains needs a number of steps, not of epochs.
-    epochs = max(6, min(24, round(6 * (1500 / max(1, evidence.images)) ** 0.5)))
     batch = 16 if evidence.images < FEW_IMAGES else 32
-    return Rung(cut=cut, epochs=epochs, views=4 if cut else 1, batch=batch, reason=reason)
+    return Rung(cut=cut, epochs=epochs_for(evidence.images), views=4 if cut else 1, batch=batch, reason=reason)
+
+
+def epochs_for(images: int) -> int:
+    """Passes over so many pictures. Fewer get more: what trains needs a number of steps, not of epochs."""
+    return max(6, min(24, round(6 * math.sqrt(1500 / max(1, images)))))
 
 
 # Share of the training pictures that a training goes over where it is judged.

@@ -109,6 +109,7 @@ def keep(
                 "seconds": r.seconds,
                 "complete": r.complete,
                 "together": r.together,
+                "posterior": None if r.posterior is None else asdict(r.posterior),
             }
             for r in tuned.rungs
         ],

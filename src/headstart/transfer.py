@@ -29,10 +29,11 @@ from headstart.features.shift import shift
 from headstart.features.store import Store
 from headstart.finetune import Finetuned, finetune
 from headstart.folder import Folder
+from headstart.forecast import forecast
 from headstart.heads import Head
 from headstart.lineup import answering, line_up
 from headstart.model import Model
-from headstart.plan import Budget, Evidence, Mode, Plan, decide, load_plan
+from headstart.plan import RULES, Budget, Evidence, Mode, Plan, decide, load_plan
 from headstart.race import Race, fit_winner, race
 from headstart.request import Options
 from headstart.run import Run, keep, keep_model
@@ -157,9 +158,6 @@ def transfer(
     return keep(folder, story, options, dataset, heads, plan, tuned, model, result, diagnosis)
 
 
-_RULES = 2  # of `decide`: a plan that was decided by others is not taken up again
-
-
 def planned(
     dataset: Dataset,
     engines: Sequence[Engine],
@@ -189,13 +187,18 @@ def planned(
             tested=len(dataset.indices("test")) > 0,
             given_val=len(dataset.indices("val")) > 0,
         )
-    spec = {"data": dataset.digest, "weights": backbone.digest(), "options": asdict(options), "rules": _RULES}
+    spec = {"data": dataset.digest, "weights": backbone.digest(), "options": asdict(options), "rules": RULES}
     memo = store.artifact("plan", spec)
     stored = memo.load()
     if stored is not None:
         return Plan.model_validate(stored[0]["plan"])
     pool = dataset.indices("train")
     counts = dataset.counts("train")
+    far, loss, name = (
+        shift(backbone, dataset, features.of(0), store).distance,
+        heads.best.log_loss,
+        backbone.origin.name,
+    )
     evidence = Evidence(
         images=len(pool),
         classes=len(dataset.classes),
@@ -217,15 +220,16 @@ def planned(
         decode_seconds=decode_seconds(dataset, engine.backbone),
         scratch_seconds=float(_speed(engine, store, "scratch", lambda: [scratch_seconds()])[0]),
         views=heads.last.views,
-        head_log_loss=heads.best.log_loss,
-        shift=shift(backbone, dataset, features.of(0), store).distance,
+        head_log_loss=loss,
+        shift=far,
+        forecast=None if far is None else forecast(loss, far, len(pool), len(dataset.classes), backbone=name),
         beside_seconds=float(sum(_speed(other, store, "forward", other.stage_seconds).sum() for other in engines[1:])),
     )
     budget = Budget(seconds=options.budget, spent_seconds=spent, store_bytes=options.store_limit)
     plan = decide(
         evidence,
         budget,
-        backbone=backbone.origin.name,
+        backbone=name,
         mode=mode,
         given_val=bool(len(dataset.indices("val"))),
         seed=options.seed,

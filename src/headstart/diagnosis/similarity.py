@@ -1,6 +1,6 @@
 """Where a data set lies by size and by likeness to what the backbone was trained on; what practice would do, and what was measured.
 
-This explains, and decides nothing: no threshold for such a quadrant has ever been validated. Practice is that of Yosinski et al. 2014
+The quadrant explains, and decides nothing: no threshold for it has ever been validated. Practice is that of Yosinski et al. 2014
 (How transferable are features in deep neural networks?, arXiv 1411.1792) and of the courses that followed.
 """
 
