@@ -174,7 +174,7 @@ def test_what_is_computed_in_two_bytes_is_not_halved_again() -> None:
 def test_fewer_pictures_get_more_passes_within_bounds() -> None:
     epochs = [plan(changes={"images": images}).rungs[0].epochs for images in (50, 150, 500, 1500, 5000, 100_000)]
     assert epochs == sorted(epochs, reverse=True)
-    assert (epochs[0], epochs[1], epochs[3], epochs[-1]) == (24, 19, 6, 6)
+    assert (epochs[0], epochs[1], epochs[3], epochs[-1]) == (24, 12, 6, 6)
 
 
 def test_the_plan_says_what_recorded_runs_let_expect() -> None:

@@ -168,10 +168,11 @@ class Ladder:
                 continue
             result, after, logits, warmth = self._try(rung, len(results), splits, best, truth, beside, frozen)
             results.append(result)
-            # What was kept on the word of other runs is no bar for the next rung: it may be lower than the frozen head's.
-            if not result.kept or result.posterior is not None:
+            if not result.kept:
                 break
             splits, best, heat = after, logits, warmth
+            if result.posterior is not None:  # no bar for the next rung: it may be lower than the frozen head's
+                break
         backbone, head, refit = self._final(pool, splits, tuple(results), reasons)
         tuned = Finetuned(backbone, head, tuple(results), held, best, refit, tuple(reasons))
         if partner is not None and tuned.kept:

@@ -234,7 +234,8 @@ def rung_from(evidence: Evidence, cut: int, reason: str = "") -> Rung:
 
 def epochs_for(images: int) -> int:
     """Passes over so many pictures. Fewer get more: what trains needs a number of steps, not of epochs."""
-    return max(6, min(24, round(6 * math.sqrt(1500 / max(1, images)))))
+    least = min(24, round(1200 / max(1, images)))  # 75 steps of 16 pictures
+    return max(6, least, min(12, round(6 * math.sqrt(1500 / max(1, images)))))
 
 
 # Share of the training pictures that a training goes over where it is judged.
