@@ -212,10 +212,11 @@ def _foretold(plan: Plan, name: str) -> Plan:
         and plan.budget is not None
     )
     cases = results(RESULTS)["cases"]
-    expected = forecast(
-        evidence.head_log_loss, evidence.shift, evidence.images, evidence.classes, backbone=LITE, learnt=learnt(cases, without=name)
-    )  # fmt: skip
-    return decide(evidence.model_copy(update={"forecast": expected}), plan.budget, backbone=LITE, seed=plan.seed)
+    known = evidence.head_log_loss, evidence.shift, evidence.images, evidence.classes
+    expected = forecast(*known, backbone=plan.backbone, learnt=learnt(cases, without=name))
+    return decide(
+        evidence.model_copy(update={"forecast": expected}), plan.budget, backbone=plan.backbone, seed=plan.seed
+    )
 
 
 _case = cache(Case.of)

@@ -91,7 +91,7 @@ def learnt(cases: Mapping[str, Any], *, without: str | None = None) -> dict[str,
     everything = np.full(len(recorded.gain), True)
     constant, slope = recorded.errors(everything).tolist()
     return {
-        "backbone": LITE, "weights": [round(weight, 5) for weight in recorded.weights(everything).tolist()],
+        "backbone": f"timm:{LITE}", "weights": [round(weight, 5) for weight in recorded.weights(everything).tolist()],
         "error": round(constant, 5), "error_slope": round(slope, 5),
         "shift": _range(case["shift"] for case in cases.values()),
         "each": _range(case["images"] / case["classes"] for case in cases.values()),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from headstart.backbones.catalog import load_backbone
 from headstart.forecast import Forecast, coefficients
 from headstart.forecast import forecast as any_forecast
 
@@ -61,6 +62,10 @@ def test_pictures_correct_what_is_expected_as_far_as_they_are_sure() -> None:
     both = before.updated(0.04, 0.03)
     assert both.gain == pytest.approx(0.03) and both.error == pytest.approx(0.03 / 2**0.5)
     assert str(Forecast(0.0123, 0.02)) == "+1.2 ± 2.0 points"
+
+
+def test_the_backbone_that_was_recorded_is_the_default() -> None:
+    assert coefficients()["backbone"] == load_backbone("tf_efficientnet_lite0").origin.name
 
 
 def test_another_backbone_makes_it_half_as_sure() -> None:
