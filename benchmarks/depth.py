@@ -32,7 +32,8 @@ from headstart.features.store import Store
 from headstart.finetune import Ladder, RungResult, finetune
 from headstart.forecast import forecast
 from headstart.heads import Head, Score
-from headstart.plan import Plan, decide, rung_from
+from headstart.plan import Plan
+from headstart.planner import decide, rung_from
 from headstart.race import Race, fit_winner, race
 from headstart.request import Options, audited
 from headstart.tasks.classification import ece, fit_temperature

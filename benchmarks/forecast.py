@@ -17,7 +17,7 @@ from typing import Any
 from cells import headed
 from contest import LITE
 from headstart.forecast import WORTH, terms
-from headstart.plan import FEW_IMAGES, epochs_for
+from headstart.planner import FEW_IMAGES, epochs_for
 
 import numpy as np  # isort: skip
 from scipy.optimize import nnls  # isort: skip

@@ -34,7 +34,8 @@ from headstart.features.settle import settle, transform_of
 from headstart.features.store import Store
 from headstart.heads import fit_head
 from headstart.model import Model
-from headstart.plan import Rung, cut_for, frozen_share
+from headstart.plan import Rung
+from headstart.planner import cut_for, frozen_share
 from headstart.solvers import spread
 from headstart.suffix import FromImages, FromStore, Net
 from headstart.train import train

@@ -24,11 +24,12 @@ from headstart.data.load import load_dataset
 from headstart.features.engine import Engine
 from headstart.features.extract import cache_activations, extract
 from headstart.features.store import Store
-from headstart.finetune import ALPHAS, _between
-from headstart.plan import LADDER, Rung, cut_for
+from headstart.finetune import ALPHAS
+from headstart.plan import Rung
+from headstart.planner import LADDER, cut_for
 from headstart.race import fit_winner, race
 from headstart.solvers import spread
-from headstart.suffix import FromStore, Net, held_out_logits
+from headstart.suffix import FromStore, Net, between, held_out_logits
 from headstart.train import train
 
 RESULTS = Path(__file__).parent / "results" / "rung_start.json"
@@ -77,7 +78,7 @@ def measured(source: Path, seed: int) -> list[dict[str, Any]]:
                 key: accuracy(head.logits(features.stages(head.taps, asked)), asked) for key, head in frozen.items()
             }
         for share in ALPHAS:
-            net.load(_between(start, found.weights, share))
+            net.load(between(start, found.weights, share))
             sides = {
                 side: accuracy(held_out_logits(net, given, asked), asked)
                 for asked, side in ((held, "held_out"), (test, "test"))

@@ -23,7 +23,8 @@ from headstart.data.load import load_dataset
 from headstart.features.engine import Engine
 from headstart.features.extract import activation_bytes, cache_activations, extract
 from headstart.features.store import Store
-from headstart.plan import LADDER, Rung, cut_for
+from headstart.plan import Rung
+from headstart.planner import LADDER, cut_for
 from headstart.race import fit_winner, race
 from headstart.solvers import spread
 from headstart.suffix import FromStore, Net, fastest, held_out_logits, training

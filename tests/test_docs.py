@@ -24,13 +24,15 @@ from typer.testing import CliRunner
 import headstart as hs
 from headstart import proof, show
 from headstart.cli import app
+from headstart.cost import scratch_epochs
 from headstart.data import audit, load
 from headstart.diagnosis.growth import FARTHEST, FEWEST, Prior
 from headstart.diagnosis.similarity import LARGE, NEAR, SURE
 from headstart.features import engine
 from headstart.features.shift import ANSWERS, PICTURES
 from headstart.finetune import ALPHAS
-from headstart.plan import FEW_IMAGES, FEW_LADDER, LADDER, Budget, Evidence, Rung, load_plan, scratch_epochs
+from headstart.plan import Budget, Evidence, Rung, load_plan
+from headstart.planner import FEW_IMAGES, FEW_LADDER, LADDER
 from headstart.unknown import AXES, LOST
 
 ROOT = Path(__file__).parents[1]

@@ -25,12 +25,12 @@ from headstart.data.load import load_dataset
 from headstart.features.engine import Engine
 from headstart.features.extract import Features, extract, together
 from headstart.features.store import Store
-from headstart.finetune import ALPHAS, Finetuned, Ladder, _between, finetune
+from headstart.finetune import ALPHAS, Finetuned, Ladder, finetune
 from headstart.forecast import Forecast
 from headstart.heads import fit_head
 from headstart.plan import Evidence, Plan, Rung
 from headstart.race import Race, fit_winner, race
-from headstart.suffix import FromStore, Net
+from headstart.suffix import FromStore, Net, between
 from headstart.tasks.classification import fit_temperature
 from headstart.train import Trained, train
 from tests.toys import striped, stripes, tiny_backbone
@@ -332,10 +332,10 @@ def test_time_that_runs_out_in_the_refit_gives_the_first_splits_model(
 def test_interpolation_ends_where_it_says() -> None:
     a = {"w": torch.tensor([1.0, 2.0]), "n": torch.tensor(3)}
     b = {"w": torch.tensor([3.0, 7.0]), "n": torch.tensor(9)}
-    assert torch.equal(_between(a, b, 1.0)["w"], b["w"])
-    assert torch.equal(_between(a, b, 0.0)["w"], a["w"])
-    assert torch.equal(_between(a, b, 0.25)["w"], torch.tensor([1.5, 3.25]))
-    assert int(_between(a, b, 0.25)["n"]) == 9  # a count cannot be averaged
+    assert torch.equal(between(a, b, 1.0)["w"], b["w"])
+    assert torch.equal(between(a, b, 0.0)["w"], a["w"])
+    assert torch.equal(between(a, b, 0.25)["w"], torch.tensor([1.5, 3.25]))
+    assert int(between(a, b, 0.25)["n"]) == 9  # a count cannot be averaged
 
 
 def test_the_share_that_judges_best_is_taken(begun: Start, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -379,7 +379,7 @@ def test_a_rung_that_is_not_right_more_often_may_answer_together_with_the_frozen
     assert 0 <= result.gain < result.gain_se  # for accuracy alone it would have been dropped
     assert result.reason.startswith("kept: together with the frozen head +")
     labels = begun.dataset.labels[tuned.held]
-    frozen = np.concatenate([ladder._frozen(fit, held) for fit, held in ladder._judging(pool)])
+    frozen = ladder._held_out(begun.heads.best, ladder._judging(pool))
     assert clearly_likelier(tuned.logits, frozen, labels)
     alone = begun.ladder(replace_rung(TOGETHER, forced=True), judge="folds").climb()
     assert not alone.together and alone.rungs[0].reason.startswith("kept, as asked for")

@@ -12,22 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from headstart.cost import scratch_epochs, seconds, seconds_of
 from headstart.errors import PlanError
 from headstart.forecast import WORTH, Forecast
-from headstart.plan import (
-    FEW_IMAGES,
-    Budget,
-    Evidence,
-    Plan,
-    Rung,
-    cut_for,
-    decide,
-    frozen_share,
-    load_plan,
-    scratch_epochs,
-    seconds,
-    seconds_of,
-)
+from headstart.plan import Budget, Evidence, Plan, Rung, load_plan
+from headstart.planner import FEW_IMAGES, cut_for, decide, frozen_share
 
 STAGES = ["stem", "one", "two", "three", "four"]
 

@@ -7,7 +7,8 @@ import pytest
 
 from headstart.data.load import load_dataset
 from headstart.finetune import Finetuned, RungResult
-from headstart.plan import Budget, Evidence, Plan, Rung, decide
+from headstart.plan import Budget, Evidence, Plan, Rung
+from headstart.planner import decide
 from headstart.proof import REPEATS, _scratch_epochs, passes
 from headstart.train import Epoch
 from tests.toys import stripes

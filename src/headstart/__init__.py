@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from headstart.fit import fit
     from headstart.heads import fit_head
     from headstart.model import Model
-    from headstart.plan import Plan, Rung, decide
+    from headstart.plan import Plan, Rung
+    from headstart.planner import decide
     from headstart.race import race
     from headstart.request import Options
     from headstart.run import Run
@@ -47,7 +48,7 @@ _WHERE = {
     "check_backbone": "backbones.check", "load": "bundle", "save": "bundle", "Dataset": "data.dataset",
     "audit": "data.load", "load_dataset": "data.load", "HeadstartError": "errors", "evaluate": "evaluate",
     "Engine": "features.engine", "extract": "features.extract", "Store": "features.store", "finetune": "finetune",
-    "fit_head": "heads", "race": "race", "Model": "model", "Plan": "plan", "Rung": "plan", "decide": "plan",
+    "fit_head": "heads", "race": "race", "Model": "model", "Plan": "plan", "Rung": "plan", "decide": "planner",
     "Run": "run", "Options": "request", "fit": "fit",
 }  # fmt: skip
 

@@ -34,7 +34,7 @@ from headstart.judge import Judged, judge
 from headstart.plan import Plan, Rung
 from headstart.race import Race, fit_winner
 from headstart.solvers import spread
-from headstart.suffix import FromImages, FromStore, Net, Source, fastest, held_out_logits, training
+from headstart.suffix import FromImages, FromStore, Net, Source, digest, fastest, held_out_logits, training
 from headstart.tasks.classification import fit_temperature
 from headstart.train import Checkpoint, Epoch, Trained, train
 
@@ -114,7 +114,7 @@ class _Trained:
 
     def at(self, share: float) -> Net:
         """The net with `share` of what training changed."""
-        return _moved(self.net, self.start, self.outcome.weights, share)
+        return self.net.moved(self.start, self.outcome.weights, share)
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,17 +145,8 @@ class Ladder:
         splits = [_Split(fit, held, self.engine.backbone, self._head(fit, last)) for fit, held in judging]
         held = np.concatenate([split.held for split in splits])
         truth = self.dataset.labels[held]
-        best = np.concatenate([self._frozen(fit, held) for fit, held in judging])
-        beside = (
-            None
-            if (partner := self._partner()) is None
-            else np.concatenate(
-                [
-                    self._head(fit, partner[0]).answers(self.features, held) / np.float32(partner[1])
-                    for fit, held in judging
-                ]
-            )
-        )
+        best, partner = self._held_out(self.heads.best, judging), self._partner()
+        beside = None if partner is None else self._held_out(partner[0], judging) / np.float32(partner[1])
         cool = np.float32(fit_temperature(best, truth))
         # Never more than two answer together.
         frozen = np.divide(best, cool, dtype=np.float32) if partner is None else None
@@ -199,10 +190,11 @@ class Ladder:
         labels, classes = self.dataset.labels[fit], len(self.dataset.classes)
         return fit_winner(score, self.features, labels, classes, fit, self.store)
 
-    def _frozen(self, fit: NDArray[np.int64], held: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Held-out logits of the head that won the race: what the first rung has to beat."""
-        head = self._head(fit, self.heads.best)
-        return head.answers(self.features, held)
+    def _held_out(
+        self, score: Score, judging: list[tuple[NDArray[np.int64], NDArray[np.int64]]]
+    ) -> NDArray[np.float32]:
+        """Held-out logits (M, K) of a head on frozen features; those of the race's winner are what the first rung has to beat."""
+        return np.concatenate([self._head(fit, score).answers(self.features, held) for fit, held in judging])
 
     def _try(
         self,
@@ -292,7 +284,7 @@ class Ladder:
         # A refit repeats the whole schedule, so that is what must be judged, not the luckiest of its epochs.
         keep: Literal["best", "last"] = "last" if self.plan.refit else "best"
         spec = {
-            "start": _digest(start),
+            "start": digest(start),
             "prefix": backbone.digest(rung.cut),
             "rung": rung.model_dump(exclude={"reason", "forced"}),
             "fit": self._content(split.fit),
@@ -330,7 +322,7 @@ class Ladder:
                 deadline=self.deadline,
                 advance=advance,
             )
-        moved = (_moved(net, start, outcome.weights, share) for share in ALPHAS)
+        moved = (net.moved(start, outcome.weights, share) for share in ALPHAS)
         shares = np.stack([held_out_logits(each, source, split.held) for each in moved])
         if outcome.complete:
             arrays = {name: value.cpu().numpy() for name, value in outcome.weights.items()}
@@ -375,34 +367,12 @@ class Ladder:
         return state.backbone, state.head
 
 
-def _moved(net: Net, start: dict[str, Tensor], end: dict[str, Tensor], share: float) -> Net:
-    """The net with weights that lie `share` of the way from `start` to `end`."""
-    net.load(_between(start, end, share))
-    return net
-
-
-def _between(start: dict[str, Tensor], end: dict[str, Tensor], share: float) -> dict[str, Tensor]:
-    """Weights a share of the way from start to end; what is no floating-point number is taken from the end."""
-    return {
-        name: torch.lerp(start[name], value, share) if value.is_floating_point() and share < 1 else value
-        for name, value in end.items()
-    }
-
-
 def _said(rung: Rung, found: Judged) -> str:
     kept = "kept, as asked for" if rung.forced else "kept" if found.kept else "dropped"
     points = f"{100 * found.gain:+.1f} ± {100 * found.gain_se:.1f} points on {len(found.logits)} held-out pictures"
     if found.posterior is not None:
         points += f"; {found.posterior} with what runs on other data let expect"
     return f"{kept}: {'together with the frozen head ' if found.together else ''}{points}"
-
-
-def _digest(weights: dict[str, Tensor]) -> str:
-    total = hashlib.blake2b(digest_size=16)
-    for name in sorted(weights):
-        total.update(name.encode())
-        total.update(np.asarray(weights[name].cpu().numpy(), order="C").tobytes())
-    return total.hexdigest()
 
 
 def finetune(

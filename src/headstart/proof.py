@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from headstart import runtime
 from headstart.baselines import Thumbnails, fit_pixels, majority_logits, pixel_features, thumbnails
+from headstart.cost import JUDGED, scratch_epochs, seconds_of
 from headstart.data.dataset import Dataset
 from headstart.data.splits import assign_folds
 from headstart.evaluate import TestReport, evaluate
@@ -22,7 +23,7 @@ from headstart.features.extract import Features, extract, together
 from headstart.features.store import Store
 from headstart.finetune import Finetuned
 from headstart.model import Model
-from headstart.plan import JUDGED, Plan, scratch_epochs, seconds_of
+from headstart.plan import Plan
 from headstart.race import Race, fit_winner, race
 from headstart.scratch import RATES, USUAL_RATES, Scratch, Scratching
 from headstart.solvers import BLOCK

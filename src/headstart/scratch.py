@@ -18,12 +18,13 @@ from headstart import runtime
 from headstart.backbones.backbone import Activation, Backbone, InputSpec
 from headstart.backbones.from_module import load_module
 from headstart.baselines import Thumbnails
+from headstart.cost import SCRATCH_BATCH, SCRATCH_SEARCH
 from headstart.data.dataset import Dataset
 from headstart.features.engine import normalize
 from headstart.features.precision import Precision, has_fast_bfloat16
 from headstart.features.store import Store
 from headstart.heads import Head
-from headstart.plan import SCRATCH_BATCH, SCRATCH_SEARCH, Rung
+from headstart.plan import Rung
 from headstart.suffix import Net, held_out_logits
 from headstart.train import Checkpoint, train
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 import time
 from collections.abc import Iterator
@@ -141,6 +142,11 @@ class Net(nn.Module):
             for name, value in weights.items():
                 living[name].copy_(value)
 
+    def moved(self, start: dict[str, Tensor], end: dict[str, Tensor], share: float) -> Net:
+        """The same net with weights that lie `share` of the way from `start` to `end`."""
+        self.load(between(start, end, share))
+        return self
+
     def _living(self) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         for place in range(self.cut, len(self.backbone.stages)):
@@ -148,6 +154,23 @@ class Net(nn.Module):
             found |= {f"stage{place}.{name}": value for name, value in stage.named_parameters()}
             found |= {f"stage{place}.{name}": value for name, value in stage.named_buffers()}
         return found | {f"head.{name}": value for name, value in self.head.named_parameters()}
+
+
+def between(start: dict[str, Tensor], end: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Weights a share of the way from start to end; what is no floating-point number is taken from the end."""
+    return {
+        name: torch.lerp(start[name], value, share) if value.is_floating_point() and share < 1 else value
+        for name, value in end.items()
+    }
+
+
+def digest(weights: dict[str, Tensor]) -> str:
+    """Digest of names and values."""
+    total = hashlib.blake2b(digest_size=16)
+    for name in sorted(weights):
+        total.update(name.encode())
+        total.update(np.asarray(weights[name].cpu().numpy(), order="C").tobytes())
+    return total.hexdigest()
 
 
 def _trains(what: Trains, name: str, parameter: nn.Parameter) -> bool:

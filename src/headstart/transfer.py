@@ -33,7 +33,8 @@ from headstart.forecast import forecast
 from headstart.heads import Head
 from headstart.lineup import answering, line_up
 from headstart.model import Model
-from headstart.plan import RULES, Budget, Evidence, Mode, Plan, decide, load_plan
+from headstart.plan import Budget, Evidence, Plan, load_plan
+from headstart.planner import RULES, Mode, decide
 from headstart.race import Race, fit_winner, race
 from headstart.request import Options
 from headstart.run import Run, keep, keep_model

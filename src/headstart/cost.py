@@ -1,0 +1,52 @@
+"""What a plan takes: wall time of a rung, and how long the small network from scratch trains beside it."""
+
+from __future__ import annotations
+
+import math
+
+from headstart.plan import Evidence, Rung
+
+# Share of the training pictures that a training goes over where it is judged.
+JUDGED = {"folds": 0.8, "fold": 0.8, "val": 1.0}
+
+
+def seconds(evidence: Evidence, rung: Rung, judge: str) -> float:
+    """Estimated wall time of a rung: its views through the frozen part, its judging and its refit."""
+    trainings, refits = (5 if judge == "folds" else 1), judge != "val"
+    return seconds_of(evidence, rung, rung.epochs * (trainings * JUDGED[judge] + refits))
+
+
+def seconds_of(evidence: Evidence, rung: Rung, epochs: float) -> float:
+    """Estimated wall time of a rung that goes over all training pictures `epochs` times."""
+    view = evidence.decode_seconds + sum(evidence.forward_seconds[: rung.cut])
+    step = sum(evidence.training_seconds[rung.cut :]) + (evidence.decode_seconds if rung.cut == 0 else 0.0)
+    return evidence.images * (rung.views * view * (rung.cut > 0) + epochs * step)
+
+
+# The search for its learning rate takes this many times the epochs of the small network's one training.
+SCRATCH_SEARCH = 0.3
+SCRATCH_BATCH = 32  # as good in as much time as 64, and better where there are few steps
+_SCRATCH_EPOCHS, _SCRATCH_STEPS, _SCRATCH_MOST = 8, 160, 150  # at least, at least, at most: epochs, steps, epochs
+
+
+def scratch_epochs(evidence: Evidence, tuning: float, trainings: int) -> tuple[int, str]:
+    """Epochs that give each of the `trainings` from scratch its share of the wall time of transfer, within reason; in words, too.
+
+    Transfer is one pass through the network for every view that heads were fitted to, and `tuning` seconds of rungs. With less than
+    8 epochs or 160 steps the small network is no fair opponent; after 150 epochs it has long converged. Rounded to a power of 1.25, so
+    that the noise of the measured speeds seldom changes it. Only where a test set was cut does it search for a learning rate.
+    """
+    once = evidence.decode_seconds + sum(evidence.forward_seconds) + evidence.beside_seconds
+    transfer = evidence.images * (1 + evidence.views) * once + tuning
+    images, search = (evidence.images, SCRATCH_SEARCH) if trainings == 1 else (round(0.8 * evidence.images), 0.0)
+    least = max(_SCRATCH_EPOCHS, math.ceil(_SCRATCH_STEPS / math.ceil(images / SCRATCH_BATCH)))
+    epochs = transfer / (trainings * images * evidence.scratch_seconds * (1.0 + search))
+    even = round(1.25 ** round(math.log(max(1.0, epochs), 1.25)))
+    if even < least:
+        return least, f"{least} epochs, the least that is fair (its share of the time would be about {even})"
+    if even > max(least, _SCRATCH_MOST):
+        return (
+            _SCRATCH_MOST,
+            f"{_SCRATCH_MOST} epochs, when it has long converged (its share of the time would be about {even})",
+        )
+    return even, f"{even} epochs, about as long as transfer took"

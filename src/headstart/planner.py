@@ -1,0 +1,191 @@
+"""Which stages train, how, and why. `decide` is pure: evidence and budget in, a plan with reasons out."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from headstart.cost import seconds
+from headstart.forecast import WORTH
+from headstart.plan import Budget, Evidence, Plan, Rung
+
+Mode = Literal["auto", "head", "full"]
+RULES = 3  # of `decide`: a plan that was decided by others is not taken up again
+# Pictures below which a rung is judged on every fold: a single fold of them decides nothing.
+FEW_IMAGES = 500
+# Share of the forward pass that each rung leaves frozen, from the top of the network downwards.
+LADDER = (0.75, 0.45)
+# With few pictures one deep rung gives as much as two (benchmarks/depth.py) in less time: the first that there is time for.
+FEW_LADDER = (0.33, 0.75)
+
+
+def decide(
+    evidence: Evidence, budget: Budget, *, backbone: str, mode: Mode = "auto", given_val: bool = False, seed: int = 0
+) -> Plan:
+    """Turn evidence and budget into a plan; pure, no clock and no disk."""
+    reasons = [
+        f"the head on frozen features reaches {100 * evidence.head_accuracy:.1f} ± "
+        f"{100 * evidence.head_accuracy_se:.1f} % out of fold ({evidence.head})"
+    ]
+    judge: Literal["folds", "fold", "val"] = "folds" if evidence.images < FEW_IMAGES or not evidence.tested else "fold"
+    if given_val and evidence.tested:
+        judge = "val"
+    expected = evidence.forecast
+    rungs: list[Rung] = []
+    if mode == "head":
+        reasons.append("only the head is trained: asked for with --plan head")
+    elif mode == "full":
+        reasons.append("every stage is trained from the start: asked for with --plan full")
+        gentle = {"lr_body": 3e-4}  # the lowest stages are the easiest to spoil
+        rungs = [rung_from(evidence, 0, "all stages train, as asked for").model_copy(update=gentle)]
+    elif not evidence.tested:
+        reasons.append(
+            f"only the head is trained: {evidence.images} images are too few to cut a test set that could prove what more adds"
+        )
+    elif (mistakes := _mistakes(evidence, judge)) < _FEWEST_MISTAKES:
+        reasons.append(
+            f"only the head is trained: about {mistakes:.1f} mistakes are expected on the pictures that would judge more, "
+            "so no gain could show"
+        )
+    elif judge == "folds" and expected is not None and not expected.carried and expected.gain < WORTH:
+        reasons.append(
+            f"only the head is trained: from runs on other data, fine-tuning is expected to gain {expected}, not worth its time"
+        )
+    else:
+        for steps in [[share] for share in FEW_LADDER] if judge == "folds" else [list(LADDER)]:
+            cuts = [cut_for(evidence.flops, share) for share in steps]
+            rungs, more = _within(evidence, _ladder(evidence, list(dict.fromkeys(cuts))), budget, judge)
+            reasons += [reason for reason in more if reason not in reasons]
+            if rungs:
+                break
+        if rungs and expected is not None:
+            reasons.append(f"from runs on other data, fine-tuning is expected to gain {expected}")
+    return Plan(
+        scratch_epochs=None,
+        backbone=backbone,
+        stages=evidence.stages,
+        rungs=rungs,
+        judge=judge,
+        refit=judge != "val",
+        seed=seed,
+        reasons=reasons,
+        evidence=evidence,
+        budget=budget,
+    )
+
+
+def _ladder(evidence: Evidence, cuts: list[int]) -> list[Rung]:
+    """A rung from each cut on, with its reason."""
+    rungs = []
+    for place, cut in enumerate(cuts):
+        share = frozen_share(evidence.flops, cut)
+        why = (
+            f"{100 * share:.0f} % of the forward pass stays frozen and is computed once"
+            if place == 0
+            else f"one step deeper, {100 * share:.0f} % stays frozen; tried only if the rung above it pays"
+        )
+        rungs.append(rung_from(evidence, cut, f"stages from {evidence.stages[cut]} on train: {why}"))
+    return rungs
+
+
+# Where fewer are expected, even a perfect rung would win less than judging it can show.
+_FEWEST_MISTAKES = 1.5
+
+
+def _mistakes(evidence: Evidence, judge: str) -> float:
+    """How many the head is expected to make on the pictures that judge a rung; a given validation set is taken as no smaller."""
+    return (1.0 - evidence.head_accuracy) * evidence.images * {"folds": 1.0, "fold": 0.2, "val": 1.0}[judge]
+
+
+def cut_for(flops: list[int], share: float) -> int:
+    """The cut whose frozen share of the forward pass is nearest to `share`; at least one stage freezes and one trains."""
+    cuts = range(1, len(flops))
+    return min(cuts, key=lambda cut: (abs(frozen_share(flops, cut) - share), -cut))
+
+
+def frozen_share(flops: list[int], cut: int) -> float:
+    """Share of the forward pass that lies before the cut."""
+    return sum(flops[:cut]) / max(1, sum(flops))
+
+
+def rung_from(evidence: Evidence, cut: int, reason: str = "") -> Rung:
+    """The rung that trains `stages[cut:]`."""
+    batch = 16 if evidence.images < FEW_IMAGES else 32
+    return Rung(cut=cut, epochs=epochs_for(evidence.images), views=4 if cut else 1, batch=batch, reason=reason)
+
+
+def epochs_for(images: int) -> int:
+    """Passes over so many pictures. Fewer get more: what trains needs a number of steps, not of epochs."""
+    least = min(24, round(1200 / max(1, images)))  # 75 steps of 16 pictures
+    return max(6, least, min(12, round(6 * math.sqrt(1500 / max(1, images)))))
+
+
+def _within(evidence: Evidence, rungs: list[Rung], budget: Budget, judge: str) -> tuple[list[Rung], list[str]]:
+    """Drop what neither the time nor the store has room for, deepest first, each with its reason."""
+    kept: list[Rung] = []
+    reasons: list[str] = []
+    # The network from scratch is given as much time as transfer, so transfer may take half of what is left.
+    left = None if budget.seconds is None else 0.5 * (budget.seconds - budget.spent_seconds)
+    room = budget.store_bytes
+    for rung in rungs:
+        fitting = rung
+        if room is not None and rung.cut:
+            stored = _stored(evidence, rung, room)
+            if stored is None or stored.cut in {other.cut for other in kept}:
+                least = 2 * _view_bytes(evidence, rung.model_copy(update={"rounded": True}))
+                reasons.append(
+                    f"no rung from {evidence.stages[rung.cut]} on: two views of it take {_gigabytes(least)}, "
+                    f"the store has room for {_gigabytes(room)}"
+                )
+                continue
+            fitting = stored
+        cost = seconds(evidence, fitting, judge)
+        if left is not None and cost > left:
+            reasons.append(
+                f"no rung from {evidence.stages[fitting.cut]} on: it would take about {cost:.0f} s, "
+                f"and {max(0.0, left):.0f} s are left"
+            )
+            continue
+        kept.append(fitting)
+        left = None if left is None else left - cost
+        if room is not None and fitting.cut:  # the rung above is still in use while this one is judged
+            room = max(0, room - fitting.views * _view_bytes(evidence, fitting))
+    return kept, reasons
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.0f} GB" if count >= 1e11 else f"{count / 1e9:.2g} GB"
+
+
+def _view_bytes(evidence: Evidence, rung: Rung) -> int:
+    """Bytes of one cached view of all training pictures."""
+    halved = rung.rounded and evidence.activation_dtype == "float32"
+    return evidence.images * evidence.activation_bytes[rung.cut - 1] // (2 if halved else 1)
+
+
+def _stored(evidence: Evidence, rung: Rung, room: int) -> Rung | None:
+    """The rung as the store has room for it, None where two views of it have none: training on one alone overfits.
+
+    What is given up first costs least: numbers of four bytes, then views down to two, then the cut, which moves up to smaller
+    activations (benchmarks/store_limit.py).
+    """
+    above = range(rung.cut + 1, len(evidence.stages))
+    fewer = [(rung.cut, views) for views in range(rung.views, 1, -1)]
+    fewer += [(cut, views) for cut in above for views in range(rung.views, 1, -1)]
+    small = [rung.model_copy(update={"cut": cut, "views": views, "rounded": True}) for cut, views in fewer]
+    for choice in (rung, *small):
+        if choice.views * _view_bytes(evidence, choice) <= room:
+            if choice == rung:
+                return rung
+            given = ["in bfloat16"] if evidence.activation_dtype == "float32" else []
+            given += [f"in {choice.views} of {rung.views} views"] if choice.views < rung.views else []
+            why = rung.reason
+            if choice.cut > rung.cut:
+                share = 100 * frozen_share(evidence.flops, choice.cut)
+                why = (
+                    f"stages from {evidence.stages[choice.cut]} on train: {share:.0f} % of the forward pass stays frozen; "
+                    f"the store has no room for what enters {evidence.stages[rung.cut]}"
+                )
+            why += f"; cached {' and '.join(given)}, for which there is room" if given else ""
+            return choice.model_copy(update={"reason": why})
+    return None
