@@ -81,7 +81,8 @@ def test_what_recorded_runs_let_expect_keeps_two_networks_where_pictures_do_not_
     np.testing.assert_allclose(hopeful.logits, 0.5 * (trained / np.float32(hopeful.heat) + frozen), rtol=1e-5)
     assert not judge(trained[None], frozen, TRUTH, frozen=frozen, expected=Forecast(0.0, 0.005)).kept
     bad = judge(answers(0.05, 5, sure=8.0)[None], frozen, TRUTH, frozen=frozen, expected=Forecast(0.02, 0.05))
-    assert not bad.kept and bad.posterior is None  # it is expected to pay, and does not
+    assert not bad.kept  # it is expected to pay, and does not
+    assert bad.posterior is not None and bad.posterior.gain < WORTH
 
 
 def test_a_single_network_is_kept_for_what_it_gains_alone() -> None:

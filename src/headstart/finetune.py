@@ -47,8 +47,8 @@ class RungResult:
 
     `gain` and `gain_se`: accuracy over the best so far, paired picture by picture. `alpha`: the interpolation share chosen.
     `curves`: one per judged split. `complete` is false where time ran out in the middle. `together`: it was judged as it answers
-    together with the frozen head. `posterior`: what is to be expected of the gain by recorded runs and held-out pictures together,
-    where that kept it.
+    together with the frozen head. `posterior`: what is to be expected of the gain together with the frozen head, by recorded runs and
+    held-out pictures, where that decided.
     """
 
     rung: Rung
@@ -371,7 +371,8 @@ def _said(rung: Rung, found: Judged) -> str:
     kept = "kept, as asked for" if rung.forced else "kept" if found.kept else "dropped"
     points = f"{100 * found.gain:+.1f} ± {100 * found.gain_se:.1f} points on {len(found.logits)} held-out pictures"
     if found.posterior is not None:
-        points += f"; {found.posterior} with what runs on other data let expect"
+        points += "; " if found.together else "; together with the frozen head "
+        points += f"{found.posterior} with what runs on other data let expect"
     return f"{kept}: {'together with the frozen head ' if found.together else ''}{points}"
 
 

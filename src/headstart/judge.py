@@ -18,8 +18,8 @@ class Judged:
     """A rung as it answers: which of the `shares` that were given, and its held-out logits (M, K).
 
     `heat` is what its own logits are divided by in them. `gain` and `gain_se`: accuracy over the best so far. `together`: these are
-    its answers together with the frozen head. `posterior`: what to expect of the gain, by recorded runs and by these
-    pictures together, where that kept it.
+    its answers together with the frozen head. `posterior`: what to expect of them together with
+    the frozen head, by recorded runs and by these pictures, where that decided.
     """
 
     share: int
@@ -71,7 +71,7 @@ def judge(
         return alone
     # Where no answer changed, the standard error is not 0 but that of one picture.
     posterior = expected.updated(gain, max(error, 1 / max(1, len(truth))))
-    return replace(pair, posterior=posterior) if posterior.gain >= WORTH else alone
+    return replace(pair if posterior.gain >= WORTH else alone, posterior=posterior)
 
 
 def _best(
