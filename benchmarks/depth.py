@@ -49,7 +49,8 @@ SIZES = ("5", "20", "600")  # pictures a class; then pictures in all, each class
 RUNGS: dict[str, list[dict[str, Any]]] = {
     "from 6": [{"cut": 6}], "from 5": [{"cut": 5}], "from 4": [{"cut": 4}], "from 7": [{"cut": 7}], "from 8": [{"cut": 8}],
     "from 6, then from 5": [{"cut": 6}, {"cut": 5}], "from 6, then from 4": [{"cut": 6}, {"cut": 4}], "from 3": [{"cut": 3}],
-    "norms from 4": [{"cut": 4, "trains": "norms"}], "norms from 4, ten times the rate": [{"cut": 4, "trains": "norms", "lr_body": 1e-2}],
+    "norms from 4": [{"cut": 4, "trains": "norms"}],
+    "norms from 4, ten times the rate": [{"cut": 4, "trains": "norms", "lr_body": 1e-2}],
     "biases from 4, ten times the rate": [{"cut": 4, "trains": "biases", "lr_body": 1e-2}],
     "4 and 5 alone": [{"cut": 4, "until": 6}], "6 and 7 alone": [{"cut": 6, "until": 8}],
     "from 5, a third of the rate": [{"cut": 5, "lr_body": 3e-4}], "from 5, thrice the rate": [{"cut": 5, "lr_body": 3e-3}],

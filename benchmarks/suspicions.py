@@ -21,7 +21,7 @@ from headstart.baselines import thumbnails
 from headstart.data.dataset import Dataset
 from headstart.data.images import decode
 from headstart.data.load import load_dataset
-from headstart.diagnosis.leaks import closeness, directions, leaks
+from headstart.diagnosis.leaks import closeness, directions, leaks, overlaps
 from headstart.diagnosis.neighbours import nearest
 from headstart.diagnosis.shortcuts import shortcuts
 from headstart.features.engine import Engine
@@ -118,8 +118,8 @@ def looked_at(dataset: Dataset, engine: Engine, store: Store) -> dict[str, Any]:
     features = extract(engine.backbone, dataset, store, engine=engine)
     pool, labels = dataset.indices("train"), dataset.labels
     heads = race(features, labels[pool], dataset.fold[pool], len(dataset.classes), pool, store=store)
-    found = [*leaks(dataset, heads, features), *shortcuts(dataset, heads, thumbnails(dataset, store))]
-    close = closeness(dataset, heads, features)
+    found = [*leaks(dataset, heads, features, engine, store), *shortcuts(dataset, heads, thumbnails(dataset, store))]
+    close, shared = closeness(dataset, heads, features), overlaps(dataset, heads, features, engine, store)
     assert dataset.audit is not None
     z = directions(features, heads.pool, heads.pool)
     fold, truth = dataset.fold[heads.pool], labels[heads.pool]
@@ -127,8 +127,11 @@ def looked_at(dataset: Dataset, engine: Engine, store: Store) -> dict[str, Any]:
     lead = (guessed == truth).astype(float) - (heads.best.logits.argmax(1) == truth)
     return {
         "suspected": [each.kind for each in found],
+        "pairs": sum(each.total for each in found if each.kind == "near_copies"),
         "errors": close.errors,
         "times": close.times,
+        "shared_errors": shared.errors,
+        "shared_times": shared.times,
         "audited": sum(each.total for each in dataset.audit.findings if each.kind == "near_duplicates"),
         "head": heads.accuracy,
         "nearest_lead": float(lead.mean()),

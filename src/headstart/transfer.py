@@ -145,7 +145,7 @@ def transfer(
         result = proof.prove(model, heads, tuned, tried, dataset, against, store, seed=options.seed, progress=progress)
     with story.phase("diagnose"):
         diagnosis = diagnose(
-            engines[0].backbone,
+            engines[0],
             dataset,
             features,
             against.thumbs,

@@ -171,6 +171,19 @@ class Backbone(nn.Module):
             parts.append(tensor.mean(others, dtype=torch.float32) if others else tensor.float())
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
+    def map_size(self, index: int) -> tuple[int, int] | None:
+        """Height and width in cells of the output of stage `index`, where that is one map of the picture; None where it is not."""
+        shapes, axes = self.shapes[index], self._axes[index]
+        if len(shapes) != 1 or len(shapes[0]) != 3:
+            return None
+        height, width = (length for axis, length in enumerate(shapes[0]) if axis != axes[0])
+        return (height, width) if height * self.input.size[1] == width * self.input.size[0] else None
+
+    def as_map(self, index: int, activation: Activation) -> Tensor:
+        """The output of a stage that has a `map_size`, as (N, height, width, widths[index]) float32."""
+        assert isinstance(activation, Tensor)
+        return activation.movedim(1 + self._axes[index][0], -1).float()
+
     def activation_shapes(self, cut: int) -> tuple[tuple[int, ...], ...]:
         """Shape(s) without the batch axis of the activation at a cut: what `stages[cut:]` take in."""
         return self.shapes[cut - 1] if cut else ((3, *self.input.size),)

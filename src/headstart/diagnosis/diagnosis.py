@@ -6,7 +6,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from headstart import runtime
-from headstart.backbones.backbone import Backbone
 from headstart.baselines import Thumbnails
 from headstart.data.audit import Finding, gravest_first
 from headstart.data.dataset import Dataset
@@ -18,6 +17,7 @@ from headstart.diagnosis.shortcuts import shortcuts
 from headstart.diagnosis.similarity import Similarity, similarity
 from headstart.diagnosis.slices import slices
 from headstart.diagnosis.telling import Telling, telling
+from headstart.features.engine import Engine
 from headstart.features.extract import Features
 from headstart.features.shift import shift
 from headstart.features.store import Store
@@ -42,7 +42,7 @@ class Diagnosis:
 
 
 def diagnose(
-    backbone: Backbone,
+    engine: Engine,
     dataset: Dataset,
     features: Features,
     thumbs: Thumbnails,
@@ -54,9 +54,10 @@ def diagnose(
     *,
     progress: runtime.Progress = runtime.silent,
 ) -> Diagnosis:
-    """Look at what the run has computed, once the test set is open; nothing here changes the model. `backbone` is as it came."""
+    """Look at what the run has computed, once the test set is open; nothing here changes the model. `engine` runs the
+    backbone as it came."""
     findings = (
-        *leaks(dataset, heads, features),
+        *leaks(dataset, heads, features, engine, store, progress),
         *shortcuts(dataset, heads, thumbs),
         *slices(dataset, proof.indices, proof.rivals["final"].calibrated.argmax(1)),
         *overfit(tuned, model.backbone.names),
@@ -68,5 +69,7 @@ def diagnose(
         gravest_first(findings),
         growth(heads, features, dataset, store, progress),
         telling(model, heads, features, dataset, proof, store),
-        similarity(shift(backbone, dataset, features.of(0), store), heads, tuned, dataset, backbone.names),
+        similarity(
+            shift(engine.backbone, dataset, features.of(0), store), heads, tuned, dataset, engine.backbone.names
+        ),
     )

@@ -1,30 +1,37 @@
-"""Leak suspicion: pictures that lie far nearer to a training picture of their class than such pictures lie to each other.
+"""Leak suspicion: pictures that are far more like a training picture of their class than such pictures are like each other.
 
-Where pictures of a class are spread smoothly, the gaps between the distances to the nearest, the next and so on, on a logarithmic
-scale and times their rank, are equally long on average, whatever the dimension (Levina & Bickel 2004, Maximum Likelihood Estimation
-of Intrinsic Dimension; Facco et al. 2017, doi 10.1038/s41598-017-11873-y). Near-copies across a split make the first of them longer,
-bursts one of the first few. Measured: the nearest neighbour's answers never come out surely ahead of a linear head's, leak or not, so
-they are not asked.
+Likeness is measured twice: by the angle between pooled features, and by the places that two pictures share (overlap.py), which also
+tells parts of one texture or scene. Where pictures of a class are spread smoothly, the gaps between the distances to the nearest,
+the next and so on, on a logarithmic scale and times their rank, are equally long on average, whatever the dimension (Levina &
+Bickel 2004, Maximum Likelihood Estimation of Intrinsic Dimension; Facco et al. 2017, doi 10.1038/s41598-017-11873-y); so are those
+between the largest counts of shared places (Rényi 1953, on spacings of an exponential tail). Near-copies across a split make the
+first gap longer, bursts one of the first few. Measured: the nearest neighbour's answers never come out surely ahead of a linear
+head's, leak or not, so they are not asked.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from headstart import runtime
 from headstart.data.audit import Finding, finding, plural
 from headstart.data.dataset import Dataset
 from headstart.data.splits import thinned
 from headstart.diagnosis.neighbours import nearest
+from headstart.diagnosis.overlap import shared_places
+from headstart.features.engine import Engine
 from headstart.features.extract import Features
+from headstart.features.store import Store
 from headstart.race import RACED, Race
 
 BURST = 5  # a gap is looked at behind each of so many nearest
 FEWEST = 20  # pictures whose gaps are averaged at least
 SURE = 3.0  # standard errors by which a gap exceeds the next two; without a leak it is shorter than they are
 LONGER = 1.2  # times the next two that a gap is at least, however sure that it exceeds them
+COMPARED = 160  # pictures that are compared place by place with their nearest; half of them of the test, where there are as many
 RARE = 0.01  # chance of a gap as long as that of a picture that is listed, were there no leak
 
 
@@ -33,19 +40,36 @@ class Closeness:
     """How far the nearest stand apart from the next: `errors`, in standard errors, and `times`, as many times as the next gaps.
 
     `looked_at` (N,) pictures, those of the test among them; `pairs` (P, 2) the listed ones of them, the most striking first, each
-    with the nearest training picture.
+    with the nearest training picture. `shared`: places, where that is what was counted.
     """
 
     errors: float
     times: float
     looked_at: NDArray[np.int64]
     pairs: NDArray[np.int64]
+    shared: bool = False
+
+    @property
+    def sure(self) -> bool:
+        """Whether that is a reason for suspicion."""
+        return self.errors >= SURE and len(self.pairs) > 0
 
 
-def leaks(dataset: Dataset, heads: Race, features: Features) -> tuple[Finding, ...]:
-    """A warning where pictures of one thing seem to stand on both sides of the split, or of the folds."""
+def leaks(
+    dataset: Dataset,
+    heads: Race,
+    features: Features,
+    engine: Engine | None = None,
+    store: Store | None = None,
+    progress: runtime.Progress = runtime.silent,
+) -> tuple[Finding, ...]:
+    """A warning where pictures of one thing seem to stand on both sides of the split, or of the folds. Places are compared only
+    where there is an `engine` to find them with and a `store` to remember them in."""
     found = closeness(dataset, heads, features)
-    if found.errors < SURE or not len(found.pairs):
+    if engine is not None and store is not None:
+        closer = overlaps(dataset, heads, features, engine, store, progress)
+        found = max(found, closer, key=lambda each: (each.sure, each.errors))
+    if not found.sure:
         return ()
     near, sides, names = found.pairs[:, 0], dataset.split, dataset.names
     counts = [
@@ -54,8 +78,9 @@ def leaks(dataset: Dataset, heads: Race, features: Features) -> tuple[Finding, .
         if side in sides[near]
     ]
     beyond = "the split" if "test" in sides[near] else "the folds of cross-validation"
+    more, than = ("share far more places with", "with") if found.shared else ("lie far nearer to", "to")
     message = (
-        f"{' and '.join(counts)} lie far nearer to one or a few training pictures of their class beyond {beyond} than to the rest: "
+        f"{' and '.join(counts)} {more} one or a few training pictures of their class beyond {beyond} than {than} the rest: "
         f"that gap is {found.times:.1f} times those behind it ({found.errors:.1f} standard errors). Pictures of one scene, object or "
         f"recording may stand on both sides of {beyond}; the accuracy is then too good."
     )
@@ -73,8 +98,41 @@ def closeness(dataset: Dataset, heads: Race, features: Features) -> Closeness:
     pool, tested = heads.pool, dataset.indices("test")
     rows = np.concatenate([pool, tested[thinned(dataset.labels[tested], RACED)]])
     apart, mates = _neighbours(dataset, features, pool, rows)
+    return _apart(np.log(apart), rows, mates[:, 0])
+
+
+def overlaps(
+    dataset: Dataset,
+    heads: Race,
+    features: Features,
+    engine: Engine,
+    store: Store,
+    progress: runtime.Progress = runtime.silent,
+) -> Closeness:
+    """The same, by the places that some pictures share with their nearest of the same class."""
+    pool = heads.pool
+    tested, trained = (
+        sorted(indices.tolist(), key=lambda index: dataset.digests[index])
+        for indices in (dataset.indices("test"), pool)
+    )
+    tested = tested[: max(COMPARED // 2, COMPARED - len(trained))]
+    rows = np.array([*trained[: COMPARED - len(tested)], *tested], np.int64)
+    apart, mates = _neighbours(dataset, features, pool, rows)
+    enough = np.isfinite(apart).all(1)
+    rows, mates = rows[enough], mates[enough]
+    shared = shared_places(engine, dataset, rows, mates, store, progress)
+    if shared is None:
+        return Closeness(0.0, 1.0, rows, np.empty((0, 2), np.int64))
+    order = np.argsort(-shared, axis=1, kind="stable")
+    far, mates = (np.take_along_axis(each, order, axis=1) for each in (-shared.astype(float), mates))
+    return replace(_apart(far, rows, mates[:, 0]), shared=True)
+
+
+def _apart(far: NDArray[np.float64], rows: NDArray[np.int64], mates: NDArray[np.int64]) -> Closeness:
+    """Where the nearest stand apart: `far` (R, B), ascending, tells how far `rows` (R,) are from others, of which `mates` (R,) are the
+    nearest, on a scale on which steps times their rank are exponentially distributed where nothing leaks."""
     with np.errstate(invalid="ignore"):
-        gaps = np.diff(np.log(apart)) * np.arange(1, apart.shape[1])
+        gaps = np.diff(far) * np.arange(1, far.shape[1])
     best = Closeness(0.0, 1.0, rows, np.empty((0, 2), np.int64))
     for rank in range(BURST):
         usual = gaps[:, rank + 1 : rank + 3].mean(1)
@@ -85,7 +143,6 @@ def closeness(dataset: Dataset, heads: Race, features: Features) -> Closeness:
         errors = float(longer.mean() / max(longer.std() / len(known) ** 0.5, 1e-9))
         times = 1 + float(longer.mean()) / max(scale, 1e-9)
         if errors > best.errors and times >= LONGER:
-            # Gaps are exponentially distributed where nothing leaks.
             striking = known[gaps[known, rank] > -np.log(RARE) * scale]
             order = striking[np.argsort(-gaps[striking, rank], kind="stable")]
             best = Closeness(errors, times, rows, np.stack([rows[order], mates[order]], 1))
@@ -95,14 +152,17 @@ def closeness(dataset: Dataset, heads: Race, features: Features) -> Closeness:
 def _neighbours(
     dataset: Dataset, features: Features, pool: NDArray[np.int64], rows: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Distances (R, BURST + 3) of `rows` (R,), which begin with the pool, to the nearest of their class in it; the nearest (R,)."""
-    z = directions(features, pool, rows)
-    apart, mates = np.full((len(rows), BURST + 3), np.inf), rows.copy()
-    labels = dataset.labels[rows]
-    for label in np.unique(labels[: len(pool)]):
-        here, there = np.flatnonzero(labels == label), np.flatnonzero(labels[: len(pool)] == label)
-        found, which = nearest(z[here], z[there], BURST + 3, dataset.fold[rows[here]], dataset.fold[pool[there]])
-        apart[here], mates[here] = np.maximum(found, 1e-3), pool[there[which[:, 0]]]
+    """Distances (R, BURST + 3) of `rows` (R,) to the nearest of their class in the pool and in another fold, and who these are."""
+    seen = directions(features, pool, np.concatenate([pool, rows]))
+    known, asked = seen[: len(pool)], seen[len(pool) :]
+    apart, mates = np.full((len(rows), BURST + 3), np.inf), np.repeat(rows[:, None], BURST + 3, axis=1)
+    labels = dataset.labels
+    for label in np.unique(labels[pool]):
+        here, there = np.flatnonzero(labels[rows] == label), np.flatnonzero(labels[pool] == label)
+        found, which = nearest(
+            asked[here], known[there], BURST + 3, dataset.fold[rows[here]], dataset.fold[pool[there]]
+        )
+        apart[here], mates[here] = np.maximum(found, 1e-3), pool[there[which]]
     return apart, mates
 
 

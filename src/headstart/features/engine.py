@@ -323,6 +323,13 @@ class Engine:
             # An exact stage, or an operation that promotes, may have left more digits.
             return self.backbone.flatten(activation).to(getattr(torch, now.way.precision)).cpu(), beside
 
+    def maps(self, pictures: NDArray[np.uint8], cut: int) -> Tensor:
+        """The feature map (N, height, width, C) float32 that enters stage `cut`, where it is one (`Backbone.map_size`)."""
+        now = self._ready(pictures)
+        with torch.inference_mode():
+            entering, _ = self._run(now, normalize(pictures, self.backbone.input, self.device), 0, cut)
+            return self.backbone.as_map(cut - 1, entering).cpu()
+
     def stage_seconds(self, count: int = 8) -> list[float]:
         """Seconds per picture and stage of the frozen forward pass as it runs here."""
         height, width = self.backbone.input.size
