@@ -1,0 +1,31 @@
+"""How well calibrated the answers of the depth suite are: expected calibration error where 500 pictures or more are tested."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import mean
+from typing import Any
+
+from cells import headed, percent
+from regret import LADDER
+from standings import SAID
+
+ENOUGH = 500  # tested pictures: with fewer, the error of a perfect model comes out at several percent
+
+
+def calibrated(cases: Mapping[str, Any]) -> list[str]:
+    """By size: the mean error of the best head, and of the ladder's choice where it was run, and the worst."""
+    rows = headed("| training pictures | cases | best head | worst | cases with the ladder | its choice | worst |")
+    tested = [case for case in cases.values() if case["tested"] >= ENOUGH]
+    for size, said in [*SAID.items(), ("", "**all**")]:
+        those = [case for case in tested if size in ("", case["size"])]
+        if not those:
+            continue
+        cells = []
+        for found in (
+            [case["ece"] for case in those],
+            [case["rungs"][LADDER]["ece"] for case in those if LADDER in case["rungs"]],
+        ):
+            cells += [str(len(found)), *((percent(mean(found)), percent(max(found))) if found else ("", ""))]
+        rows.append(f"| {said} | {' | '.join(cells)} |")
+    return rows
