@@ -691,7 +691,8 @@ def main() -> None:
             "(`benchmarks/suspicions.py`): a third replaced by re-shots of others, turned, moved, in other light and with noise; "
             "four such shots of everything (bursts); or a size, a border or a tint for each class. *Joined by the audit* counts the "
             "pictures that it keeps together as near-duplicates, with re-shots and with bursts. Of many classes a draw has too few "
-            "pictures each to plant anything in.",
+            "pictures each to plant anything in. Nobody planted what is suspected of the whole of steel: the pairs that it lists are "
+            "mostly overlapping parts of one sheet, with numbers in a row as file names.",
             "",
             "\n".join(suspected(doubtful["cases"])),
             "",
