@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from accuracy import TESTED, drawn
 from common import PLACES, SETS, commit, keep, results
@@ -30,16 +32,16 @@ from headstart.features.extract import Features, extract, together
 from headstart.features.shift import shift
 from headstart.features.store import Store
 from headstart.finetune import Ladder, RungResult, finetune
-from headstart.forecast import forecast
+from headstart.forecast import Forecast, forecast
 from headstart.heads import Head, Score
 from headstart.plan import Plan
-from headstart.planner import decide, rung_from
+from headstart.planner import FEW_LADDER, cut_for, decide, rung_from
 from headstart.race import Race, fit_winner, race
 from headstart.request import Options, audited
 from headstart.tasks.classification import ece, fit_temperature
 from headstart.transfer import planned
 from headstart.views import more_views
-from regret import LADDER
+from regret import JUDGED, LADDER
 
 import numpy as np  # isort: skip
 from scipy.special import softmax  # isort: skip
@@ -102,7 +104,7 @@ class Case:
         heads = race(features, dataset.labels[pool], dataset.fold[pool], len(dataset.classes), pool, store=store)
         options = Options(backbone=LITE, seed=seed, budget=None)
         plan = planned(dataset, [own], heads, features, options, store)
-        return cls(dataset, features, heads, _foretold(plan, name), store, own)
+        return cls(dataset, features, heads, _decided(plan), store, own)
 
     def _answers(self, score: Score) -> np.ndarray:
         """Test logits of a head on frozen features."""
@@ -137,6 +139,8 @@ class Case:
     def tuned(self, name: str) -> dict[str, Any]:
         """Rungs on all training pictures, judged by nobody; or the ladder as it is planned."""
         began = time.perf_counter()
+        if name == JUDGED:
+            return self._judged()
         if name != LADDER:
             assert self.plan.evidence is not None
             rungs = [rung_from(self.plan.evidence, how["cut"]).model_copy(update=how) for how in RUNGS[name]]
@@ -157,6 +161,19 @@ class Case:
             "rungs": [self._row(result) for result in tuned.rungs], "seconds": spent, "right": _marks(self._right(answers)),
             "ece": self._ece(answers, tuned.logits, self.dataset.labels[tuned.held]),
         }  # fmt: skip
+
+    def _judged(self) -> dict[str, Any]:
+        """What held-out pictures say of the rung that few pictures get, when nothing is expected of it."""
+        evidence = self.plan.evidence
+        assert evidence is not None
+        rung = rung_from(evidence, cut_for(evidence.flops, FEW_LADDER[0]))
+        plan = self.plan.model_copy(
+            update={"rungs": [rung], "evidence": evidence.model_copy(update={"forecast": None})}
+        )
+        (result,) = finetune(self.engine, self.heads, self.features, self.dataset, plan, self.store).rungs
+        assert result.likelier is not None
+        nats, error = result.likelier
+        return {"cut": rung.cut, "gain": result.gain, "gain_se": result.gain_se, "likelier": nats, "likelier_se": error}
 
     @staticmethod
     def _row(result: RungResult) -> dict[str, Any]:
@@ -191,36 +208,36 @@ def _marks(right: np.ndarray) -> str:
 def suite(given: argparse.Namespace) -> None:
     """Run what is missing and write after every rung."""
     record = results(RESULTS)
-    sizes, names = given.sizes or SIZES, given.only or [*RUNGS, LADDER]
+    sizes, names = given.sizes or SIZES, given.only or [*RUNGS, JUDGED, LADDER]
     for seed, size, name, source in product(given.seeds or [0], sizes, names, given.sets or SETS):
         key = f"{source}, size {size}, seed {seed}"
         found = record["cases"].setdefault(key, {"set": source, "size": size, "seed": seed, "rungs": {}})
         if name in found["rungs"]:
             continue
-        case = _case(source, (given.data / PLACES[source]).resolve(), size, seed)
-        if "right" not in found:
-            found |= case.facts()
-        found["rungs"][name] = row = {"commit": commit(), "load": os.getloadavg()[0], **case.tuned(name)}
+        # What is expected of a data set is what the others let expect.
+        with patch.object(
+            sys.modules[Forecast.__module__], "coefficients", cache(partial(learnt, record["cases"], without=source))
+        ):
+            case = _case(source, (given.data / PLACES[source]).resolve(), size, seed)
+            if "right" not in found:
+                found |= case.facts()
+            found["rungs"][name] = row = {"commit": commit(), "load": os.getloadavg()[0], **case.tuned(name)}
         keep(record, RESULTS)
+        if name == JUDGED:
+            print(f"{key}: {name}: {row['likelier']:+.3f} ± {row['likelier_se']:.3f} nats", flush=True)
+            continue
         before, after = (100 * marks.count("1") / len(marks) for marks in (found["right"]["head"], row["right"]))
         print(f"{key}: {name}: {before:.1f} -> {after:.1f} %, {row['seconds']:.0f} s", flush=True)
 
 
-def _foretold(plan: Plan, name: str) -> Plan:
-    """The plan as it would be, were this data set none of those that its forecast was fitted to."""
+def _decided(plan: Plan) -> Plan:
+    """The plan by what is expected now: the one in the store may know more data sets, or fewer."""
     evidence = plan.evidence
-    assert (
-        evidence is not None
-        and evidence.head_log_loss is not None
-        and evidence.shift is not None
-        and plan.budget is not None
-    )
-    cases = results(RESULTS)["cases"]
+    assert evidence is not None and plan.budget is not None
+    assert evidence.head_log_loss is not None and evidence.shift is not None
     known = evidence.head_log_loss, evidence.shift, evidence.images, evidence.classes
-    expected = forecast(*known, backbone=plan.backbone, learnt=learnt(cases, without=name))
-    return decide(
-        evidence.model_copy(update={"forecast": expected}), plan.budget, backbone=plan.backbone, seed=plan.seed
-    )
+    new = evidence.model_copy(update={"forecast": forecast(*known, backbone=plan.backbone)})
+    return decide(new, plan.budget, backbone=plan.backbone, seed=plan.seed)
 
 
 _case = cache(Case.of)

@@ -16,8 +16,9 @@ from typing import Any
 
 from cells import headed
 from contest import LITE
-from headstart.forecast import WORTH, terms
+from headstart.forecast import WORTH, Forecast, terms
 from headstart.planner import FEW_IMAGES, epochs_for
+from regret import JUDGED
 
 import numpy as np  # isort: skip
 from scipy.optimize import nnls  # isort: skip
@@ -26,6 +27,7 @@ from scipy.stats import spearmanr  # isort: skip
 HERE = Path(__file__).parent
 RECORD, LEARNT = HERE / "results" / "depth.json", HERE.parent / "src" / "headstart" / "forecast.json"
 RUNGS = ("from 6", "from 5", "from 4")  # alone and unjudged
+LEAST = 0.01  # standard error that is left to what pictures say, at least: a dozen data sets are no proof of less
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,18 +38,19 @@ class Recorded:
     gain: np.ndarray
     source: np.ndarray
     images: np.ndarray
+    place: tuple[tuple[str, str], ...]
 
     @classmethod
     def of(cls, cases: Mapping[str, Any]) -> Recorded:
         rows = [
             (_terms(case), _share(rung["right_with_head"]) - _share(case["right"]["head"]), case["set"],
-             case["images"])
-            for case in cases.values()
+             case["images"], (key, name))
+            for key, case in cases.items()
             for name, rung in case["rungs"].items()
             if name in RUNGS
         ]  # fmt: skip
-        known, gains, sources, images = zip(*rows, strict=True)
-        return cls(np.array(known), np.array(gains), np.array(sources), np.array(images))
+        known, gains, sources, images, places = zip(*rows, strict=True)
+        return cls(np.array(known), np.array(gains), np.array(sources), np.array(images), places)
 
     def weights(self, chosen: np.ndarray) -> np.ndarray:
         """Least squares over the `chosen` rungs (M,) bool."""
@@ -76,6 +79,56 @@ class Recorded:
         return found
 
 
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """Rungs that were judged: by how much likelier they made held-out labels and the standard error (M, 2), what they gained on the
+    test (M,), the forecasts of it, gain and error (M, 2), and the data set of each (M,)."""
+
+    likelier: np.ndarray
+    gain: np.ndarray
+    told: np.ndarray
+    source: np.ndarray
+
+    @classmethod
+    def of(cls, cases: Mapping[str, Any]) -> Seen | None:
+        """None where no rung was judged yet."""
+        recorded = Recorded.of(cases)
+        told, error = recorded.left_out(np.full(len(recorded.gain), True)), recorded.spread()
+        row = {place: number for number, place in enumerate(recorded.place)}
+        found = []
+        for name, case in cases.items():
+            seen = case["rungs"].get(JUDGED)
+            number = None if seen is None else row.get((name, f"from {seen['cut']}"))
+            if seen is not None and number is not None:
+                pair = seen["likelier"], seen["likelier_se"]
+                found.append((pair, recorded.gain[number], (told[number], error[number]), case["set"]))
+        if not found:
+            return None
+        likelier, gain, both, source = zip(*found, strict=True)
+        return cls(np.array(likelier), np.array(gain), np.array(both), np.array(source))
+
+    def line(self, chosen: np.ndarray) -> tuple[np.ndarray, float]:
+        """Constant and slope of the gain by least squares over the `chosen` (M,) bool, and the standard error that their own
+        uncertainty leaves to explain."""
+        known = np.stack([np.ones(len(self.gain)), self.likelier[:, 0]], axis=1)
+        weights = np.linalg.lstsq(known[chosen], self.gain[chosen], rcond=None)[0]
+        squares = (self.gain - known @ weights)[chosen] ** 2 - (weights[1] * self.likelier[chosen, 1]) ** 2
+        return weights, float(np.sqrt(max(np.mean(squares), LEAST**2)))
+
+    def left_out(self) -> tuple[np.ndarray, np.ndarray]:
+        """What pictures say of each, and that together with its forecast: gains and errors, (M, 2) and (M, 2)."""
+        seen, both = np.empty_like(self.told), np.empty_like(self.told)
+        for source in np.unique(self.source):
+            inside = self.source == source
+            (constant, slope), rest = self.line(~inside)
+            for place in np.flatnonzero(inside):
+                nats, error = self.likelier[place]
+                seen[place] = constant + slope * nats, np.hypot(slope * error, rest)
+                posterior = Forecast(*self.told[place]).updated(*seen[place])
+                both[place] = posterior.gain, posterior.error
+        return seen, both
+
+
 def _terms(case: Mapping[str, Any]) -> tuple[float, float, float]:
     return terms(case["head_log_loss"], case["shift"], case["images"] / case["classes"], case["classes"])
 
@@ -90,7 +143,15 @@ def learnt(cases: Mapping[str, Any], *, without: str | None = None) -> dict[str,
     recorded = Recorded.of(cases)
     everything = np.full(len(recorded.gain), True)
     constant, slope = recorded.errors(everything).tolist()
-    return {
+    found = {}
+    if (seen := Seen.of(cases)) is not None:
+        line, rest = seen.line(np.full(len(seen.gain), True))
+        found["held_out"] = {
+            "weights": [round(weight, 5) for weight in line.tolist()],
+            "error": round(rest, 5),
+            "rungs": len(seen.gain),
+        }
+    return found | {
         "backbone": f"timm:{LITE}", "weights": [round(weight, 5) for weight in recorded.weights(everything).tolist()],
         "error": round(constant, 5), "error_slope": round(slope, 5),
         "shift": _range(case["shift"] for case in cases.values()),
@@ -131,6 +192,26 @@ def left_out(cases: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def corrected(cases: Mapping[str, Any]) -> list[str]:
+    """How far off the forecast is, what held-out pictures say, and both together, on data sets that they were not fitted to; and what
+    the rungs give that are kept by each."""
+    seen = Seen.of(cases)
+    assert seen is not None
+    pictures, both = seen.left_out()
+    rows = headed("| by | rungs | off by, RMS | kept | gain of these, mean over all |")
+    always = np.full(seen.told.shape, np.inf)
+    for title, told in (
+        ("the forecast", seen.told),
+        ("held-out pictures", pictures),
+        ("both", both),
+        ("nothing", always),
+    ):
+        kept = told[:, 0] >= WORTH
+        off = f"{100 * np.sqrt(np.mean((told[:, 0] - seen.gain) ** 2)):.1f}" if title != "nothing" else ""
+        rows.append(f"| {title} | {len(kept)} | {off} | {kept.sum()} | {100 * np.mean(seen.gain * kept):+.2f} |")
+    return rows
+
+
 def _rank(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> float:
     return float(spearmanr(a, b).statistic)
 
@@ -139,7 +220,7 @@ def main() -> None:
     """Write the numbers."""
     cases = json.loads(RECORD.read_text(encoding="utf-8"))["cases"]
     LEARNT.write_text(json.dumps(learnt(cases), indent=2) + "\n", encoding="utf-8")
-    print("\n".join(left_out(cases)))
+    print("\n".join([*left_out(cases), "", *corrected(cases)]))
 
 
 if __name__ == "__main__":

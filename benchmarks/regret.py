@@ -17,6 +17,7 @@ from cells import headed, percent
 from standings import SAID
 
 HEAD, LADDER, WITH = "the head alone", "the plan's ladder", ", with the head"
+JUDGED = "the deep rung, judged"  # by held-out pictures alone: no answer to the test is recorded
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +60,7 @@ def depths(cases: Mapping[str, Any]) -> list[Depths]:
             case["seed"],
             {
                 HEAD: marks(case["right"]["head"]),
-                **{name: marks(row["right"]) for name, row in case["rungs"].items()},
+                **{name: marks(row["right"]) for name, row in case["rungs"].items() if name != JUDGED},
                 **{
                     name + WITH: marks(row["right_with_head"])
                     for name, row in case["rungs"].items()

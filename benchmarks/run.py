@@ -24,7 +24,8 @@ from common import PLACES, SETS
 
 SUITES = {"speed": speed, "accuracy": accuracy, "depth": depth, "verdict": verdict}
 NAMES = {
-    "speed": speed.CONTESTANTS, "accuracy": accuracy.CONTESTANTS, "depth": [*depth.RUNGS, depth.LADDER], "verdict": verdict.CASES,
+    "speed": speed.CONTESTANTS, "accuracy": accuracy.CONTESTANTS, "depth": [*depth.RUNGS, depth.JUDGED, depth.LADDER],
+    "verdict": verdict.CASES,
 }  # fmt: skip
 
 HAVE = {"accuracy": SETS, "depth": PLACES}

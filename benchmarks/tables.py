@@ -12,9 +12,10 @@ from typing import Any
 
 from scipy.stats import binomtest
 
+from averaging import by_average
 from calibration import calibrated
 from cells import headed, percent
-from forecast import left_out
+from forecast import corrected, left_out
 from regret import by_depth, depths, laddered
 from standings import SAID, duels, held, met, parties, points, ranked, shared
 
@@ -760,6 +761,23 @@ def main() -> None:
             "numbers that were fitted to the others. Points.",
             "",
             "\n".join(left_out(deep["cases"])),
+            "",
+            "What held-out pictures say of the deep rung in three folds: by how much likelier it makes their labels together with the "
+            "frozen head, in nats, times a slope and with a constant that were fitted to the other data sets. Points; kept is what "
+            "promises half a point.",
+            "",
+            "\n".join(corrected(deep["cases"])),
+            "",
+        ]
+    means = load("averaging")
+    if means is not None:
+        page += [
+            "## Averaging weights",
+            "",
+            "The deep rung with few pictures, trained once, in another order, and on three folds (`benchmarks/averaging.py`): test "
+            "accuracy in percent of what averages answer.",
+            "",
+            "\n".join(by_average(means["cases"])),
             "",
         ]
     truths = load("verdict")

@@ -20,13 +20,14 @@ from torch import Tensor
 from headstart import runtime
 from headstart.backbones.backbone import Backbone
 from headstart.choice import clearly_likelier
+from headstart.cost import FOLDS_JUDGED
 from headstart.data.dataset import Dataset
 from headstart.data.load import load_dataset
 from headstart.features.engine import Engine
 from headstart.features.extract import Features, extract, together
 from headstart.features.store import Store
 from headstart.finetune import ALPHAS, Finetuned, Ladder, finetune
-from headstart.forecast import WORTH, Forecast
+from headstart.forecast import WORTH, Forecast, by_likelihood
 from headstart.heads import fit_head
 from headstart.plan import Evidence, Plan, Rung
 from headstart.race import Race, fit_winner, race
@@ -183,16 +184,18 @@ def replace_rung(rung: Rung, **changes: Any) -> Rung:
     return rung.model_copy(update=changes)
 
 
-def test_every_picture_is_judged_once_by_a_model_that_did_not_see_it(begun: Start) -> None:
-    pool = begun.dataset.indices("train")
-    folds = begun.ladder(replace_rung(HURTS, epochs=1), judge="folds")
-    splits = folds._judging(pool)
-    assert sorted(np.concatenate([held for _, held in splits]).tolist()) == sorted(pool.tolist())
-    for fit, held in splits:
-        assert not set(fit) & set(held)
-        assert not set(begun.dataset.groups[fit]) & set(begun.dataset.groups[held])
-    ((fit, held),) = begun.ladder(HURTS, judge="fold")._judging(pool)
-    assert sorted([*fit, *held]) == sorted(pool.tolist())
+def test_a_rung_is_judged_on_whole_folds_by_models_that_did_not_see_them(begun: Start) -> None:
+    dataset, pool = begun.dataset, begun.dataset.indices("train")
+    some = begun.ladder(HURTS, judge="folds")._judging(pool)
+    unproved = replace(dataset, split=np.where(dataset.split == "test", "unused", dataset.split))
+    every = replace(begun.ladder(HURTS, judge="folds"), dataset=unproved)._judging(pool)
+    (one,) = begun.ladder(HURTS, judge="fold")._judging(pool)
+    for fit, held in (*some, *every, one):
+        assert sorted([*fit, *held]) == sorted(pool.tolist()), "what is not judged trains"
+        assert not set(dataset.groups[fit]) & set(dataset.groups[held])
+        assert len(set(dataset.fold[held])) == 1
+    assert len(some) == FOLDS_JUDGED < len(every), "a test set proves the model in the end"
+    assert sorted(np.concatenate([held for _, held in every]).tolist()) == sorted(pool.tolist())
 
 
 def test_a_given_validation_set_judges_and_is_not_trained_on() -> None:
@@ -403,7 +406,7 @@ def test_what_is_kept_alone_answers_together_only_where_that_is_right_as_often(
 ) -> None:
     monkeypatch.setattr("headstart.judge.clearly_likelier", lambda *given: True)
     seen = set()
-    for contrast in (24, 27, 32):
+    for contrast in (24, 27, 32, 40, 50):
         begun = start(striped(150, contrast=contrast))
         (alone,) = begun.ladder(replace_rung(PAYS, forced=True), judge="folds").climb().rungs
         (result,) = begun.ladder(PAYS, judge="folds").climb().rungs
@@ -425,9 +428,9 @@ def test_where_pictures_are_few_recorded_runs_count_for_the_first_rung(monkeypat
     tuned = climb(TOGETHER, PAYS)
     (result,) = tuned.rungs  # what other runs kept is no bar for a second rung
     assert result.kept and result.together and tuned.together and 0 <= result.gain < result.gain_se
-    assert result.posterior == HOPE.updated(result.gain, result.gain_se)
-    assert result.reason.endswith(f"; {result.posterior} with what runs on other data let expect")
-    for expected in (None, Forecast(0.0, 0.02), Forecast(-0.1, 0.02)):
+    assert result.likelier is not None and result.posterior == HOPE.updated(*by_likelihood(*result.likelier))
+    assert result.reason.endswith(f" nats likelier: {result.posterior} with what runs on other data let expect")
+    for expected in (None, Forecast(-0.02, 0.005), Forecast(-0.1, 0.02)):
         (dropped,) = climb(TOGETHER, expected=expected).rungs
         assert not dropped.kept and (dropped.posterior is None) == (expected is None)
         assert dropped.posterior is None or (

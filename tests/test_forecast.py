@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from headstart.backbones.catalog import load_backbone
-from headstart.forecast import Forecast, coefficients
+from headstart.forecast import Forecast, by_likelihood, coefficients
 from headstart.forecast import forecast as any_forecast
 
 ROOT = Path(__file__).parent.parent
@@ -24,7 +24,9 @@ def test_the_numbers_are_those_that_the_depth_suite_gives(monkeypatch: pytest.Mo
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     cases = json.loads((ROOT / "benchmarks/results/depth.json").read_text(encoding="utf-8"))["cases"]
     fitted = importlib.import_module("forecast").learnt(cases)
-    assert fitted.pop("weights") == pytest.approx(coefficients()["weights"], abs=1e-4)
+    for found, known in ((fitted, coefficients()), (fitted["held_out"], coefficients()["held_out"])):
+        assert found.pop("weights") == pytest.approx(known["weights"], abs=1e-4)
+    assert fitted.pop("held_out")["error"] == pytest.approx(coefficients()["held_out"]["error"], abs=1e-4)
     assert (
         fitted.items()
         <= {
@@ -62,6 +64,13 @@ def test_pictures_correct_what_is_expected_as_far_as_they_are_sure() -> None:
     both = before.updated(0.04, 0.03)
     assert both.gain == pytest.approx(0.03) and both.error == pytest.approx(0.03 / 2**0.5)
     assert str(Forecast(0.0123, 0.02)) == "+1.2 ± 2.0 points"
+
+
+def test_what_makes_held_out_labels_likelier_gains_and_doubt_about_it_stays_doubt() -> None:
+    (less, sure), (none, _), (more, _) = (by_likelihood(nats, 0.0) for nats in (-0.1, 0.0, 0.1))
+    assert less < none < more and 0 < none < 0.03, "the head is flattered on the pictures that chose it"
+    assert sure == coefficients()["held_out"]["error"] > 0
+    assert by_likelihood(0.1, 0.05)[1] > sure
 
 
 def test_the_backbone_that_was_recorded_is_the_default() -> None:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from headstart.choice import clearly_likelier
-from headstart.forecast import WORTH, Forecast
+from headstart.choice import clearly_likelier, likelier
+from headstart.forecast import WORTH, Forecast, by_likelihood
 from headstart.judge import judge
 
 Logits = NDArray[np.float32]
@@ -74,15 +74,27 @@ def test_what_recorded_runs_let_expect_keeps_two_networks_where_pictures_do_not_
     assert not without.kept
     hopeful = judge(trained[None], frozen, TRUTH, frozen=frozen, expected=Forecast(0.05, 0.005))
     assert hopeful.kept and hopeful.together and hopeful.posterior is not None
-    assert (
-        hopeful.posterior == Forecast(0.05, 0.005).updated(hopeful.gain, hopeful.gain_se)
-        and hopeful.posterior.gain > WORTH
-    )
+    nats = likelier(hopeful.logits, frozen, TRUTH)
+    assert hopeful.likelier == nats
+    assert hopeful.posterior == Forecast(0.05, 0.005).updated(*by_likelihood(*nats)) and hopeful.posterior.gain > WORTH
     np.testing.assert_allclose(hopeful.logits, 0.5 * (trained / np.float32(hopeful.heat) + frozen), rtol=1e-5)
-    assert not judge(trained[None], frozen, TRUTH, frozen=frozen, expected=Forecast(0.0, 0.005)).kept
     bad = judge(answers(0.05, 5, sure=8.0)[None], frozen, TRUTH, frozen=frozen, expected=Forecast(0.02, 0.05))
-    assert not bad.kept  # it is expected to pay, and does not
-    assert bad.posterior is not None and bad.posterior.gain < WORTH
+    assert not bad.kept and bad.posterior is None  # it knows nothing
+    worse = judge(trained[None], frozen, TRUTH, frozen=frozen, expected=Forecast(-0.02, 0.005))
+    assert not worse.kept  # the pictures alone would have it
+    assert worse.posterior is not None and worse.posterior.gain < WORTH
+    assert worse.likelier is not None and by_likelihood(*worse.likelier)[0] > WORTH
+
+
+def test_what_recorded_runs_keep_is_all_that_training_changed() -> None:
+    """So were they recorded; how likely the labels become is told of that, whatever share answers best."""
+    frozen = answers(0.7, 3)
+    shares = np.stack([answers(0.68, 4), 0.5 * (answers(0.68, 4) + frozen)])
+    for each in (shares, shares[:1]):
+        found = judge(each, frozen, TRUTH, frozen=frozen, expected=Forecast(0.2, 0.001))
+        assert found.kept and found.share == 0 and found.likelier is not None
+    alone = judge(shares, frozen, TRUTH, frozen=frozen)
+    assert not alone.kept and alone.likelier == found.likelier
 
 
 def test_a_single_network_is_kept_for_what_it_gains_alone() -> None:

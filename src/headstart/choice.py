@@ -23,11 +23,18 @@ def clearly_better(a: Logits, b: Logits, labels: NDArray[np.int64], errors: floa
     return bool(gain > max(errors * error, 2.5 / len(labels)))
 
 
-def clearly_likelier(a: Logits, b: Logits, labels: NDArray[np.int64]) -> bool:
-    """Whether logits `a` (N, K) give the labels a higher likelihood than `b` by more than one standard error, both calibrated."""
+def likelier(a: Logits, b: Logits, labels: NDArray[np.int64]) -> tuple[float, float]:
+    """Mean and standard error of the difference in log-likelihood of the labels, in nats, picture by picture: logits `a` (N, K) less
+    `b`, both calibrated."""
     losses = [surprise(labels, softmax(logits, fit_temperature(logits, labels))) for logits in (b, a)]
     gain = losses[0] - losses[1]
-    return bool(gain.mean() > gain.std() / max(1, len(labels)) ** 0.5)
+    return float(gain.mean()), float(gain.std() / max(1, len(labels)) ** 0.5)
+
+
+def clearly_likelier(a: Logits, b: Logits, labels: NDArray[np.int64]) -> bool:
+    """Whether logits `a` (N, K) give the labels a higher likelihood than `b` by more than one standard error, both calibrated."""
+    gain, error = likelier(a, b, labels)
+    return gain > error
 
 
 def choice_out_of_bag(right: NDArray[np.bool_], loss: NDArray[np.float32], draws: int = _DRAWS) -> float:

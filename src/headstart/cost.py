@@ -8,11 +8,13 @@ from headstart.plan import Evidence, Rung
 
 # Share of the training pictures that a training goes over where it is judged.
 JUDGED = {"folds": 0.8, "fold": 0.8, "val": 1.0}
+# Of five folds, those that a rung is judged on with "folds", where a test set proves the model in the end.
+FOLDS_JUDGED = 3
 
 
 def seconds(evidence: Evidence, rung: Rung, judge: str) -> float:
     """Estimated wall time of a rung: its views through the frozen part, its judging and its refit."""
-    trainings, refits = (5 if judge == "folds" else 1), judge != "val"
+    trainings, refits = (FOLDS_JUDGED if judge == "folds" else 1), judge != "val"
     return seconds_of(evidence, rung, rung.epochs * (trainings * JUDGED[judge] + refits))
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from headstart import runtime
 from headstart.backbones.backbone import Backbone
+from headstart.cost import FOLDS_JUDGED
 from headstart.data.dataset import Dataset
 from headstart.features.engine import Engine
 from headstart.features.extract import Features, cache_activations
@@ -47,8 +48,9 @@ class RungResult:
 
     `gain` and `gain_se`: accuracy over the best so far, paired picture by picture. `alpha`: the interpolation share chosen.
     `curves`: one per judged split. `complete` is false where time ran out in the middle. `together`: it was judged as it answers
-    together with the frozen head. `posterior`: what is to be expected of the gain together with the frozen head, by recorded runs and
-    held-out pictures, where that decided.
+    together with the frozen head. `likelier`: by how many nats it makes the held-out labels likelier together with that head, and the
+    standard error. `posterior`: what is to be expected of the gain together with it, by recorded runs and held-out pictures, where
+    that decided.
     """
 
     rung: Rung
@@ -63,6 +65,7 @@ class RungResult:
     seconds: float
     reason: str
     together: bool = False
+    likelier: tuple[float, float] | None = None
     posterior: Forecast | None = None
 
 
@@ -183,7 +186,11 @@ class Ladder:
         if self.plan.judge == "val":
             return [(pool, self.dataset.indices("val"))]
         fold = self.dataset.fold[pool]
-        numbers = np.unique(fold) if self.plan.judge == "folds" else np.unique(fold)[:1]
+        numbers = np.unique(fold)
+        if self.plan.judge == "fold":
+            numbers = numbers[:1]
+        elif len(self.dataset.indices("test")):  # else the folds are all the proof that there is
+            numbers = numbers[:FOLDS_JUDGED]
         return [(pool[fold != number], pool[fold == number]) for number in numbers]
 
     def _head(self, fit: NDArray[np.int64], score: Score) -> Head:
@@ -236,6 +243,7 @@ class Ladder:
             time.monotonic() - began,
             _said(rung, found),
             found.together,
+            found.likelier,
             found.posterior,
         )
         return result, after, found.logits, found.heat
@@ -370,9 +378,10 @@ class Ladder:
 def _said(rung: Rung, found: Judged) -> str:
     kept = "kept, as asked for" if rung.forced else "kept" if found.kept else "dropped"
     points = f"{100 * found.gain:+.1f} ± {100 * found.gain_se:.1f} points on {len(found.logits)} held-out pictures"
-    if found.posterior is not None:
-        points += "; " if found.together else "; together with the frozen head "
-        points += f"{found.posterior} with what runs on other data let expect"
+    if found.posterior is not None and found.likelier is not None:
+        nats, error = found.likelier
+        points += ", whose" if found.together else "; together with the frozen head their"
+        points += f" labels are {nats:+.2f} ± {error:.2f} nats likelier: {found.posterior} with what runs on other data let expect"
     return f"{kept}: {'together with the frozen head ' if found.together else ''}{points}"
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from headstart.choice import Logits, clearly_likelier, paired_gain
-from headstart.forecast import WORTH, Forecast
+from headstart.choice import Logits, clearly_likelier, likelier, paired_gain
+from headstart.forecast import WORTH, Forecast, by_likelihood
 from headstart.tasks.classification import fit_temperature
 
 
@@ -18,8 +18,9 @@ class Judged:
     """A rung as it answers: which of the `shares` that were given, and its held-out logits (M, K).
 
     `heat` is what its own logits are divided by in them. `gain` and `gain_se`: accuracy over the best so far. `together`: these are
-    its answers together with the frozen head. `posterior`: what to expect of them together with
-    the frozen head, by recorded runs and by these pictures, where that decided.
+    its answers together with the frozen head. `likelier`: by how many nats it makes the held-out labels likelier together with that
+    head, all that training changed, and the standard error. `posterior`: what to expect of them together, by recorded runs and by
+    these pictures, where that decided.
     """
 
     share: int
@@ -30,6 +31,7 @@ class Judged:
     gain_se: float
     kept: bool
     together: bool = False
+    likelier: tuple[float, float] | None = None
     posterior: Forecast | None = None
 
 
@@ -43,35 +45,43 @@ def judge(
     expected: Forecast | None = None,
     forced: bool = False,
 ) -> Judged:
-    """Choose how a rung answers, from its held-out logits `shares` (A, M, K) at several interpolations, and whether that is kept.
+    """Choose how a rung answers, from its held-out logits `shares` (A, M, K) at several interpolations, the whole way first, and
+    whether that is kept.
 
     Alone, or with another backbone's calibrated logits `beside` (M, K), it has to be right more often than logits `best` (M, K),
     beyond its standard error. The mean of its answers and the `frozen` head's calibrated ones (M, K) varies less: it has to be
     right no less often, and make the labels `truth` (M,) clearly likelier. Few pictures can hardly show that. So two networks answer
-    together, too, where what recorded runs let expect of it (`expected`), corrected by what these pictures say, is worth the cost.
-    What is `forced` is kept alone.
+    together, too, where what recorded runs let expect of it (`expected`), corrected by how much likelier it makes these labels, is
+    worth the cost: few answers change, and the head's are flattered by having been chosen, but all beliefs move. A rung that knows
+    less than a third of what the head knows was spoilt, which no recorded one was. What is `forced` is kept alone.
     """
-    share, heat, logits = _best(shares, truth, beside, likeliest=False)
-    gain, error = paired_gain(logits, best, truth)
+    alone = _judged(shares, best, truth, beside, likeliest=False)
     # One picture more, and none lost, always exceeds its own standard error: it takes two.
-    kept = forced or gain > max(error, 1.5 / max(1, len(truth)))
-    alone = Judged(share, heat, logits, _accuracy(logits, truth), gain, error, kept)
+    alone = replace(alone, kept=forced or alone.gain > max(alone.gain_se, 1.5 / max(1, len(truth))))
     if frozen is None or forced:
         return alone
-    share, heat, logits = _best(shares, truth, frozen, likeliest=True)
-    gain, error = paired_gain(logits, best, truth)
-    pair = Judged(share, heat, logits, _accuracy(logits, truth), gain, error, kept=True, together=True)
+    pair = replace(_judged(shares, best, truth, frozen, likeliest=True), kept=True, together=True)
+    whole = replace(_judged(shares[:1], best, truth, frozen, likeliest=True), kept=True, together=True)
+    alone, pair, whole = (replace(each, likelier=likelier(whole.logits, best, truth)) for each in (alone, pair, whole))
     # What is kept alone costs half as much to run.
     if all(
-        paired_gain(logits, other, truth)[0] >= 0 and clearly_likelier(logits, other, truth)
-        for other in ([best, alone.logits] if kept else [best])
+        paired_gain(pair.logits, other, truth)[0] >= 0 and clearly_likelier(pair.logits, other, truth)
+        for other in ([best, alone.logits] if alone.kept else [best])
     ):
         return pair
-    if kept or expected is None:
+    if alone.kept or expected is None or whole.likelier is None or 3 * _known(shares[0], truth) < _known(best, truth):
         return alone
-    # Where no answer changed, the standard error is not 0 but that of one picture.
-    posterior = expected.updated(gain, max(error, 1 / max(1, len(truth))))
-    return replace(pair if posterior.gain >= WORTH else alone, posterior=posterior)
+    posterior = expected.updated(*by_likelihood(*whole.likelier))
+    return replace(whole if posterior.gain >= WORTH else alone, posterior=posterior)
+
+
+def _judged(
+    shares: NDArray[np.float32], best: Logits, truth: NDArray[np.int64], beside: Logits | None, *, likeliest: bool
+) -> Judged:
+    """The best of the shares against logits `best` (M, K), not kept yet."""
+    share, heat, logits = _best(shares, truth, beside, likeliest=likeliest)
+    gain, error = paired_gain(logits, best, truth)
+    return Judged(share, heat, logits, _accuracy(logits, truth), gain, error, kept=False)
 
 
 def _best(
@@ -90,6 +100,11 @@ def _best(
 
     place = max(range(len(shares)), key=rank)
     return place, heats[place], shares[place]
+
+
+def _known(logits: Logits, truth: NDArray[np.int64]) -> float:
+    """By how many nats calibrated logits (M, K) make the labels likelier than a guess does."""
+    return likelier(logits, np.zeros_like(logits), truth)[0]
 
 
 def _accuracy(logits: Logits, truth: NDArray[np.int64]) -> float:

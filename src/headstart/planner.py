@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from headstart.cost import seconds
+from headstart.cost import FOLDS_JUDGED, seconds
 from headstart.forecast import WORTH
 from headstart.plan import Budget, Evidence, Plan, Rung
 
 Mode = Literal["auto", "head", "full"]
-RULES = 3  # of `decide`: a plan that was decided by others is not taken up again
-# Pictures below which a rung is judged on every fold: a single fold of them decides nothing.
+RULES = 4  # of `decide`: a plan that was decided by others is not taken up again
+# Pictures below which a rung is judged on several folds: a single fold of them decides nothing.
 FEW_IMAGES = 500
 # Share of the forward pass that each rung leaves frozen, from the top of the network downwards.
 LADDER = (0.75, 0.45)
@@ -94,7 +94,9 @@ _FEWEST_MISTAKES = 1.5
 
 def _mistakes(evidence: Evidence, judge: str) -> float:
     """How many the head is expected to make on the pictures that judge a rung; a given validation set is taken as no smaller."""
-    return (1.0 - evidence.head_accuracy) * evidence.images * {"folds": 1.0, "fold": 0.2, "val": 1.0}[judge]
+    return (
+        (1.0 - evidence.head_accuracy) * evidence.images * {"folds": 0.2 * FOLDS_JUDGED, "fold": 0.2, "val": 1.0}[judge]
+    )
 
 
 def cut_for(flops: list[int], share: float) -> int:

@@ -109,6 +109,7 @@ def keep(
                 "seconds": r.seconds,
                 "complete": r.complete,
                 "together": r.together,
+                "likelier": None if r.likelier is None else dict(zip(("nats", "error"), r.likelier, strict=True)),
                 "posterior": None if r.posterior is None else asdict(r.posterior),
             }
             for r in tuned.rungs
