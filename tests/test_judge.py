@@ -103,3 +103,14 @@ def test_a_single_network_is_kept_for_what_it_gains_alone() -> None:
     for beside in (None, best):
         assert not judge(trained[None], best, TRUTH, beside=beside).kept
         assert not judge(trained[None], best, TRUTH, beside=beside, expected=Forecast(0.2, 0.001)).kept
+
+
+def test_the_share_that_makes_the_labels_likeliest_answers_though_another_is_right_once_more() -> None:
+    right, wrong = np.eye(3, dtype=np.float32)[TRUTH], np.eye(3, dtype=np.float32)[(TRUTH + 1) % 3]
+    mistaken = np.arange(90)[:, None]
+    sure, vague = (
+        np.where(mistaken < 9, 0.1 * wrong, 6 * right),
+        np.where(mistaken < 8, wrong, np.where(mistaken < 60, 0.1, 1) * right),
+    )
+    assert (vague.argmax(1) == TRUTH).sum() == (sure.argmax(1) == TRUTH).sum() + 1
+    assert judge(np.stack([vague, sure]).astype(np.float32), answers(0.4, 12), TRUTH).share == 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from headstart.choice import Logits, clearly_likelier, likelier, paired_gain
@@ -55,13 +54,13 @@ def judge(
     worth the cost: few answers change, and the head's are flattered by having been chosen, but all beliefs move. A rung that knows
     less than a third of what the head knows was spoilt, which no recorded one was. What is `forced` is kept alone.
     """
-    alone = _judged(shares, best, truth, beside, likeliest=False)
+    alone = _judged(shares, best, truth, beside)
     # One picture more, and none lost, always exceeds its own standard error: it takes two.
     alone = replace(alone, kept=forced or alone.gain > max(alone.gain_se, 1.5 / max(1, len(truth))))
     if frozen is None or forced:
         return alone
-    pair = replace(_judged(shares, best, truth, frozen, likeliest=True), kept=True, together=True)
-    whole = replace(_judged(shares[:1], best, truth, frozen, likeliest=True), kept=True, together=True)
+    pair = replace(_judged(shares, best, truth, frozen), kept=True, together=True)
+    whole = replace(_judged(shares[:1], best, truth, frozen), kept=True, together=True)
     alone, pair, whole = (replace(each, likelier=likelier(whole.logits, best, truth)) for each in (alone, pair, whole))
     # What is kept alone costs half as much to run.
     if all(
@@ -75,41 +74,19 @@ def judge(
     return replace(whole if posterior.gain >= WORTH else alone, posterior=posterior)
 
 
-def _judged(
-    shares: NDArray[np.float32], best: Logits, truth: NDArray[np.int64], beside: Logits | None, *, likeliest: bool
-) -> Judged:
-    """The best of the shares against logits `best` (M, K), not kept yet."""
-    share, heat, logits = _best(shares, truth, beside, likeliest=likeliest)
-    gain, error = paired_gain(logits, best, truth)
-    return Judged(share, heat, logits, _accuracy(logits, truth), gain, error, kept=False)
-
-
-def _best(
-    shares: NDArray[np.float32], truth: NDArray[np.int64], beside: Logits | None, *, likeliest: bool
-) -> tuple[int, float, Logits]:
-    """Which share is right most often, or makes the labels likeliest, in the mean with calibrated logits `beside`; its temperature
-    there, and the logits (M, K)."""
+def _judged(shares: NDArray[np.float32], best: Logits, truth: NDArray[np.int64], beside: Logits | None) -> Judged:
+    """The share that makes the labels likeliest, calibrated, in the mean with calibrated logits `beside`; not kept yet. Which is right
+    most often is a matter of a picture or two."""
     heats = [1.0] * len(shares)
     if beside is not None:
         heats = [fit_temperature(logits, truth) for logits in shares]
         shares = np.stack([0.5 * (logits / np.float32(t) + beside) for logits, t in zip(shares, heats, strict=True)])
-
-    def rank(place: int) -> tuple[float, float]:
-        found = _accuracy(shares[place], truth), -_log_loss(shares[place], truth)
-        return found[::-1] if likeliest else found
-
-    place = max(range(len(shares)), key=rank)
-    return place, heats[place], shares[place]
+    share = max(range(len(shares)), key=lambda place: _known(shares[place], truth))
+    gain, error = paired_gain(shares[share], best, truth)
+    accuracy = float((shares[share].argmax(1) == truth).mean())
+    return Judged(share, heats[share], shares[share], accuracy, gain, error, kept=False)
 
 
 def _known(logits: Logits, truth: NDArray[np.int64]) -> float:
     """By how many nats calibrated logits (M, K) make the labels likelier than a guess does."""
     return likelier(logits, np.zeros_like(logits), truth)[0]
-
-
-def _accuracy(logits: Logits, truth: NDArray[np.int64]) -> float:
-    return float((logits.argmax(1) == truth).mean())
-
-
-def _log_loss(logits: Logits, truth: NDArray[np.int64]) -> float:
-    return float(torch.nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(truth)))
