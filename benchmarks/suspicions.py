@@ -21,7 +21,7 @@ from headstart.baselines import thumbnails
 from headstart.data.dataset import Dataset
 from headstart.data.images import decode
 from headstart.data.load import load_dataset
-from headstart.diagnosis.leaks import closeness, directions, leaks, overlaps
+from headstart.diagnosis.leaks import closeness, directions, leaks, overlaps, suspected
 from headstart.diagnosis.neighbours import nearest
 from headstart.diagnosis.shortcuts import shortcuts
 from headstart.features.engine import Engine
@@ -118,7 +118,8 @@ def looked_at(dataset: Dataset, engine: Engine, store: Store) -> dict[str, Any]:
     features = extract(engine.backbone, dataset, store, engine=engine)
     pool, labels = dataset.indices("train"), dataset.labels
     heads = race(features, labels[pool], dataset.fold[pool], len(dataset.classes), pool, store=store)
-    found = [*leaks(dataset, heads, features, engine, store), *shortcuts(dataset, heads, thumbnails(dataset, store))]
+    near = suspected(dataset, heads, features, engine, store)
+    found = [*leaks(dataset, near), *shortcuts(dataset, heads, thumbnails(dataset, store))]
     close, shared = closeness(dataset, heads, features), overlaps(dataset, heads, features, engine, store)
     assert dataset.audit is not None
     z = directions(features, heads.pool, heads.pool)

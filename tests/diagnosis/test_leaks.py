@@ -25,7 +25,7 @@ def shots(scenes: int, each: int, seed: int, apart: float = 0.1) -> tuple[NDArra
 def test_smooth_classes_are_not_suspected(store: Store, seed: int) -> None:
     features, labels = clouds(240, width=16, seed=seed)
     dataset = dataset_of(labels, tested=np.arange(240) % 6 == 0)
-    assert leaks(dataset, raced(dataset), featured(dataset, features, store)) == ()
+    assert leaks(dataset, closeness(dataset, raced(dataset), featured(dataset, features, store))) == ()
 
 
 @pytest.mark.parametrize("each", [2, 4])
@@ -34,7 +34,7 @@ def test_shots_of_one_scene_are_suspected_and_paired(store: Store, seed: int, ea
     features, labels = shots(240 // each, each, seed)
     dataset = dataset_of(labels, tested=np.arange(240) % 6 == 1, folds=np.arange(240) % 5)
     heads, stored = raced(dataset), featured(dataset, features, store)
-    (found,) = leaks(dataset, heads, stored)
+    (found,) = leaks(dataset, closeness(dataset, heads, stored))
     assert (found.kind, found.severity) == ("near_copies", "warning")
     assert " of 40 test pictures and " in found.message and " of 200 training pictures lie" in found.message
     assert "'group' column" in found.next_step
@@ -44,19 +44,24 @@ def test_shots_of_one_scene_are_suspected_and_paired(store: Store, seed: int, ea
     assert all(dataset.fold[a] != dataset.fold[b] for a, b in pairs)
     first, second = (int(name.split()[-1]) for name in found.items[0].split(" ~ "))
     assert first // each == second // each
-    assert len(set(map(frozenset, pairs.tolist()))) == found.total <= len(pairs)
+    assert (
+        len(set(map(frozenset, pairs.tolist())))
+        == found.total
+        == len(closeness(dataset, heads, stored).told)
+        <= len(pairs)
+    )
 
 
 def test_shots_that_a_fold_keeps_together_are_not_suspected(store: Store) -> None:
     features, labels = shots(120, 2, 0)
     dataset = dataset_of(labels, folds=np.arange(240) // 2 % 5)
-    assert leaks(dataset, raced(dataset), featured(dataset, features, store)) == ()
+    assert leaks(dataset, closeness(dataset, raced(dataset), featured(dataset, features, store))) == ()
 
 
 def test_without_a_test_set_only_folds_are_spoken_of(store: Store) -> None:
     features, labels = shots(45, 2, 1)
     dataset = dataset_of(labels, folds=np.arange(90) % 5)
-    (found,) = leaks(dataset, raced(dataset), featured(dataset, features, store))
+    (found,) = leaks(dataset, closeness(dataset, raced(dataset), featured(dataset, features, store)))
     assert "test" not in found.message and "beyond the folds of cross-validation" in found.message
 
 
@@ -64,4 +69,4 @@ def test_without_a_test_set_only_folds_are_spoken_of(store: Store) -> None:
 def test_tiny_data_are_survived(store: Store, labels: NDArray[np.int64]) -> None:
     features = np.zeros((len(labels), 4), np.float32)  # no spread at all
     dataset = dataset_of(labels)
-    assert leaks(dataset, raced(dataset), featured(dataset, features, store)) == ()
+    assert leaks(dataset, closeness(dataset, raced(dataset), featured(dataset, features, store))) == ()

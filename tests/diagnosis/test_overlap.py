@@ -13,7 +13,7 @@ from PIL import Image
 from headstart.backbones.backbone import Backbone, InputSpec
 from headstart.backbones.catalog import load_backbone
 from headstart.data.load import load_dataset
-from headstart.diagnosis.leaks import closeness, leaks, overlaps
+from headstart.diagnosis.leaks import closeness, leaks, overlaps, suspected
 from headstart.diagnosis.overlap import COARSE, FINE, WIDE, Map, _descriptor, agreeing, shared_places
 from headstart.features.engine import Engine
 from headstart.features.settle import settle
@@ -115,7 +115,7 @@ def test_overlapping_parts_are_suspected_where_features_tell_nothing(
     heads, features, engine = raced(dataset), featured(dataset, raw, store), Engine(backbone)
     found = overlaps(dataset, heads, features, engine, store)
     assert found.shared and found.sure == (each == 2)
-    told = leaks(dataset, heads, features, engine, store)
+    told = leaks(dataset, suspected(dataset, heads, features, engine, store))
     if each == 2:
         assert "share far more places with" in told[0].message or closeness(dataset, heads, features).sure
         assert np.mean(found.pairs[:, 0] // 2 == found.pairs[:, 1] // 2) > 0.9

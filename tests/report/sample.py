@@ -16,6 +16,7 @@ from headstart.report.report import (
     CurvePoint,
     HeadRow,
     Mistake,
+    Pair,
     ReportData,
     RungRow,
     StageRow,
@@ -137,6 +138,11 @@ def sample(names: Sequence[str] = SIGNS, images: int = 420, *, repeats: int = 1)
             for k in range(min(3, count - 1))
         ],
         doubtful=(17, 640),
+        pairs=[
+            Pair((f"roses/s{k}.jpg", f"roses/t{k}.jpg"), ("test", "train"), (picture(500 + k), picture(500 + k)))
+            for k in range(3)
+        ],
+        paired=31,
         growth=Growth(
             measured=((160, 0.881), (320, 0.914), (480, 0.931), (640, 0.943)),
             foretold=(

@@ -72,6 +72,7 @@ def test_document_is_well_formed_and_has_every_section(html: str) -> None:
         "classes",
         "mistakes",
         "doubts",
+        "pairs",
         "growth",
         "calibration",
         "run",
@@ -180,17 +181,19 @@ def test_a_thousand_classes_stay_small_and_are_said_to_be_cut() -> None:
         "1,000 classes are too many to name in the picture",
     ):
         assert said in text, said
-    assert html.count("<img") == 20 * 5 + 14 + 3
+    assert html.count("<img") == 20 * 5 + 14 + 3 + 2 * 3
 
 
 def test_a_head_only_run_leaves_the_empty_sections_out() -> None:
     data = sample()
     stages = [replace(stage, frozen=True, accuracy=None, accuracy_se=None) for stage in data.stages]
-    data = replace(data, stages=stages, rungs=(), plan_reasons=(), heads=(), mistakes=(), doubts=(), thumbnails=())
+    data = replace(
+        data, stages=stages, rungs=(), plan_reasons=(), heads=(), mistakes=(), doubts=(), pairs=(), thumbnails=()
+    )
     data = replace(data, growth=None)
     document = Document(render(data))
     ids = {attrs["id"] for _, attrs in document.elements if "id" in attrs}
-    assert not ids & {"curves", "mistakes", "doubts", "growth"}
+    assert not ids & {"curves", "mistakes", "doubts", "pairs", "growth"}
     assert "All 9 stages of tf_efficientnet_lite0 stayed as they came" in document.text
     links = {attrs["href"] for tag, attrs in document.elements if tag == "a"}
     assert links == {f"#{name}" for name in ids - {"verdict"}}

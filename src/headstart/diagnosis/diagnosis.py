@@ -11,7 +11,7 @@ from headstart.data.audit import Finding, gravest_first
 from headstart.data.dataset import Dataset
 from headstart.diagnosis.doubts import Doubt, doubts
 from headstart.diagnosis.growth import Growth, growth
-from headstart.diagnosis.leaks import leaks
+from headstart.diagnosis.leaks import leaks, suspected
 from headstart.diagnosis.overfit import drift, overfit
 from headstart.diagnosis.shortcuts import shortcuts
 from headstart.diagnosis.similarity import Similarity, similarity
@@ -31,7 +31,7 @@ from headstart.race import Race
 class Diagnosis:
     """Doubtful labels of `looked_at` training pictures, the most doubtful first; findings, each with a next step, the gravest first;
     the learning curve, None where it could not be drawn; how well unknown pictures are told, None where they are not; and how much the
-    data set is like what the backbone was trained on."""
+    data set is like what the backbone was trained on; and the pairs of pictures that a suspected leak is about."""
 
     doubts: tuple[Doubt, ...]
     looked_at: int
@@ -39,6 +39,7 @@ class Diagnosis:
     growth: Growth | None = None
     telling: Telling | None = None
     similarity: Similarity | None = None
+    pairs: tuple[tuple[int, int], ...] = ()
 
 
 def diagnose(
@@ -56,8 +57,9 @@ def diagnose(
 ) -> Diagnosis:
     """Look at what the run has computed, once the test set is open; nothing here changes the model. `engine` runs the
     backbone as it came."""
+    near = suspected(dataset, heads, features, engine, store, progress)
     findings = (
-        *leaks(dataset, heads, features, engine, store, progress),
+        *leaks(dataset, near),
         *shortcuts(dataset, heads, thumbs),
         *slices(dataset, proof.indices, proof.rivals["final"].calibrated.argmax(1)),
         *overfit(tuned, model.backbone.names),

@@ -54,21 +54,28 @@ class Closeness:
         """Whether that is a reason for suspicion."""
         return self.errors >= SURE and len(self.pairs) > 0
 
+    @property
+    def told(self) -> tuple[tuple[int, int], ...]:
+        """The pairs, each once: two pictures may each be the other's nearest."""
+        first = {tuple(sorted(pair)): tuple(pair) for pair in reversed(self.pairs.tolist())} if self.sure else {}
+        return tuple(reversed(first.values()))
 
-def leaks(
+
+def suspected(
     dataset: Dataset,
     heads: Race,
     features: Features,
-    engine: Engine | None = None,
-    store: Store | None = None,
+    engine: Engine,
+    store: Store,
     progress: runtime.Progress = runtime.silent,
-) -> tuple[Finding, ...]:
-    """A warning where pictures of one thing seem to stand on both sides of the split, or of the folds. Places are compared only
-    where there is an `engine` to find them with and a `store` to remember them in."""
-    found = closeness(dataset, heads, features)
-    if engine is not None and store is not None:
-        closer = overlaps(dataset, heads, features, engine, store, progress)
-        found = max(found, closer, key=lambda each: (each.sure, each.errors))
+) -> Closeness:
+    """The nearest by whichever of the two measures is surer that they stand apart."""
+    both = closeness(dataset, heads, features), overlaps(dataset, heads, features, engine, store, progress)
+    return max(both, key=lambda each: (each.sure, each.errors))
+
+
+def leaks(dataset: Dataset, found: Closeness) -> tuple[Finding, ...]:
+    """A warning where pictures of one thing seem to stand on both sides of the split, or of the folds."""
     if not found.sure:
         return ()
     near, sides, names = found.pairs[:, 0], dataset.split, dataset.names
@@ -88,9 +95,8 @@ def leaks(
         "Look at the pairs. Where they show one thing, name it in the 'group' column of a table and fit again: "
         "groups are never parted."
     )
-    # Two pictures may each be the other's nearest: the pair is told once.
-    pairs = {tuple(sorted(pair)): f"{names[pair[0]]} ~ {names[pair[1]]}" for pair in reversed(found.pairs.tolist())}
-    return (finding("near_copies", "warning", message, next_step, reversed(pairs.values())),)
+    told = (f"{names[one]} ~ {names[other]}" for one, other in found.told)
+    return (finding("near_copies", "warning", message, next_step, told),)
 
 
 def closeness(dataset: Dataset, heads: Race, features: Features) -> Closeness:

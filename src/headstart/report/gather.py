@@ -19,11 +19,11 @@ from headstart.model import Model
 from headstart.plan import Plan, Rung
 from headstart.proof import Proof
 from headstart.race import Race
-from headstart.report.record import CurvePoint, HeadRow, Mistake, ReportData, RungRow, StageRow
+from headstart.report.record import CurvePoint, HeadRow, Mistake, Pair, ReportData, RungRow, StageRow
 from headstart.report.report import THUMBNAIL_SIDE, thumbnail
 from headstart.tasks.classification import softmax
 
-_CLASSES, _PICTURES, _MISTAKES = 12, 5, 24
+_CLASSES, _PICTURES, _MISTAKES, _PAIRS = 12, 5, 24, 8
 
 
 def gather(
@@ -56,6 +56,8 @@ def gather(
         findings=diagnosis.findings,
         doubts=_doubts(dataset, diagnosis.doubts),
         doubtful=(len(diagnosis.doubts), diagnosis.looked_at),
+        pairs=[_pair(dataset, *pair) for pair in diagnosis.pairs[:_PAIRS]],
+        paired=len(diagnosis.pairs),
         growth=diagnosis.growth,
         telling=diagnosis.telling,
         similarity=diagnosis.similarity,
@@ -186,6 +188,14 @@ def _doubts(dataset: Dataset, doubtful: Sequence[Doubt]) -> list[Mistake]:
         )
         for each in doubtful[:_MISTAKES]
     ]
+
+
+def _pair(dataset: Dataset, one: int, other: int) -> Pair:
+    return Pair(
+        (dataset.names[one], dataset.names[other]),
+        (str(dataset.split[one]), str(dataset.split[other])),
+        (_thumbnail(dataset, one), _thumbnail(dataset, other)),
+    )
 
 
 def _notes(tuned: Finetuned, proof: Proof, resumed: bool) -> list[str]:

@@ -90,12 +90,22 @@ class Mistake:
 
 
 @dataclass(frozen=True)
+class Pair:
+    """Two pictures that may show one thing: their names, on which side of the split each is, and a thumbnail of each."""
+
+    names: tuple[str, str]
+    sides: tuple[str, str]
+    jpegs: tuple[bytes, bytes]
+
+
+@dataclass(frozen=True)
 class ReportData:
     """Everything in the report. Pictures are JPEG bytes as `thumbnail` makes them.
 
     `seconds` per phase, in order, and "total". `thumbnails` are (class, pictures) pairs, `mistakes` the final model's on test
     pictures, the most confident first, `doubts` the frozen head's on training pictures that it had not seen, the most doubtful label
-    first, and `doubtful` how many there are of how many; `findings` what to be careful about; `growth` the learning curve, None where
+    first, and `doubtful` how many there are of how many; `findings` what to be careful about; `pairs` the first of
+    `paired` that a suspected leak is about; `growth` the learning curve, None where
     there is none; `telling` how well unknown pictures are told, None where they are not; `similarity` how much the data are like the
     source; `command` repeats the run; `beside` are the backbones that answer together with the first.
     """
@@ -120,6 +130,8 @@ class ReportData:
     findings: Sequence[Finding] = ()
     doubts: Sequence[Mistake] = ()
     doubtful: tuple[int, int] = (0, 0)
+    pairs: Sequence[Pair] = ()
+    paired: int = 0
     growth: Growth | None = None
     telling: Telling | None = None
     similarity: Similarity | None = None

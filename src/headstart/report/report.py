@@ -15,7 +15,7 @@ from markupsafe import Markup
 from headstart import verdict
 from headstart.errors import OutputError
 from headstart.report import sections, text
-from headstart.report.record import CurvePoint, HeadRow, Mistake, ReportData, RungRow, StageRow
+from headstart.report.record import CurvePoint, HeadRow, Mistake, Pair, ReportData, RungRow, StageRow
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -24,6 +24,7 @@ __all__ = [
     "CurvePoint",
     "HeadRow",
     "Mistake",
+    "Pair",
     "ReportData",
     "RungRow",
     "StageRow",
