@@ -104,7 +104,7 @@ class Case:
         heads = race(features, dataset.labels[pool], dataset.fold[pool], len(dataset.classes), pool, store=store)
         options = Options(backbone=LITE, seed=seed, budget=None)
         plan = planned(dataset, [own], heads, features, options, store)
-        return cls(dataset, features, heads, _decided(plan), store, own)
+        return cls(dataset, features, heads, plan, store, own)
 
     def _answers(self, score: Score) -> np.ndarray:
         """Test logits of a head on frozen features."""
@@ -154,7 +154,8 @@ class Case:
                 "right": _marks(self._right(own)),
                 "right_with_head": _marks(self._with(own, beside)),
             }
-        tuned = finetune(self.engine, self.heads, self.features, self.dataset, self.plan, self.store)
+        plan = _decided(self.plan)
+        tuned = finetune(self.engine, self.heads, self.features, self.dataset, plan, self.store)
         spent = time.perf_counter() - began
         answers = self._shown(tuned.backbone, tuned.head, beside=tuned.together)
         return {

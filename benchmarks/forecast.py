@@ -107,20 +107,30 @@ class Seen:
         likelier, gain, both, source = zip(*found, strict=True)
         return cls(np.array(likelier), np.array(gain), np.array(both), np.array(source))
 
-    def line(self, chosen: np.ndarray) -> tuple[np.ndarray, float]:
-        """Constant and slope of the gain by least squares over the `chosen` (M,) bool, and the standard error that their own
-        uncertainty leaves to explain."""
-        known = np.stack([np.ones(len(self.gain)), self.likelier[:, 0]], axis=1)
-        weights = np.linalg.lstsq(known[chosen], self.gain[chosen], rcond=None)[0]
-        squares = (self.gain - known @ weights)[chosen] ** 2 - (weights[1] * self.likelier[chosen, 1]) ** 2
-        return weights, float(np.sqrt(max(np.mean(squares), LEAST**2)))
+    def line(self, chosen: np.ndarray) -> np.ndarray:
+        """Constant and slope of the gain by least squares over the `chosen` (M,) bool."""
+        return np.linalg.lstsq(self.known[chosen], self.gain[chosen], rcond=None)[0]
+
+    @property
+    def known(self) -> np.ndarray:
+        """What the gain is linear in (M, 2)."""
+        return np.stack([np.ones(len(self.gain)), self.likelier[:, 0]], axis=1)
+
+    def rest(self, chosen: np.ndarray) -> float:
+        """The standard error beyond that of the likelihood, from the `chosen` rungs of data sets that were left out."""
+        squares = []
+        for source in np.unique(self.source[chosen]):
+            inside = chosen & (self.source == source)
+            weights = self.line(chosen & ~inside)
+            squares += [(self.gain - self.known @ weights)[inside] ** 2 - (weights[1] * self.likelier[inside, 1]) ** 2]
+        return float(np.sqrt(max(np.mean(np.concatenate(squares)), LEAST**2)))
 
     def left_out(self) -> tuple[np.ndarray, np.ndarray]:
         """What pictures say of each, and that together with its forecast: gains and errors, (M, 2) and (M, 2)."""
         seen, both = np.empty_like(self.told), np.empty_like(self.told)
         for source in np.unique(self.source):
             inside = self.source == source
-            (constant, slope), rest = self.line(~inside)
+            (constant, slope), rest = self.line(~inside), self.rest(~inside)
             for place in np.flatnonzero(inside):
                 nats, error = self.likelier[place]
                 seen[place] = constant + slope * nats, np.hypot(slope * error, rest)
@@ -145,7 +155,8 @@ def learnt(cases: Mapping[str, Any], *, without: str | None = None) -> dict[str,
     constant, slope = recorded.errors(everything).tolist()
     found = {}
     if (seen := Seen.of(cases)) is not None:
-        line, rest = seen.line(np.full(len(seen.gain), True))
+        each = np.full(len(seen.gain), True)
+        line, rest = seen.line(each), seen.rest(each)
         found["held_out"] = {
             "weights": [round(weight, 5) for weight in line.tolist()],
             "error": round(rest, 5),
@@ -198,17 +209,21 @@ def corrected(cases: Mapping[str, Any]) -> list[str]:
     seen = Seen.of(cases)
     assert seen is not None
     pictures, both = seen.left_out()
-    rows = headed("| by | rungs | off by, RMS | kept | gain of these, mean over all |")
-    always = np.full(seen.told.shape, np.inf)
-    for title, told in (
-        ("the forecast", seen.told),
-        ("held-out pictures", pictures),
-        ("both", both),
-        ("nothing", always),
-    ):
-        kept = told[:, 0] >= WORTH
-        off = f"{100 * np.sqrt(np.mean((told[:, 0] - seen.gain) ** 2)):.1f}" if title != "nothing" else ""
-        rows.append(f"| {title} | {len(kept)} | {off} | {kept.sum()} | {100 * np.mean(seen.gain * kept):+.2f} |")
+    likelier, everything = seen.likelier[:, 0] > 0, np.full(len(seen.gain), True)
+    rows = headed("| by | rungs | off by, RMS | within one stated error | kept | gain of these, mean over all |")
+    for title, told, allowed in (
+        ("the forecast", seen.told, everything), ("held-out pictures", pictures, everything), ("both", both, everything),
+        ("both, where the labels become likelier", both, likelier),
+        ("that, if the forecast has it tried", both, likelier & (seen.told[:, 0] >= WORTH)),
+    ):  # fmt: skip
+        off, kept = told[:, 0] - seen.gain, (told[:, 0] >= WORTH) & allowed
+        rows.append(
+            f"| {title} | {len(kept)} | {100 * np.sqrt(np.mean(off**2)):.1f} | {100 * np.mean(np.abs(off) <= told[:, 1]):.0f} % | "
+            f"{kept.sum()} | {100 * np.mean(seen.gain * kept):+.2f} |"
+        )
+    rows.append(
+        f"| nothing: all are kept | {len(seen.gain)} | | | {len(seen.gain)} | {100 * np.mean(seen.gain):+.2f} |"
+    )
     return rows
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from scipy.stats import binomtest
 
 from averaging import by_average
+from beside import told as told_best
 from calibration import calibrated
 from cells import headed, percent
 from forecast import corrected, left_out
@@ -767,6 +768,17 @@ def main() -> None:
             "promises half a point.",
             "",
             "\n".join(corrected(deep["cases"])),
+            "",
+        ]
+    pairs = load("beside")
+    if pairs is not None:
+        page += [
+            "## What held-out pictures tell best",
+            "",
+            "The deep rung with 5 or 20 pictures a class, in the place of the frozen head, alone and where EfficientNet-Lite1 answers "
+            "beside it (`benchmarks/beside.py`): points of test accuracy, by what is taken on three held-out folds.",
+            "",
+            "\n".join(told_best(pairs["cases"])),
             "",
         ]
     means = load("averaging")

@@ -27,7 +27,7 @@ from headstart.features.engine import Engine
 from headstart.features.extract import Features, extract, together
 from headstart.features.store import Store
 from headstart.finetune import ALPHAS, Finetuned, Ladder, finetune
-from headstart.forecast import WORTH, Forecast, by_likelihood
+from headstart.forecast import WORTH, Forecast
 from headstart.heads import fit_head
 from headstart.plan import Evidence, Plan, Rung
 from headstart.race import Race, fit_winner, race
@@ -428,7 +428,7 @@ def test_where_pictures_are_few_recorded_runs_count_for_the_first_rung(monkeypat
     tuned = climb(TOGETHER, PAYS)
     (result,) = tuned.rungs  # what other runs kept is no bar for a second rung
     assert result.kept and result.together and tuned.together and 0 <= result.gain < result.gain_se
-    assert result.likelier is not None and result.posterior == HOPE.updated(*by_likelihood(*result.likelier))
+    assert result.likelier is not None and result.posterior == HOPE.seen(*result.likelier)
     assert result.reason.endswith(f" nats likelier: {result.posterior} with what runs on other data let expect")
     for expected in (None, Forecast(-0.02, 0.005), Forecast(-0.1, 0.02)):
         (dropped,) = climb(TOGETHER, expected=expected).rungs

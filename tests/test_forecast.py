@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from headstart.backbones.catalog import load_backbone
-from headstart.forecast import Forecast, by_likelihood, coefficients
+from headstart.forecast import Forecast, coefficients
 from headstart.forecast import forecast as any_forecast
 
 ROOT = Path(__file__).parent.parent
@@ -67,10 +67,14 @@ def test_pictures_correct_what_is_expected_as_far_as_they_are_sure() -> None:
 
 
 def test_what_makes_held_out_labels_likelier_gains_and_doubt_about_it_stays_doubt() -> None:
-    (less, sure), (none, _), (more, _) = (by_likelihood(nats, 0.0) for nats in (-0.1, 0.0, 0.1))
-    assert less < none < more and 0 < none < 0.03, "the head is flattered on the pictures that chose it"
-    assert sure == coefficients()["held_out"]["error"] > 0
-    assert by_likelihood(0.1, 0.05)[1] > sure
+    unsure = Forecast(0.0, 1e3)  # pictures alone
+    less, none, more = (unsure.seen(nats, 0.0) for nats in (-0.1, 0.0, 0.1))
+    assert less.gain < none.gain < more.gain and 0 < none.gain < 0.03, (
+        "the head is flattered on the pictures that chose it"
+    )
+    assert none.error == pytest.approx(coefficients()["held_out"]["error"], rel=1e-4)
+    assert unsure.seen(0.1, 0.05).error > none.error
+    assert Forecast(0.0, 1e3, carried=True).seen(0.0, 0.0).error == pytest.approx(2 * none.error, rel=1e-4)
 
 
 def test_the_backbone_that_was_recorded_is_the_default() -> None:

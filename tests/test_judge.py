@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from headstart.choice import clearly_likelier, likelier
-from headstart.forecast import WORTH, Forecast, by_likelihood
+from headstart.forecast import WORTH, Forecast
 from headstart.judge import judge
 
 Logits = NDArray[np.float32]
@@ -76,23 +76,23 @@ def test_what_recorded_runs_let_expect_keeps_two_networks_where_pictures_do_not_
     assert hopeful.kept and hopeful.together and hopeful.posterior is not None
     nats = likelier(hopeful.logits, frozen, TRUTH)
     assert hopeful.likelier == nats
-    assert hopeful.posterior == Forecast(0.05, 0.005).updated(*by_likelihood(*nats)) and hopeful.posterior.gain > WORTH
+    assert hopeful.posterior == Forecast(0.05, 0.005).seen(*nats) and hopeful.posterior.gain > WORTH
     np.testing.assert_allclose(hopeful.logits, 0.5 * (trained / np.float32(hopeful.heat) + frozen), rtol=1e-5)
     bad = judge(answers(0.05, 5, sure=8.0)[None], frozen, TRUTH, frozen=frozen, expected=Forecast(0.02, 0.05))
-    assert not bad.kept and bad.posterior is None  # it knows nothing
+    assert not bad.kept and bad.likelier is not None and bad.likelier[0] <= 0, "it knows nothing"
     worse = judge(trained[None], frozen, TRUTH, frozen=frozen, expected=Forecast(-0.02, 0.005))
     assert not worse.kept  # the pictures alone would have it
     assert worse.posterior is not None and worse.posterior.gain < WORTH
-    assert worse.likelier is not None and by_likelihood(*worse.likelier)[0] > WORTH
+    assert worse.likelier is not None and worse.likelier[0] > 0
 
 
 def test_what_recorded_runs_keep_is_all_that_training_changed() -> None:
     """So were they recorded; how likely the labels become is told of that, whatever share answers best."""
     frozen = answers(0.7, 3)
-    shares = np.stack([answers(0.68, 4), 0.5 * (answers(0.68, 4) + frozen)])
+    shares = np.stack([answers(0.68, 4), frozen])  # the latter: nothing of it
     for each in (shares, shares[:1]):
         found = judge(each, frozen, TRUTH, frozen=frozen, expected=Forecast(0.2, 0.001))
-        assert found.kept and found.share == 0 and found.likelier is not None
+        assert found.kept and found.together and found.share == 0 and found.likelier is not None
     alone = judge(shares, frozen, TRUTH, frozen=frozen)
     assert not alone.kept and alone.likelier == found.likelier
 
@@ -114,3 +114,19 @@ def test_the_share_that_makes_the_labels_likeliest_answers_though_another_is_rig
     )
     assert (vague.argmax(1) == TRUTH).sum() == (sure.argmax(1) == TRUTH).sum() + 1
     assert judge(np.stack([vague, sure]).astype(np.float32), answers(0.4, 12), TRUTH).share == 1
+
+
+def test_what_is_as_often_right_and_clearly_surer_of_the_labels_is_kept_alone() -> None:
+    best = answers(0.7, 15)
+    right = best.argmax(1) == TRUTH
+    surer = (
+        best + 2.0 * np.eye(3, dtype=np.float32)[TRUTH] * right[:, None]
+    )  # the same answers, sure where they are right
+    found = judge(surer[None], best, TRUTH)
+    assert found.gain == 0 and found.kept and not found.together
+    vague = (0.1 * best).astype(np.float32)  # calibrated, it says the same
+    assert not judge(vague[None], best, TRUTH).kept
+    worse = surer.copy()
+    lost = np.flatnonzero(right)[:12]
+    worse[lost] = 0.2 * np.eye(3)[(TRUTH[lost] + 1) % 3]
+    assert clearly_likelier(worse, best, TRUTH) and not judge(worse[None], best, TRUTH).kept, "clearly less often right"

@@ -31,10 +31,10 @@ def likelier(a: Logits, b: Logits, labels: NDArray[np.int64]) -> tuple[float, fl
     return float(gain.mean()), float(gain.std() / max(1, len(labels)) ** 0.5)
 
 
-def clearly_likelier(a: Logits, b: Logits, labels: NDArray[np.int64]) -> bool:
-    """Whether logits `a` (N, K) give the labels a higher likelihood than `b` by more than one standard error, both calibrated."""
+def clearly_likelier(a: Logits, b: Logits, labels: NDArray[np.int64], errors: float = 1.0) -> bool:
+    """Whether logits `a` (N, K), calibrated, make the labels likelier than `b` do, by more than `errors` standard errors."""
     gain, error = likelier(a, b, labels)
-    return gain > error
+    return gain > errors * error
 
 
 def choice_out_of_bag(right: NDArray[np.bool_], loss: NDArray[np.float32], draws: int = _DRAWS) -> float:

@@ -48,9 +48,9 @@ class RungResult:
 
     `gain` and `gain_se`: accuracy over the best so far, paired picture by picture. `alpha`: the interpolation share chosen.
     `curves`: one per judged split. `complete` is false where time ran out in the middle. `together`: it was judged as it answers
-    together with the frozen head. `likelier`: by how many nats it makes the held-out labels likelier together with that head, and the
-    standard error. `posterior`: what is to be expected of the gain together with it, by recorded runs and held-out pictures, where
-    that decided.
+    together with the frozen head. `likelier`: by how many nats it makes the held-out labels likelier together with that head than the
+    best so far did, and the standard error. `posterior`: what is to be expected of the gain together with it, by recorded runs and
+    held-out pictures, where that decided.
     """
 
     rung: Rung

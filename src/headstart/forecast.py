@@ -35,6 +35,19 @@ class Forecast:
         before, seen = self.error**-2, error**-2
         return Forecast((before * self.gain + seen * gain) / (before + seen), (before + seen) ** -0.5, self.carried)
 
+    def seen(self, likelier: float, error: float) -> Forecast:
+        """The posterior, when a rung together with the frozen head makes held-out labels `likelier` by so many nats on the mean, with
+        a standard `error`.
+
+        What that says of the gain does not begin at nothing: the held-out answers are of networks that saw fewer pictures, and the
+        head is the best of many on these very pictures. Where it is `carried` over to another backbone it is half as sure.
+        """
+        learnt = coefficients()["held_out"]
+        constant, slope = learnt["weights"]
+        return self.updated(
+            constant + slope * likelier, math.hypot(slope * error, learnt["error"]) * (1 + self.carried)
+        )
+
     def __str__(self) -> str:
         return f"{100 * self.gain:+.1f} ± {100 * self.error:.1f} points"
 
@@ -63,15 +76,6 @@ def terms(log_loss: float, shift: float, each: float, classes: int) -> tuple[flo
     chance = math.log(max(2, classes))
     room = log_loss * max(0.0, 1 - log_loss / chance) ** 0.5  # nothing, where the head knows all or nothing
     return room, room * math.log(shift), room * math.log(each)
-
-
-def by_likelihood(likelier: float, error: float) -> tuple[float, float]:
-    """The gain in accuracy and its standard error that go with held-out labels which a rung, together with the frozen head, makes
-    `likelier` by so many nats on the mean, with a standard `error`. It does not begin at nothing: the held-out answers are of networks
-    that saw fewer pictures, and the head is the best of many on these very pictures."""
-    learnt = coefficients()["held_out"]
-    constant, slope = learnt["weights"]
-    return constant + slope * likelier, math.hypot(slope * error, learnt["error"])
 
 
 @cache

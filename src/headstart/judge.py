@@ -8,8 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.choice import Logits, clearly_likelier, likelier, paired_gain
-from headstart.forecast import WORTH, Forecast, by_likelihood
+from headstart.forecast import WORTH, Forecast
 from headstart.tasks.classification import fit_temperature
+
+SURER = 1.5  # standard errors; one picture that is answered far better makes one of them
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,9 +19,9 @@ class Judged:
     """A rung as it answers: which of the `shares` that were given, and its held-out logits (M, K).
 
     `heat` is what its own logits are divided by in them. `gain` and `gain_se`: accuracy over the best so far. `together`: these are
-    its answers together with the frozen head. `likelier`: by how many nats it makes the held-out labels likelier together with that
-    head, all that training changed, and the standard error. `posterior`: what to expect of them together, by recorded runs and by
-    these pictures, where that decided.
+    its answers together with the frozen head. `likelier`: by how many nats it makes the held-out labels likelier than the best so far
+    did, together with that head and with all that training changed, and the standard error. `posterior`: what to expect of them
+    together, by recorded runs and by these pictures, where that decided.
     """
 
     share: int
@@ -48,30 +50,34 @@ def judge(
     whether that is kept.
 
     Alone, or with another backbone's calibrated logits `beside` (M, K), it has to be right more often than logits `best` (M, K),
-    beyond its standard error. The mean of its answers and the `frozen` head's calibrated ones (M, K) varies less: it has to be
-    right no less often, and make the labels `truth` (M,) clearly likelier. Few pictures can hardly show that. So two networks answer
+    beyond the standard error; or as often, within it, and make the labels `truth` (M,) likelier by `SURER` of them. The mean of its
+    answers and the `frozen` head's calibrated ones (M, K) varies less: it has to be right no less often, and make the labels clearly
+    likelier. Few pictures can hardly show that. So two networks answer
     together, too, where what recorded runs let expect of it (`expected`), corrected by how much likelier it makes these labels, is
-    worth the cost: few answers change, and the head's are flattered by having been chosen, but all beliefs move. A rung that knows
-    less than a third of what the head knows was spoilt, which no recorded one was. What is `forced` is kept alone.
+    worth the cost: few answers change, and the head's are flattered by having been chosen, but all beliefs move. What is `forced` is
+    kept alone.
     """
     alone = _judged(shares, best, truth, beside)
     # One picture more, and none lost, always exceeds its own standard error: it takes two.
-    alone = replace(alone, kept=forced or alone.gain > max(alone.gain_se, 1.5 / max(1, len(truth))))
+    more = alone.gain > max(alone.gain_se, 1.5 / max(1, len(truth)))
+    surer = alone.gain >= -alone.gain_se and clearly_likelier(alone.logits, best, truth, SURER)
+    alone = replace(alone, kept=forced or more or surer)
     if frozen is None or forced:
         return alone
     pair = replace(_judged(shares, best, truth, frozen), kept=True, together=True)
     whole = replace(_judged(shares[:1], best, truth, frozen), kept=True, together=True)
-    alone, pair, whole = (replace(each, likelier=likelier(whole.logits, best, truth)) for each in (alone, pair, whole))
+    nats = likelier(whole.logits, best, truth)
+    alone, pair, whole = (replace(each, likelier=nats) for each in (alone, pair, whole))
     # What is kept alone costs half as much to run.
     if all(
         paired_gain(pair.logits, other, truth)[0] >= 0 and clearly_likelier(pair.logits, other, truth)
         for other in ([best, alone.logits] if alone.kept else [best])
     ):
         return pair
-    if alone.kept or expected is None or whole.likelier is None or 3 * _known(shares[0], truth) < _known(best, truth):
+    if alone.kept or expected is None:
         return alone
-    posterior = expected.updated(*by_likelihood(*whole.likelier))
-    return replace(whole if posterior.gain >= WORTH else alone, posterior=posterior)
+    posterior = expected.seen(*nats)
+    return replace(whole if nats[0] > 0 and posterior.gain >= WORTH else alone, posterior=posterior)
 
 
 def _judged(shares: NDArray[np.float32], best: Logits, truth: NDArray[np.int64], beside: Logits | None) -> Judged:

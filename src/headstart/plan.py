@@ -102,9 +102,10 @@ class Rung(_Record):
 class Plan(_Record):
     """Rungs in order, with reasons; `judge` tells how a rung is judged.
 
-    "folds" trains it once for each of several cross-validation folds (few pictures), "fold" holds one fold out (more pictures), "val"
-    uses the validation set that the person gave. With `refit`, kept rungs are trained again on all training pictures. `scratch_epochs`
-    is how long each small network from scratch trains; None: as long as transfer turned out to take, by the speeds in `evidence`.
+    "folds" trains it once for each of three cross-validation folds (few pictures; all of them without a test set), "fold" holds one
+    out (more pictures), "val" uses the validation set that the person gave. With `refit`, kept rungs are trained again on all training
+    pictures. `scratch_epochs` is how long each small network from scratch trains; None: as long as transfer turned out to take, by
+    the speeds in `evidence`.
     """
 
     format: Literal[1] = 1

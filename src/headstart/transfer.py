@@ -154,6 +154,7 @@ def transfer(
             model,
             result,
             store,
+            deadline=deadline,
             progress=progress,
         )
     return keep(folder, story, options, dataset, heads, plan, tuned, model, result, diagnosis)

@@ -11,6 +11,8 @@ from PIL import Image
 
 import headstart as hs
 from headstart.data.audit import finding, gravest_first
+from headstart.data.dataset import Dataset
+from headstart.diagnosis.leaks import Closeness
 from headstart.request import Options
 from tests.toys import TinyNet, stripes
 
@@ -35,6 +37,26 @@ def test_a_planted_size_is_told_by_the_run(tmp_path: Path, quick: None, count: i
         assert found["next_step"] and found["message"].split("'")[0] in run.report_html
     if "shortcut_size" in told:
         assert "turn0: 52 of 52 are 40 x 40 pixels" in told["shortcut_size"]["items"]
+
+
+def test_pairs_of_a_suspected_leak_are_shown(tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures, labels = stripes(130, classes=2)
+    plan = {"backbone": "module:TinyNet", "stages": STAGES, "rungs": [], "scratch_epochs": 1}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    shown: list[tuple[str, str]] = []
+
+    def suspected(dataset: Dataset, *rest: object, **more: object) -> Closeness:
+        pool, tested = dataset.indices("train"), dataset.indices("test")
+        pairs = np.stack([[tested[0], pool[0]], [pool[1], pool[9]], [pool[9], pool[1]]])
+        shown.extend((dataset.names[one], dataset.names[other]) for one, other in pairs[:2])
+        return Closeness(9.0, 3.0, np.concatenate([pool, tested]), pairs)
+
+    monkeypatch.setattr("headstart.diagnosis.diagnosis.suspected", suspected)
+    run = hs.fit((pictures, labels), tmp_path / "run", Options(plan=str(tmp_path / "plan.json")), module=TinyNet())
+    (told,) = (found for found in run.metrics["findings"] if found["kind"] == "near_copies")
+    assert told["items"] == [" ~ ".join(pair) for pair in shown], "each pair once, the most striking first"
+    assert 'id="pairs"' in run.report_html and "2 pairs are suspected" in run.report_html
+    assert all(name in run.report_html for pair in shown for name in pair)
 
 
 def test_warnings_come_before_notes() -> None:

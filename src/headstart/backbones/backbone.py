@@ -177,7 +177,8 @@ class Backbone(nn.Module):
         if len(shapes) != 1 or len(shapes[0]) != 3:
             return None
         height, width = (length for axis, length in enumerate(shapes[0]) if axis != axes[0])
-        return (height, width) if height * self.input.size[1] == width * self.input.size[0] else None
+        scale = height / self.input.size[0]
+        return (height, width) if abs(width - scale * self.input.size[1]) <= 1 else None
 
     def as_map(self, index: int, activation: Activation) -> Tensor:
         """The output of a stage that has a `map_size`, as (N, height, width, widths[index]) float32."""

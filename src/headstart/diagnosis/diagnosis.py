@@ -3,6 +3,7 @@ told, how far the data lie from the source, and what to be careful about, each w
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from headstart import runtime
@@ -53,11 +54,12 @@ def diagnose(
     proof: Proof,
     store: Store,
     *,
+    deadline: float = math.inf,
     progress: runtime.Progress = runtime.silent,
 ) -> Diagnosis:
-    """Look at what the run has computed, once the test set is open; nothing here changes the model. `engine` runs the
-    backbone as it came."""
-    near = suspected(dataset, heads, features, engine, store, progress)
+    """Look at what the run has computed, once the test set is open; nothing here changes the model. `engine` runs the backbone as it
+    came; past `deadline` (on `time.monotonic`'s clock) it runs no picture any more to look for leaks."""
+    near = suspected(dataset, heads, features, engine, store, deadline=deadline, progress=progress)
     findings = (
         *leaks(dataset, near),
         *shortcuts(dataset, heads, thumbs),
@@ -74,4 +76,5 @@ def diagnose(
         similarity(
             shift(engine.backbone, dataset, features.of(0), store), heads, tuned, dataset, engine.backbone.names
         ),
+        near.told,
     )

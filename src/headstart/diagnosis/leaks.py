@@ -11,6 +11,8 @@ head's, leak or not, so they are not asked.
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -32,6 +34,7 @@ FEWEST = 20  # pictures whose gaps are averaged at least
 SURE = 3.0  # standard errors by which a gap exceeds the next two; without a leak it is shorter than they are
 LONGER = 1.2  # times the next two that a gap is at least, however sure that it exceeds them
 COMPARED = 160  # pictures that are compared place by place with their nearest; half of them of the test, where there are as many
+FEW_PLACES = 10  # that a pair shares which is listed: chance gives as many where pictures of a class are alike
 RARE = 0.01  # chance of a gap as long as that of a picture that is listed, were there no leak
 
 
@@ -67,11 +70,17 @@ def suspected(
     features: Features,
     engine: Engine,
     store: Store,
+    *,
+    deadline: float = math.inf,
     progress: runtime.Progress = runtime.silent,
 ) -> Closeness:
-    """The nearest by whichever of the two measures is surer that they stand apart."""
-    both = closeness(dataset, heads, features), overlaps(dataset, heads, features, engine, store, progress)
-    return max(both, key=lambda each: (each.sure, each.errors))
+    """The nearest by whichever of the two measures is surer that they stand apart; past the deadline, by features alone."""
+    found = closeness(dataset, heads, features)
+    if time.monotonic() > deadline:
+        return found
+    return max(
+        found, overlaps(dataset, heads, features, engine, store, progress), key=lambda each: (each.sure, each.errors)
+    )
 
 
 def leaks(dataset: Dataset, found: Closeness) -> tuple[Finding, ...]:
@@ -131,12 +140,17 @@ def overlaps(
         return Closeness(0.0, 1.0, rows, np.empty((0, 2), np.int64))
     order = np.argsort(-shared, axis=1, kind="stable")
     far, mates = (np.take_along_axis(each, order, axis=1) for each in (-shared.astype(float), mates))
-    return replace(_apart(far, rows, mates[:, 0]), shared=True)
+    found = _apart(far, rows, mates[:, 0], least=1.0)
+    most = dict(zip(rows.tolist(), -far[:, 0], strict=True))
+    listed = [most[one] >= FEW_PLACES for one, _ in found.pairs.tolist()]
+    return replace(found, pairs=found.pairs[listed], shared=True)
 
 
-def _apart(far: NDArray[np.float64], rows: NDArray[np.int64], mates: NDArray[np.int64]) -> Closeness:
+def _apart(
+    far: NDArray[np.float64], rows: NDArray[np.int64], mates: NDArray[np.int64], least: float = 1e-9
+) -> Closeness:
     """Where the nearest stand apart: `far` (R, B), ascending, tells how far `rows` (R,) are from others, of which `mates` (R,) are the
-    nearest, on a scale on which steps times their rank are exponentially distributed where nothing leaks."""
+    nearest, on a scale on which steps times their rank are exponentially distributed where nothing leaks, and `least` on the mean."""
     with np.errstate(invalid="ignore"):
         gaps = np.diff(far) * np.arange(1, far.shape[1])
     best = Closeness(0.0, 1.0, rows, np.empty((0, 2), np.int64))
@@ -145,9 +159,9 @@ def _apart(far: NDArray[np.float64], rows: NDArray[np.int64], mates: NDArray[np.
         known = np.flatnonzero(np.isfinite(usual))
         if len(known) < FEWEST:
             continue
-        longer, scale = gaps[known, rank] - usual[known], float(usual[known].mean())
+        longer, scale = gaps[known, rank] - usual[known], max(float(usual[known].mean()), least)
         errors = float(longer.mean() / max(longer.std() / len(known) ** 0.5, 1e-9))
-        times = 1 + float(longer.mean()) / max(scale, 1e-9)
+        times = 1 + float(longer.mean()) / scale
         if errors > best.errors and times >= LONGER:
             striking = known[gaps[known, rank] > -np.log(RARE) * scale]
             order = striking[np.argsort(-gaps[striking, rank], kind="stable")]

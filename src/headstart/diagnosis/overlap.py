@@ -27,7 +27,7 @@ from headstart.features.extract import batches
 from headstart.features.settle import key_of, settle, transform_of
 from headstart.features.store import Store
 
-FINE, COARSE = 20, 40  # cells on a side of the map: at least, and at most
+FINE, COARSE = 20, 40  # cells on a side of the map: at least, and about at most
 WIDE = 64  # numbers that a cell is told by, at most
 TRIED = 256  # pairs of matches that propose a transform
 NEAR = 1 / 16  # of a side: how far a match may lie from where the transform puts it
@@ -47,11 +47,12 @@ class Map:
 
     @classmethod
     def of(cls, backbone: Backbone) -> Map | None:
-        """The highest map that is fine enough; None where the network has none."""
+        """The highest map that is fine enough in the first half of the forward pass; None where there is none."""
+        done = np.cumsum(backbone.flops) / max(1, sum(backbone.flops))
         for place in reversed(range(len(backbone.stages))):
             size = backbone.map_size(place)
-            if size is not None and min(size) >= FINE:
-                step = -(-max(size) // COARSE)
+            if size is not None and min(size) >= FINE and done[place] <= 0.5:
+                step = max(1, min(-(-max(size) // COARSE), min(size) // FINE))
                 return cls(place + 1, -(-size[0] // step), -(-size[1] // step), step)
         return None
 
@@ -83,6 +84,8 @@ def shared_places(
     if known is not None:
         return known[1]["shared"]
     needed = np.unique(np.concatenate([rows, mates.flatten()]))
+    # In the order of the contents: who shares a batch moves the last bits, and names and order of files must not.
+    needed = needed[np.argsort([dataset.digests[index] for index in needed])]
     place = {int(index): position for position, index in enumerate(needed)}
     try:
         with progress("Comparing places", len(needed) + len(rows), "pictures") as advance:
@@ -100,14 +103,14 @@ def shared_places(
 def _cells(
     engine: Engine, dataset: Dataset, chosen: Map, indices: NDArray[np.int64], advance: runtime.Advance
 ) -> Tensor:
-    """What every cell looks like (N, G, C), at length one."""
+    """What every cell of the pictures `indices` (N,), given in no order, looks like (N, G, C), at length one."""
     transform = transform_of(engine.backbone)
 
     def looked_at(pictures: NDArray[np.uint8]) -> Tensor:
         return engine.maps(pictures, chosen.cut)[:, :: chosen.step, :: chosen.step].flatten(1, 2)
 
-    sample = sorted(indices.tolist(), key=lambda index: dataset.digests[index])[:_SAMPLE]
-    describe = _descriptor(looked_at(np.stack([load_view(dataset.images, index, transform) for index in sample])))
+    sample = [load_view(dataset.images, int(index), transform) for index in indices[:_SAMPLE]]
+    describe = _descriptor(looked_at(np.stack(sample)))
     parts = []
     for chunk, cells in batches(
         dataset.images, indices.tolist(), transform, lambda pictures: describe(looked_at(pictures)), size=engine.batch

@@ -1,0 +1,127 @@
+"""A rung where another network answers beside the first: what held-out pictures say of it, and what it gives on the test.
+
+    python benchmarks/beside.py --data ../shared/data
+
+The draws of `--suite depth`, and the rung that few pictures get. EfficientNet-Lite0's frozen head, or the trained network in its
+place, answers together with the frozen head of EfficientNet-Lite1; and without it. Held out are three folds.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from averaging import SETS, SIZES
+from cells import headed
+from common import PLACES, commit, keep, results
+from depth import Case
+from headstart import runtime
+from headstart.backbones.catalog import load_backbone
+from headstart.choice import likelier, paired_gain
+from headstart.features.engine import Engine
+from headstart.features.extract import extract
+from headstart.finetune import Ladder, _Split
+from headstart.judge import SURER
+from headstart.planner import FEW_LADDER, cut_for, rung_from
+from headstart.race import race
+from headstart.tasks.classification import fit_temperature
+from headstart.views import more_views
+
+import numpy as np  # isort: skip
+
+RESULTS = Path(__file__).parent / "results" / "beside.json"
+SEEDS = (0, 1)
+OTHER = "tf_efficientnet_lite1"
+
+
+def measured(name: str, place: Path, size: str, seed: int) -> dict[str, Any]:
+    """For the rung alone and beside the other network, against the frozen head in its place: by how many nats it makes the held-out
+    labels likelier, the gain in accuracy on them, both with standard errors, and the gain on the test."""
+    case = Case.of(name, place.resolve(), size, seed)
+    assert case.plan.evidence is not None
+    data, store = case.dataset, case.store
+    pool, test, nobody = data.indices("train"), data.indices("test"), np.empty(0, np.int64)
+    rung = rung_from(case.plan.evidence, cut_for(case.plan.evidence.flops, FEW_LADDER[0]))
+    ladder = Ladder(data, case.features, store, case.engine, case.plan, case.heads)
+    folds, last = ladder._judging(pool), case.heads.last
+    other = Engine(load_backbone(OTHER))
+    features, _ = more_views(extract(other.backbone, data, store, engine=other), [other], data, store, seed=seed)
+    heads = race(features, data.labels[pool], data.fold[pool], len(data.classes), pool, store=store)
+    beside = Ladder(data, features, store, other, case.plan, heads)
+
+    def trained(fit: np.ndarray, held: np.ndarray) -> Any:
+        split = _Split(fit, held, case.engine.backbone, ladder._head(fit, last))
+        return ladder._train(rung, 0, split, ladder._source(rung, split.backbone, fit, held), runtime.nothing)
+
+    net = trained(pool, nobody).at(1.0)
+    truth, answers = data.labels[np.concatenate([held for _, held in folds])], data.labels[test]
+    held_out = {
+        "rung": np.concatenate([trained(fit, held).shares[0] for fit, held in folds]),
+        "head": ladder._held_out(case.heads.best, folds),
+        "other": beside._held_out(heads.best, folds),
+    }
+    tested = {
+        "rung": case._shown(net.backbone, net.linear(last.kind, last.strength)),
+        "head": case._answers(case.heads.best),
+        "other": beside._head(pool, heads.best).answers(features, test),
+    }
+    heat = {part: np.float32(fit_temperature(logits, truth)) for part, logits in held_out.items()}
+    row: dict[str, Any] = {}
+    for title, more in (("alone", ()), ("beside another", ("other",))):
+        (before, shown), (after, now) = (
+            [
+                np.mean([logits[part] / heat[part] for part in (own, *more)], axis=0).astype(np.float32)
+                for logits in (held_out, tested)
+            ]
+            for own in ("head", "rung")
+        )
+        row[title] = {
+            "likelier": likelier(after, before, truth),
+            "held_out_gain": paired_gain(after, before, truth),
+            "gain": paired_gain(now, shown, answers)[0],
+        }
+    return row
+
+
+def told(cases: Mapping[str, Any]) -> list[str]:
+    """What those give that are taken by accuracy, and by likelihood."""
+    rows = headed("| the rung | taken where | of | gain of these, mean | least | gain of the others |")
+    for title in ("alone", "beside another"):
+        found = [case[title] for case in cases.values()]
+        gain = 100 * np.array([each["gain"] for each in found])
+        right, surer = (
+            np.array([each[key] for each in found]) for key in ("held_out_gain", "likelier")
+        )  # each with its standard error
+        for rule, taken in (
+            ("right more often, by a standard error", right[:, 0] > right[:, 1]),
+            (
+                f"labels likelier, by {SURER:g} of them",
+                (surer[:, 0] > SURER * surer[:, 1]) & (right[:, 0] >= -right[:, 1]),
+            ),
+        ):
+            cells = [f"{gain[taken].mean():+.1f}", f"{gain[taken].min():+.1f}"] if taken.any() else ["", ""]
+            others = f"{gain[~taken].mean():+.1f}" if (~taken).any() else ""
+            rows.append(f"| {title} | {rule} | {taken.sum()} of {len(found)} | {' | '.join(cells)} | {others} |")
+    return rows
+
+
+def main() -> None:
+    """Measure what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    given = parser.parse_args()
+    record = results(RESULTS)
+    for seed, size, name in product(SEEDS, SIZES, SETS):
+        key = f"{name}, size {size}, seed {seed}"
+        if key not in record["cases"]:
+            found = measured(name, given.data / PLACES[name], size, seed)
+            record["cases"][key] = {"size": size, "commit": commit(), **found}
+            keep(record, RESULTS)
+            print(key, found, flush=True)
+
+
+if __name__ == "__main__":
+    main()
