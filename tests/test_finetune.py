@@ -440,10 +440,8 @@ def test_where_pictures_are_few_recorded_runs_count_for_the_first_rung(monkeypat
         (other,) = climb(TOGETHER.model_copy(update=unlike)).rungs
         assert other.posterior is None
     assert climb(TOGETHER, judge="fold").rungs[0].posterior is None
-    assert [rung.posterior for rung in climb(PAYS, TOGETHER).rungs] == [
-        None,
-        None,
-    ]  # the first is kept for what it gains
+    forced = replace_rung(PAYS, forced=True)
+    assert [rung.posterior for rung in climb(forced, TOGETHER).rungs] == [None, None], "only the first is like theirs"
 
 
 def test_a_rung_that_time_cut_short_is_not_kept_on_the_word_of_other_runs(monkeypatch: pytest.MonkeyPatch) -> None:

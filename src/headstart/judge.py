@@ -49,8 +49,9 @@ def judge(
     """Choose how a rung answers, from its held-out logits `shares` (A, M, K) at several interpolations, the whole way first, and
     whether that is kept.
 
-    Alone, or with another backbone's calibrated logits `beside` (M, K), it has to be right more often than logits `best` (M, K),
-    beyond the standard error; or as often, within it, and make the labels `truth` (M,) likelier by `SURER` of them. The mean of its
+    Alone, or with another backbone's calibrated logits `beside` (M, K), it has to make the labels `truth` (M,) clearly likelier than
+    logits `best` (M, K), and be right more often, beyond the standard error; or as often, within it, and make the labels likelier by
+    `SURER` standard errors. The mean of its
     answers and the `frozen` head's calibrated ones (M, K) varies less: it has to be right no less often, and make the labels clearly
     likelier. Few pictures can hardly show that. So two networks answer
     together, too, where what recorded runs let expect of it (`expected`), corrected by how much likelier it makes these labels, is
@@ -60,8 +61,8 @@ def judge(
     alone = _judged(shares, best, truth, beside)
     # One picture more, and none lost, always exceeds its own standard error: it takes two.
     more = alone.gain > max(alone.gain_se, 1.5 / max(1, len(truth)))
-    surer = alone.gain >= -alone.gain_se and clearly_likelier(alone.logits, best, truth, SURER)
-    alone = replace(alone, kept=forced or more or surer)
+    likely = clearly_likelier(alone.logits, best, truth, 1.0 if more else SURER)
+    alone = replace(alone, kept=forced or (likely and alone.gain >= -alone.gain_se))
     if frozen is None or forced:
         return alone
     pair = replace(_judged(shares, best, truth, frozen), kept=True, together=True)
