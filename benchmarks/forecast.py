@@ -209,11 +209,11 @@ def corrected(cases: Mapping[str, Any]) -> list[str]:
     seen = Seen.of(cases)
     assert seen is not None
     pictures, both = seen.left_out()
-    likelier, everything = seen.likelier[:, 0] > 0, np.full(len(seen.gain), True)
+    likelier, everything = seen.likelier[:, 0] > -seen.likelier[:, 1], np.full(len(seen.gain), True)
     rows = headed("| by | rungs | off by, RMS | within one stated error | kept | gain of these, mean over all |")
     for title, told, allowed in (
         ("the forecast", seen.told, everything), ("held-out pictures", pictures, everything), ("both", both, everything),
-        ("both, where the labels become likelier", both, likelier),
+        ("both, where the labels become no less likely", both, likelier),
         ("that, if the forecast has it tried", both, likelier & (seen.told[:, 0] >= WORTH)),
     ):  # fmt: skip
         off, kept = told[:, 0] - seen.gain, (told[:, 0] >= WORTH) & allowed

@@ -11,6 +11,7 @@ from headstart.choice import Logits, clearly_likelier, likelier, paired_gain
 from headstart.forecast import WORTH, Forecast
 from headstart.tasks.classification import fit_temperature
 
+SPOILT = 1 / 3  # of what the head knows in nats: a rung that knows less was ruined by its training
 SURER = 1.5  # standard errors; one picture that is answered far better makes one of them
 
 
@@ -55,8 +56,8 @@ def judge(
     answers and the `frozen` head's calibrated ones (M, K) varies less: it has to be right no less often, and make the labels clearly
     likelier. Few pictures can hardly show that. So two networks answer
     together, too, where what recorded runs let expect of it (`expected`), corrected by how much likelier it makes these labels, is
-    worth the cost: few answers change, and the head's are flattered by having been chosen, but all beliefs move. What is `forced` is
-    kept alone.
+    worth the cost: few answers change, and the head's are flattered by having been chosen, but all beliefs move. That is asked of a
+    rung that is not `SPOILT` and does not make the labels clearly less likely. What is `forced` is kept alone.
     """
     alone = _judged(shares, best, truth, beside)
     # One picture more, and none lost, always exceeds its own standard error: it takes two.
@@ -78,7 +79,8 @@ def judge(
     if alone.kept or expected is None:
         return alone
     posterior = expected.seen(*nats)
-    return replace(whole if nats[0] > 0 and posterior.gain >= WORTH else alone, posterior=posterior)
+    sound = nats[0] > -nats[1] and _known(shares[0], truth) >= SPOILT * _known(best, truth)
+    return replace(whole if sound and posterior.gain >= WORTH else alone, posterior=posterior)
 
 
 def _judged(shares: NDArray[np.float32], best: Logits, truth: NDArray[np.int64], beside: Logits | None) -> Judged:
