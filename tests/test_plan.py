@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from headstart.cost import scratch_epochs, seconds, seconds_of
+from headstart.cost import judgings, scratch_epochs, seconds, seconds_of
 from headstart.errors import PlanError
 from headstart.forecast import WORTH, Forecast
 from headstart.plan import Budget, Evidence, Plan, Rung, load_plan
@@ -72,6 +72,17 @@ def test_the_judge_follows_the_data() -> None:
     assert plan(changes={"images": FEW_IMAGES}).judge == "fold"
     given_val = plan(given_val=True)
     assert (given_val.judge, given_val.refit) == ("val", False)
+
+
+@pytest.mark.parametrize(
+    ("folds", "judge", "expected"),
+    [(5, "folds", (3, 0.8)), (2, "folds", (2, 0.5)), (10, "fold", (1, 0.9)), (5, "val", (1, 1.0))],
+)
+def test_what_judging_takes_follows_the_folds(folds: int, judge: str, expected: tuple[int, float]) -> None:
+    assert judgings(folds, judge) == expected
+    known, rung = evidence().model_copy(update={"folds": folds}), Rung(cut=2, epochs=10)
+    trainings, share = expected
+    assert seconds(known, rung, judge) == seconds_of(known, rung, 10 * (trainings * share + (judge != "val")))
 
 
 def test_asked_for_modes() -> None:

@@ -6,16 +6,20 @@ import math
 
 from headstart.plan import Evidence, Rung
 
-# Share of the training pictures that a training goes over where it is judged.
-JUDGED = {"folds": 0.8, "fold": 0.8, "val": 1.0}
-# Of five folds, those that a rung is judged on with "folds", where a test set proves the model in the end.
+# Of the folds, those that a rung is judged on with "folds", where a test set proves the model in the end.
 FOLDS_JUDGED = 3
+
+
+def judgings(folds: int, judge: str) -> tuple[int, float]:
+    """How many trainings judge a rung, each on a fold or on a given validation set; and the share of the training pictures that one
+    of them goes over."""
+    return (1, 1.0) if judge == "val" else (min(FOLDS_JUDGED, folds) if judge == "folds" else 1, 1 - 1 / folds)
 
 
 def seconds(evidence: Evidence, rung: Rung, judge: str) -> float:
     """Estimated wall time of a rung: its views through the frozen part, its judging and its refit."""
-    trainings, refits = (FOLDS_JUDGED if judge == "folds" else 1), judge != "val"
-    return seconds_of(evidence, rung, rung.epochs * (trainings * JUDGED[judge] + refits))
+    trainings, share = judgings(evidence.folds, judge)
+    return seconds_of(evidence, rung, rung.epochs * (trainings * share + (judge != "val")))
 
 
 def seconds_of(evidence: Evidence, rung: Rung, epochs: float) -> float:

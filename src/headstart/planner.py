@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from headstart.cost import FOLDS_JUDGED, seconds
+from headstart.cost import judgings, seconds
 from headstart.forecast import WORTH
 from headstart.plan import Budget, Evidence, Plan, Rung
 
@@ -94,9 +94,9 @@ _FEWEST_MISTAKES = 1.5
 
 def _mistakes(evidence: Evidence, judge: str) -> float:
     """How many the head is expected to make on the pictures that judge a rung; a given validation set is taken as no smaller."""
-    return (
-        (1.0 - evidence.head_accuracy) * evidence.images * {"folds": 0.2 * FOLDS_JUDGED, "fold": 0.2, "val": 1.0}[judge]
-    )
+    trainings, share = judgings(evidence.folds, judge)
+    asked = 1.0 if judge == "val" else trainings * (1 - share)
+    return (1.0 - evidence.head_accuracy) * evidence.images * asked
 
 
 def cut_for(flops: list[int], share: float) -> int:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from headstart import runtime
 from headstart.baselines import Thumbnails, fit_pixels, majority_logits, pixel_features, thumbnails
-from headstart.cost import JUDGED, scratch_epochs, seconds_of
+from headstart.cost import judgings, scratch_epochs, seconds_of
 from headstart.data.dataset import Dataset
 from headstart.data.splits import assign_folds
 from headstart.evaluate import TestReport, evaluate
@@ -152,7 +152,7 @@ def _scratch_epochs(plan: Plan, tuned: Finetuned, trainings: int) -> tuple[int, 
     if plan.scratch_epochs is not None:
         return plan.scratch_epochs, f"{plan.scratch_epochs} epochs, as the plan says"
     assert plan.evidence is not None  # a plan that has neither is refused
-    share = JUDGED[plan.judge]
+    _, share = judgings(plan.evidence.folds, plan.judge)
     tuning = sum(
         seconds_of(
             plan.evidence, each.rung, share * sum(map(len, each.curves)) + each.epochs * (each.kept and plan.refit)

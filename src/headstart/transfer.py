@@ -222,6 +222,7 @@ def planned(
         decode_seconds=decode_seconds(dataset, engine.backbone),
         scratch_seconds=float(_speed(engine, store, "scratch", lambda: [scratch_seconds()])[0]),
         views=heads.last.views,
+        folds=len(np.unique(dataset.fold[pool])),
         head_log_loss=loss,
         shift=far,
         forecast=None if far is None else forecast(loss, far, len(pool), len(dataset.classes), backbone=name),
