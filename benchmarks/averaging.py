@@ -13,7 +13,7 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
@@ -112,28 +112,30 @@ def by_average(cases: Mapping[str, Any]) -> list[str]:
     return rows
 
 
-def main() -> None:
-    """Measure what is missing."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def draw_by_draw(about: str | None, path: Path, seeds: Sequence[int], measure: Callable[..., dict[str, Any]]) -> None:
+    """Measure what is missing of all draws with few pictures, and write after each."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     given = parser.parse_args()
-    record = results(RESULTS)
-    for seed, size, name in product(SEEDS, SIZES, SETS):
+    record = results(path)
+    for seed, size, name in product(seeds, SIZES, SETS):
         key = f"{name}, size {size}, seed {seed}"
         if key not in record["cases"]:
-            with (
-                patch.object(sys.modules[Ladder.__module__], "Checkpoint", Collecting),
-                tempfile.TemporaryDirectory() as folder,
-            ):
-                os.environ["HEADSTART_CACHE"] = folder  # a rung that is remembered is not trained again
-                record["cases"][key] = {
-                    "size": size,
-                    "commit": commit(),
-                    **measured(name, given.data / PLACES[name], size, seed),
-                }
-            keep(record, RESULTS)
-            print(key, record["cases"][key], flush=True)
+            found = measure(name, given.data / PLACES[name], size, seed)
+            record["cases"][key] = {"size": size, "commit": commit(), **found}
+            keep(record, path)
+            print(key, found, flush=True)
+
+
+def anew(*case: Any) -> dict[str, Any]:
+    """What is `measured` with an empty store: a rung that is remembered is not trained again."""
+    with (
+        patch.object(sys.modules[Ladder.__module__], "Checkpoint", Collecting),
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        os.environ["HEADSTART_CACHE"] = folder
+        return measured(*case)
 
 
 if __name__ == "__main__":
-    main()
+    draw_by_draw(__doc__, RESULTS, SEEDS, anew)

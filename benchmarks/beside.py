@@ -8,15 +8,12 @@ place, answers together with the frozen head of EfficientNet-Lite1; and without 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
-from itertools import product
 from pathlib import Path
 from typing import Any
 
-from averaging import SETS, SIZES
+from averaging import draw_by_draw
 from cells import headed
-from common import PLACES, commit, keep, results
 from depth import Case
 from headstart import runtime
 from headstart.backbones.catalog import load_backbone
@@ -108,20 +105,5 @@ def told(cases: Mapping[str, Any]) -> list[str]:
     return rows
 
 
-def main() -> None:
-    """Measure what is missing."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    given = parser.parse_args()
-    record = results(RESULTS)
-    for seed, size, name in product(SEEDS, SIZES, SETS):
-        key = f"{name}, size {size}, seed {seed}"
-        if key not in record["cases"]:
-            found = measured(name, given.data / PLACES[name], size, seed)
-            record["cases"][key] = {"size": size, "commit": commit(), **found}
-            keep(record, RESULTS)
-            print(key, found, flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    draw_by_draw(__doc__, RESULTS, SEEDS, measured)
