@@ -22,12 +22,12 @@ from unittest.mock import patch
 from cells import headed, percent
 from common import PLACES, commit, keep, results
 from depth import Case
-from headstart import runtime  # (before torch, which then takes its patience with threads)
-from headstart.finetune import Ladder, _Split
+from headstart import runtime  # noqa: F401  (before torch, which then takes its patience with threads)
 from headstart.heads import Head
 from headstart.planner import FEW_LADDER, cut_for, rung_from
 from headstart.suffix import Net
 from headstart.train import Checkpoint
+from headstart.tuning import Tuning
 
 import numpy as np  # isort: skip
 import torch  # isort: skip
@@ -62,14 +62,12 @@ def measured(name: str, place: Path, size: str, seed: int) -> dict[str, Any]:
     case = Case.of(name, place.resolve(), size, seed)
     assert case.plan.evidence is not None
     rung = rung_from(case.plan.evidence, cut_for(case.plan.evidence.flops, FEW_LADDER[0]))
-    ladder = Ladder(case.dataset, case.features, case.store, case.engine, case.plan, case.heads)
     head, pool, nobody = case._answers(case.heads.best), case.dataset.indices("train"), np.empty(0, np.int64)
     row: dict[str, Any] = {"images": len(pool), "head": float(case._right(head).mean())}
 
     def trained(fit: Any, number: int = 0) -> tuple[Net, Weights]:
-        split = _Split(fit, nobody, case.engine.backbone, ladder._head(fit, case.heads.last))
         Collecting.seen = []
-        done = ladder._train(rung, number, split, ladder._source(rung, split.backbone, fit, nobody), runtime.nothing)
+        done = case.tuning.train(rung, number, case.tuning.start(case.heads.last, fit, nobody))
         return done.net, done.outcome.weights
 
     def told(title: str, net: Net, weights: Weights) -> None:
@@ -84,7 +82,7 @@ def measured(name: str, place: Path, size: str, seed: int) -> dict[str, Any]:
     net, once = trained(pool)
     told("trained once", net, once)
     told("both averaged", net, mean([once, other]))
-    folds = [trained(fit) for fit, _ in ladder._judging(pool)]
+    folds = [trained(fit) for fit, _ in case.tuning.judging()]
     heads = [own.linear("logistic", 0.0) for own, _ in folds]
     # Every fold standardises its features for itself: what is averaged are the heads on raw features.
     net.load(once | mean([weights for _, weights in folds]))
@@ -130,7 +128,7 @@ def draw_by_draw(about: str | None, path: Path, seeds: Sequence[int], measure: C
 def anew(*case: Any) -> dict[str, Any]:
     """What is `measured` with an empty store: a rung that is remembered is not trained again."""
     with (
-        patch.object(sys.modules[Ladder.__module__], "Checkpoint", Collecting),
+        patch.object(sys.modules[Tuning.__module__], "Checkpoint", Collecting),
         tempfile.TemporaryDirectory() as folder,
     ):
         os.environ["HEADSTART_CACHE"] = folder

@@ -15,16 +15,15 @@ from typing import Any
 from averaging import draw_by_draw
 from cells import headed
 from depth import Case
-from headstart import runtime
 from headstart.backbones.catalog import load_backbone
 from headstart.choice import likelier, paired_gain
 from headstart.features.engine import Engine
 from headstart.features.extract import extract
-from headstart.finetune import Ladder, _Split
 from headstart.judge import SURER
 from headstart.planner import FEW_LADDER, cut_for, rung_from
 from headstart.race import race
 from headstart.tasks.classification import fit_temperature
+from headstart.tuning import Tuning
 from headstart.views import more_views
 
 import numpy as np  # isort: skip
@@ -42,28 +41,26 @@ def measured(name: str, place: Path, size: str, seed: int) -> dict[str, Any]:
     data, store = case.dataset, case.store
     pool, test, nobody = data.indices("train"), data.indices("test"), np.empty(0, np.int64)
     rung = rung_from(case.plan.evidence, cut_for(case.plan.evidence.flops, FEW_LADDER[0]))
-    ladder = Ladder(data, case.features, store, case.engine, case.plan, case.heads)
-    folds, last = ladder._judging(pool), case.heads.last
+    folds, last = case.tuning.judging(), case.heads.last
     other = Engine(load_backbone(OTHER))
     features, _ = more_views(extract(other.backbone, data, store, engine=other), [other], data, store, seed=seed)
     heads = race(features, data.labels[pool], data.fold[pool], len(data.classes), pool, store=store)
-    beside = Ladder(data, features, store, other, case.plan, heads)
+    beside = Tuning(data, features, store, other, case.plan)
 
     def trained(fit: np.ndarray, held: np.ndarray) -> Any:
-        split = _Split(fit, held, case.engine.backbone, ladder._head(fit, last))
-        return ladder._train(rung, 0, split, ladder._source(rung, split.backbone, fit, held), runtime.nothing)
+        return case.tuning.train(rung, 0, case.tuning.start(last, fit, held))
 
     net = trained(pool, nobody).at(1.0)
     truth, answers = data.labels[np.concatenate([held for _, held in folds])], data.labels[test]
     held_out = {
         "rung": np.concatenate([trained(fit, held).shares[0] for fit, held in folds]),
-        "head": ladder._held_out(case.heads.best, folds),
-        "other": beside._held_out(heads.best, folds),
+        "head": case.tuning.held_out(case.heads.best),
+        "other": beside.held_out(heads.best),
     }
     tested = {
         "rung": case._shown(net.backbone, net.linear(last.kind, last.strength)),
         "head": case._answers(case.heads.best),
-        "other": beside._head(pool, heads.best).answers(features, test),
+        "other": beside.head(heads.best, pool).answers(features, test),
     }
     heat = {part: np.float32(fit_temperature(logits, truth)) for part, logits in held_out.items()}
     row: dict[str, Any] = {}

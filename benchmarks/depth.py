@@ -36,10 +36,11 @@ from headstart.forecast import Forecast, forecast
 from headstart.heads import Head, Score
 from headstart.plan import Plan
 from headstart.planner import FEW_LADDER, cut_for, decide, rung_from
-from headstart.race import Race, fit_winner, race
+from headstart.race import Race, race
 from headstart.request import Options, audited
 from headstart.tasks.classification import ece, fit_temperature
 from headstart.transfer import planned
+from headstart.tuning import Tuning
 from headstart.views import more_views
 from regret import JUDGED, LADDER
 
@@ -106,10 +107,14 @@ class Case:
         plan = planned(dataset, [own], heads, features, options, store)
         return cls(dataset, features, heads, plan, store, own)
 
+    @property
+    def tuning(self) -> Tuning:
+        """What trainings by the plan of this case share."""
+        return Tuning(self.dataset, self.features, self.store, self.engine, self.plan)
+
     def _answers(self, score: Score) -> np.ndarray:
         """Test logits of a head on frozen features."""
-        pool, labels = self.dataset.indices("train"), self.dataset.labels
-        head = fit_winner(score, self.features, labels[pool], len(self.dataset.classes), pool, self.store)
+        head = self.tuning.head(score, self.dataset.indices("train"))
         return head.answers(self.features, self.dataset.indices("test"))
 
     def facts(self) -> dict[str, Any]:
@@ -144,8 +149,7 @@ class Case:
         if name != LADDER:
             assert self.plan.evidence is not None
             rungs = [rung_from(self.plan.evidence, how["cut"]).model_copy(update=how) for how in RUNGS[name]]
-            ladder = Ladder(self.dataset, self.features, self.store, self.engine, self.plan, self.heads)
-            done = ladder.refit([(rung, 1.0) for rung in rungs])
+            done = Ladder(self.tuning, self.heads).refit([(rung, 1.0) for rung in rungs])
             assert done is not None
             spent = time.perf_counter() - began
             own, beside = self._shown(*done), self._answers(self.heads.best)

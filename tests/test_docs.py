@@ -30,9 +30,9 @@ from headstart.diagnosis.growth import FARTHEST, FEWEST, Prior
 from headstart.diagnosis.similarity import LARGE, NEAR, SURE
 from headstart.features import engine
 from headstart.features.shift import ANSWERS, PICTURES
-from headstart.finetune import ALPHAS
 from headstart.plan import Budget, Evidence, Rung, load_plan
 from headstart.planner import FEW_IMAGES, FEW_LADDER, LADDER
+from headstart.tuning import ALPHAS
 from headstart.unknown import AXES, LOST
 
 ROOT = Path(__file__).parents[1]

@@ -26,7 +26,7 @@ from headstart.data.load import load_dataset
 from headstart.features.engine import Engine
 from headstart.features.extract import Features, extract, together
 from headstart.features.store import Store
-from headstart.finetune import ALPHAS, Finetuned, Ladder, finetune
+from headstart.finetune import Finetuned, Ladder, finetune
 from headstart.forecast import WORTH, Forecast
 from headstart.heads import fit_head
 from headstart.plan import Evidence, Plan, Rung
@@ -34,6 +34,7 @@ from headstart.race import Race, fit_winner, race
 from headstart.suffix import FromStore, Net, between
 from headstart.tasks.classification import fit_temperature
 from headstart.train import Trained, train
+from headstart.tuning import ALPHAS, Tuning
 from tests.toys import striped, stripes, tiny_backbone
 
 # `headstart.finetune` is the function; this is the room that it lives in.
@@ -53,10 +54,7 @@ class Start:
     def ladder(self, *rungs: Rung, store: Store | None = None, **options: Any) -> Ladder:
         fields = {name: options.pop(name) for name in ("deadline", "progress", "cached") if name in options}
         plan = Plan(backbone="net", stages=list(self.backbone.names), rungs=list(rungs), **options)
-        return Ladder(
-            self.dataset, self.features, store or Store(), self.engine, plan, self.heads,
-            fields.get("deadline", math.inf), fields.get("progress", runtime.silent), fields.get("cached", True),
-        )  # fmt: skip
+        return Ladder(Tuning(self.dataset, self.features, store or Store(), self.engine, plan, **fields), self.heads)
 
 
 def start(dataset: Dataset, store: Store | None = None) -> Start:
@@ -144,7 +142,7 @@ def test_a_rung_that_is_forced_is_kept_whatever_it_gains_and_is_judged_once(
         judged.append(len(given[4]))
         return train(*given, **options)
 
-    monkeypatch.setattr(room, "train", trained)
+    monkeypatch.setattr("headstart.tuning.train", trained)
     (result,) = begun.ladder(replace_rung(HURTS, forced=True)).climb().rungs
     assert judged == [0]  # pictures held out: none in the refit, and what the first ladder judged is remembered
     assert result.kept and not dropped.kept and result.gain == dropped.gain <= 0
@@ -186,10 +184,10 @@ def replace_rung(rung: Rung, **changes: Any) -> Rung:
 
 def test_a_rung_is_judged_on_whole_folds_by_models_that_did_not_see_them(begun: Start) -> None:
     dataset, pool = begun.dataset, begun.dataset.indices("train")
-    some = begun.ladder(HURTS, judge="folds")._judging(pool)
+    some = begun.ladder(HURTS, judge="folds").tuning.judging()
     unproved = replace(dataset, split=np.where(dataset.split == "test", "unused", dataset.split))
-    every = replace(begun.ladder(HURTS, judge="folds"), dataset=unproved)._judging(pool)
-    (one,) = begun.ladder(HURTS, judge="fold")._judging(pool)
+    every = replace(begun, dataset=unproved).ladder(HURTS, judge="folds").tuning.judging()
+    (one,) = begun.ladder(HURTS, judge="fold").tuning.judging()
     for fit, held in (*some, *every, one):
         assert sorted([*fit, *held]) == sorted(pool.tolist()), "what is not judged trains"
         assert not set(dataset.groups[fit]) & set(dataset.groups[held])
@@ -286,7 +284,7 @@ def test_a_ladder_that_was_climbed_is_not_trained_again(begun: Start, monkeypatc
     def trained(*_: object, **__: object) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(room, "train", trained)
+    monkeypatch.setattr("headstart.tuning.train", trained)
     second = begun.ladder(PAYS).climb()
     assert same(first, second)
     assert second.rungs[0].curves == first.rungs[0].curves
@@ -319,7 +317,7 @@ class Clock:
 def test_time_that_runs_out_in_the_refit_gives_the_first_splits_model(
     begun: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps = PAYS.epochs * math.ceil(len(begun.ladder(PAYS)._judging(begun.dataset.indices("train"))[0][0]) / 16)
+    steps = PAYS.epochs * math.ceil(len(begun.ladder(PAYS).tuning.judging()[0][0]) / 16)
     monkeypatch.setattr("headstart.train.time", Clock(steps + 3))
     tuned = begun.ladder(PAYS, deadline=50.0 + 1e12).climb()  # the ladder's own clock never strikes
     assert tuned.refit
@@ -345,11 +343,12 @@ def test_the_share_that_judges_best_is_taken(begun: Start, monkeypatch: pytest.M
     """With one share allowed the model is that far from its start; with all, it is the best of them."""
     alone = {}
     for share in ALPHAS:
-        monkeypatch.setattr(room, "ALPHAS", (share,))
-        (result,) = begun.ladder(PAYS).climb().rungs
+        with monkeypatch.context() as patch:
+            for place in (room, sys.modules[Tuning.__module__]):
+                patch.setattr(place, "ALPHAS", (share,))
+            (result,) = begun.ladder(PAYS).climb().rungs
         assert result.alpha == share
         alone[share] = result.accuracy
-    monkeypatch.setattr(room, "ALPHAS", ALPHAS)
     (result,) = begun.ladder(PAYS).climb().rungs
     assert result.accuracy == max(alone.values()) == alone[result.alpha]
 
@@ -382,7 +381,7 @@ def test_a_rung_that_is_not_right_more_often_may_answer_together_with_the_frozen
     assert 0 <= result.gain < result.gain_se  # for accuracy alone it would have been dropped
     assert result.reason.startswith("kept: together with the frozen head +")
     labels = begun.dataset.labels[tuned.held]
-    frozen = ladder._held_out(begun.heads.best, ladder._judging(pool))
+    frozen = ladder.tuning.held_out(begun.heads.best)
     assert clearly_likelier(tuned.logits, frozen, labels)
     alone = begun.ladder(replace_rung(TOGETHER, forced=True), judge="folds").climb()
     assert not alone.together and alone.rungs[0].reason.startswith("kept, as asked for")
@@ -447,7 +446,7 @@ def test_where_pictures_are_few_recorded_runs_count_for_the_first_rung(monkeypat
 def test_a_rung_that_time_cut_short_is_not_kept_on_the_word_of_other_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("headstart.judge.clearly_likelier", lambda *given: False)
     begun = start(striped(150, contrast=20))
-    monkeypatch.setattr(room, "train", partial(_cut_short, room.train))
+    monkeypatch.setattr("headstart.tuning.train", partial(_cut_short, train))
     evidence = Evidence.model_construct(forecast=Forecast(0.1, 0.001))
     (result,) = begun.ladder(TOGETHER, judge="folds", evidence=evidence).climb().rungs
     assert not result.complete and not result.kept and result.posterior is None

@@ -23,6 +23,7 @@ from headstart.lineup import Lineup, line_up
 from headstart.plan import Plan, Rung
 from headstart.race import fit_winner, race
 from headstart.request import Options
+from headstart.tuning import Tuning
 from tests.toys import SPEC, TinyNet, striped, stripes
 
 
@@ -129,7 +130,7 @@ def test_a_finetuned_network_answers_together_with_the_one_beside_it(dataset: Da
     heads = replace(heads, best=replace(pair, parts=((weak, 50.0), pair.parts[1])))
     rung = Rung(cut=1, epochs=12, views=2, lr_body=1e-2, lr_head=1e-2)
     plan = Plan(backbone="net", stages=list(one.backbone.names), rungs=[rung])
-    tuned = Ladder(dataset, both, store, one, plan, heads).climb()
+    tuned = Ladder(Tuning(dataset, both, store, one, plan), heads).climb()
     assert tuned.kept, "the rung pays here"
     partner, heat = pair.parts[1]
     assert tuned.head.taps == tuple(sorted({len(both.own) - 1, *partner.taps}))
