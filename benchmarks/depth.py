@@ -176,8 +176,8 @@ class Case:
             update={"rungs": [rung], "evidence": evidence.model_copy(update={"forecast": None})}
         )
         (result,) = finetune(self.engine, self.heads, self.features, self.dataset, plan, self.store).rungs
-        assert result.likelier is not None
-        nats, error = result.likelier
+        assert result.with_head is not None
+        nats, error = result.with_head
         return {"cut": rung.cut, "gain": result.gain, "gain_se": result.gain_se, "likelier": nats, "likelier_se": error}
 
     @staticmethod

@@ -427,13 +427,15 @@ def test_where_pictures_are_few_recorded_runs_count_for_the_first_rung(monkeypat
     tuned = climb(TOGETHER, PAYS)
     (result,) = tuned.rungs  # what other runs kept is no bar for a second rung
     assert result.kept and result.together and tuned.together and 0 <= result.gain < result.gain_se
-    assert result.likelier is not None and result.posterior == HOPE.seen(*result.likelier)
-    assert result.reason.endswith(f" nats likelier: {result.posterior} with what runs on other data let expect")
+    assert result.with_head == result.likelier and result.posterior == HOPE.seen(*result.likelier)
+    assert result.reason.endswith(f" nats likelier; with what runs on other data let expect {result.posterior}")
     for expected in (None, Forecast(-0.02, 0.005), Forecast(-0.1, 0.02)):
         (dropped,) = climb(TOGETHER, expected=expected).rungs
         assert not dropped.kept and (dropped.posterior is None) == (expected is None)
         assert dropped.posterior is None or (
-            dropped.posterior.gain < WORTH and str(dropped.posterior) in dropped.reason
+            dropped.posterior.gain < WORTH
+            and "; together with the frozen head " in dropped.reason
+            and dropped.reason.endswith(f" let expect {dropped.posterior}")
         )
     for unlike in ({"trains": "norms"}, {"until": 2}, {"cut": 0, "views": 1}):
         (other,) = climb(TOGETHER.model_copy(update=unlike)).rungs

@@ -12,6 +12,7 @@ from headstart.judge import judge
 
 Logits = NDArray[np.float32]
 TRUTH = np.arange(90) % 3
+HOPE = Forecast(0.05, 0.005)
 
 
 def answers(right: float, seed: int, sure: float = 2.0) -> Logits:
@@ -49,7 +50,7 @@ def test_heads_that_err_apart_answer_together() -> None:
             np.testing.assert_allclose(found.logits, 0.5 * (trained / np.float32(found.heat) + frozen), rtol=1e-5)
             assert clearly_likelier(found.logits, frozen, TRUTH)
         seen.add(found.together)
-    assert True in seen
+    assert seen == {False, True}
     same = judge(frozen[None], frozen, TRUTH, frozen=frozen)
     assert not same.kept and not same.together  # a mean with itself tells nothing new
 
@@ -72,18 +73,28 @@ def test_what_recorded_runs_let_expect_keeps_two_networks_where_pictures_do_not_
     frozen, trained = answers(0.7, 3), answers(0.68, 4)
     without = judge(trained[None], frozen, TRUTH, frozen=frozen)
     assert not without.kept
-    hopeful = judge(trained[None], frozen, TRUTH, frozen=frozen, expected=Forecast(0.05, 0.005))
+    hopeful = judge(trained[None], frozen, TRUTH, frozen=frozen, expected=HOPE)
     assert hopeful.kept and hopeful.together and hopeful.posterior is not None
     nats = likelier(hopeful.logits, frozen, TRUTH)
-    assert hopeful.likelier == nats
-    assert hopeful.posterior == Forecast(0.05, 0.005).seen(*nats) and hopeful.posterior.gain > WORTH
+    assert hopeful.likelier == hopeful.with_head == nats
+    assert hopeful.posterior == HOPE.seen(*nats) and hopeful.posterior.gain > WORTH
     np.testing.assert_allclose(hopeful.logits, 0.5 * (trained / np.float32(hopeful.heat) + frozen), rtol=1e-5)
-    bad = judge(answers(0.05, 5, sure=8.0)[None], frozen, TRUTH, frozen=frozen, expected=Forecast(0.02, 0.05))
-    assert not bad.kept, "it knows nothing"
+    bad = judge(answers(0.05, 5, sure=8.0)[None], frozen, TRUTH, frozen=frozen, expected=HOPE)
+    assert bad.with_head is not None and bad.with_head[0] < -bad.with_head[1]
+    assert not bad.kept and bad.posterior is None, "the labels are clearly less likely"
     worse = judge(trained[None], frozen, TRUTH, frozen=frozen, expected=Forecast(-0.02, 0.005))
     assert not worse.kept  # the pictures alone would have it
     assert worse.posterior is not None and worse.posterior.gain < WORTH
-    assert worse.likelier is not None and worse.likelier[0] > 0
+    assert worse.with_head is not None and worse.with_head[0] > 0
+
+
+def test_a_rung_that_its_training_ruined_is_not_kept_for_the_head_beside_it() -> None:
+    """Beside a head that it hardly disturbs, the labels are no clearly less likely; by recorded runs alone it would be kept."""
+    frozen, noise = answers(0.7, 3), np.random.default_rng(2).normal(0, 1, (1, 90, 3)).astype(np.float32)
+    found = judge(noise, frozen, TRUTH, frozen=frozen, expected=HOPE)
+    assert found.with_head is not None and found.with_head[0] > -found.with_head[1]
+    assert HOPE.seen(*found.with_head).gain >= WORTH
+    assert not found.kept and found.posterior is None
 
 
 def test_what_recorded_runs_keep_is_all_that_training_changed() -> None:
@@ -92,9 +103,9 @@ def test_what_recorded_runs_keep_is_all_that_training_changed() -> None:
     shares = np.stack([answers(0.68, 4), frozen])  # the latter: nothing of it
     for each in (shares, shares[:1]):
         found = judge(each, frozen, TRUTH, frozen=frozen, expected=Forecast(0.2, 0.001))
-        assert found.kept and found.together and found.share == 0 and found.likelier is not None
+        assert found.kept and found.together and found.share == 0 and found.with_head is not None
     alone = judge(shares, frozen, TRUTH, frozen=frozen)
-    assert not alone.kept and alone.likelier == found.likelier
+    assert not alone.kept and alone.with_head == found.with_head
 
 
 def test_a_single_network_is_kept_for_what_it_gains_alone() -> None:

@@ -28,7 +28,7 @@ def plan() -> Plan:
 
 def climbed(rung: Rung, epochs: int, kept: bool) -> Finetuned:
     curve = tuple(Epoch(number, 1.0, 1.0, 0.5) for number in range(epochs))
-    result = RungResult(rung, 0.9, 0.01, 0.005, 1.0, epochs, kept, True, (curve,), 1.0, "")
+    result = RungResult(rung, 0.9, 0.01, 0.005, (0.1, 0.02), 1.0, epochs, kept, True, (curve,), 1.0, "")
     nobody = np.empty(0, np.int64)
     return Finetuned(None, None, (result,), nobody, np.empty((0, 5), np.float32), True, ())  # type: ignore[arg-type]
 

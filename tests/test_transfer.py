@@ -7,7 +7,6 @@ import io
 import json
 import math
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -134,7 +133,7 @@ def test_a_second_fit_is_all_from_the_store(trained: Trained, monkeypatch: pytes
     monkeypatch.setattr(Backbone, "forward", computed)
     monkeypatch.setattr(Backbone, "pooled", computed)
     monkeypatch.setattr(Backbone, "run_and_pool", computed)
-    monkeypatch.setattr(sys.modules["headstart.finetune"], "train", computed)
+    monkeypatch.setattr("headstart.tuning.train", computed)
     monkeypatch.setattr("headstart.scratch.train", computed)
     monkeypatch.setattr(import_module("headstart.race"), "_compete", computed)
     monkeypatch.setattr(import_module("headstart.diagnosis.growth"), "answered", computed)

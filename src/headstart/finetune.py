@@ -37,17 +37,18 @@ from headstart.tuning import ALPHAS, Split, Tuning
 class RungResult:
     """What one rung did on the pictures held out from it.
 
-    `gain` and `gain_se`: accuracy over the best so far, paired picture by picture. `alpha`: the interpolation share chosen.
-    `curves`: one per judged split. `complete` is false where time ran out in the middle. `together`: it was judged as it answers
-    together with the frozen head. `likelier`: by how many nats it makes the held-out labels likelier together with that head than the
-    best so far did, and the standard error. `posterior`: what is to be expected of the gain together with it, by recorded runs and
-    held-out pictures, where that decided.
+    `gain` and `gain_se`: accuracy over the best so far, paired picture by picture. `likelier`: by how many nats it makes the labels
+    likelier, and the standard error. `alpha`: the interpolation share chosen. `curves`: one per judged split. `complete` is false
+    where time ran out in the middle. `together`: all that is told here is of its answers together with the frozen head's. `with_head`:
+    `likelier` as it would be with that head and with all that training changed, where that was looked at. `posterior`: what is then to
+    be expected of the gain, by recorded runs and held-out pictures, where that decided.
     """
 
     rung: Rung
     accuracy: float
     gain: float
     gain_se: float
+    likelier: tuple[float, float]
     alpha: float
     epochs: int
     kept: bool
@@ -56,7 +57,7 @@ class RungResult:
     seconds: float
     reason: str
     together: bool = False
-    likelier: tuple[float, float] | None = None
+    with_head: tuple[float, float] | None = None
     posterior: Forecast | None = None
 
 
@@ -171,6 +172,7 @@ class Ladder:
             found.accuracy,
             found.gain,
             found.gain_se,
+            found.likelier,
             ALPHAS[found.share],
             rung.epochs if self.tuning.plan.refit else max(1, round(float(np.mean(best_epochs)))),
             found.kept,
@@ -179,7 +181,7 @@ class Ladder:
             time.monotonic() - began,
             _said(rung, found),
             found.together,
-            found.likelier,
+            found.with_head,
             found.posterior,
         )
         return result, after, found.logits, found.heat
@@ -223,11 +225,16 @@ class Ladder:
 def _said(rung: Rung, found: Judged) -> str:
     kept = "kept, as asked for" if rung.forced else "kept" if found.kept else "dropped"
     points = f"{100 * found.gain:+.1f} ± {100 * found.gain_se:.1f} points on {len(found.logits)} held-out pictures"
-    if found.posterior is not None and found.likelier is not None:
-        nats, error = found.likelier
-        points += ", whose" if found.together else "; together with the frozen head their"
-        points += f" labels are {nats:+.2f} ± {error:.2f} nats likelier: {found.posterior} with what runs on other data let expect"
-    return f"{kept}: {'together with the frozen head ' if found.together else ''}{points}"
+    said = f"{kept}: {'together with the frozen head ' if found.together else ''}{points}, whose labels are {_nats(found.likelier)}"
+    if found.posterior is None or found.with_head is None:
+        return said
+    apart = "" if found.together else f"; together with the frozen head {_nats(found.with_head)}"
+    return f"{said}{apart}; with what runs on other data let expect {found.posterior}"
+
+
+def _nats(likelier: tuple[float, float]) -> str:
+    nats, error = likelier
+    return f"{abs(nats):.2f} ± {error:.2f} nats {'less likely' if nats < 0 else 'likelier'}"
 
 
 def finetune(

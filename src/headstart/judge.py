@@ -19,10 +19,10 @@ SURER = 1.5  # standard errors; one picture that is answered far better makes on
 class Judged:
     """A rung as it answers: which of the `shares` that were given, and its held-out logits (M, K).
 
-    `heat` is what its own logits are divided by in them. `gain` and `gain_se`: accuracy over the best so far. `together`: these are
-    its answers together with the frozen head. `likelier`: by how many nats it makes the held-out labels likelier than the best so far
-    did, together with that head and with all that training changed, and the standard error. `posterior`: what to expect of them
-    together, by recorded runs and by these pictures, where that decided.
+    `heat` is what its own logits are divided by in them. `gain` and `gain_se`: accuracy over the best so far. `likelier`: by how
+    many nats they make the labels likelier than the best so far does, calibrated, and the standard error. `together`: these are its
+    answers together with the frozen head. `with_head`: how much likelier the labels become with that head and all that training
+    changed, where that was looked at. `posterior`: what is then to be expected, by recorded runs and these pictures, where it decided.
     """
 
     share: int
@@ -31,9 +31,10 @@ class Judged:
     accuracy: float
     gain: float
     gain_se: float
-    kept: bool
+    likelier: tuple[float, float]
+    kept: bool = False
     together: bool = False
-    likelier: tuple[float, float] | None = None
+    with_head: tuple[float, float] | None = None
     posterior: Forecast | None = None
 
 
@@ -52,12 +53,11 @@ def judge(
 
     Alone, or with another backbone's calibrated logits `beside` (M, K), it has to make the labels `truth` (M,) clearly likelier than
     logits `best` (M, K), and be right more often, beyond the standard error; or as often, within it, and make the labels likelier by
-    `SURER` standard errors. The mean of its
-    answers and the `frozen` head's calibrated ones (M, K) varies less: it has to be right no less often, and make the labels clearly
-    likelier. Few pictures can hardly show that. So two networks answer
-    together, too, where what recorded runs let expect of it (`expected`), corrected by how much likelier it makes these labels, is
-    worth the cost: few answers change, and the head's are flattered by having been chosen, but all beliefs move. That is asked of a
-    rung that is not `SPOILT` and does not make the labels clearly less likely. What is `forced` is kept alone.
+    `SURER` standard errors. The mean of its answers and the `frozen` head's calibrated ones (M, K) varies less: it has to be right no
+    less often, and make the labels clearly likelier. Few pictures can hardly show that. So both answer together, too, where what
+    recorded runs let expect of it (`expected`), corrected by how much likelier it makes these labels, is worth the cost: few answers
+    change, and the head's are flattered by having been chosen, but all beliefs move. That is asked only of a rung that is not `SPOILT`
+    and does not make the labels clearly less likely. What is `forced` is kept alone.
     """
     alone = _judged(shares, best, truth, beside)
     # One picture more, and none lost, always exceeds its own standard error: it takes two.
@@ -68,8 +68,7 @@ def judge(
         return alone
     pair = replace(_judged(shares, best, truth, frozen), kept=True, together=True)
     whole = replace(_judged(shares[:1], best, truth, frozen), kept=True, together=True)
-    nats = likelier(whole.logits, best, truth)
-    alone, pair, whole = (replace(each, likelier=nats) for each in (alone, pair, whole))
+    alone, pair, whole = (replace(each, with_head=whole.likelier) for each in (alone, pair, whole))
     # What is kept alone costs half as much to run.
     if all(
         paired_gain(pair.logits, other, truth)[0] >= 0 and clearly_likelier(pair.logits, other, truth)
@@ -78,9 +77,11 @@ def judge(
         return pair
     if alone.kept or expected is None:
         return alone
-    posterior = expected.seen(*nats)
-    sound = nats[0] > -nats[1] and _known(shares[0], truth) >= SPOILT * _known(best, truth)
-    return replace(whole if sound and posterior.gain >= WORTH else alone, posterior=posterior)
+    nats, error = whole.likelier
+    if nats <= -error or _known(shares[0], truth) < SPOILT * _known(best, truth):
+        return alone
+    posterior = expected.seen(nats, error)
+    return replace(whole if posterior.gain >= WORTH else alone, posterior=posterior)
 
 
 def _judged(shares: NDArray[np.float32], best: Logits, truth: NDArray[np.int64], beside: Logits | None) -> Judged:
@@ -93,7 +94,7 @@ def _judged(shares: NDArray[np.float32], best: Logits, truth: NDArray[np.int64],
     share = max(range(len(shares)), key=lambda place: _known(shares[place], truth))
     gain, error = paired_gain(shares[share], best, truth)
     accuracy = float((shares[share].argmax(1) == truth).mean())
-    return Judged(share, heats[share], shares[share], accuracy, gain, error, kept=False)
+    return Judged(share, heats[share], shares[share], accuracy, gain, error, likelier(shares[share], best, truth))
 
 
 def _known(logits: Logits, truth: NDArray[np.int64]) -> float:

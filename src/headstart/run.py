@@ -109,7 +109,8 @@ def keep(
                 "seconds": r.seconds,
                 "complete": r.complete,
                 "together": r.together,
-                "likelier": None if r.likelier is None else dict(zip(("nats", "error"), r.likelier, strict=True)),
+                "likelier": _nats(r.likelier),
+                "with_head": None if r.with_head is None else _nats(r.with_head),
                 "posterior": None if r.posterior is None else asdict(r.posterior),
             }
             for r in tuned.rungs
@@ -130,6 +131,10 @@ def keep(
         story.note(telling.sentence)
     story.note(proof.verdict.sentence)
     return Run(folder.path, dataset, plan, model, proof.verdict, metrics, predictions, html)
+
+
+def _nats(likelier: tuple[float, float]) -> dict[str, float]:
+    return dict(zip(("nats", "error"), likelier, strict=True))
 
 
 def _predictions(dataset: Dataset, proof: Proof) -> list[dict[str, Any]]:

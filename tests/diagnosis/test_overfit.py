@@ -28,7 +28,9 @@ def rung(held: list[float], trained: list[float], *, kept: bool = True, cut: int
         tuple(Epoch(n, a + more, b + more, 0.9) for n, (a, b) in enumerate(zip(trained, held, strict=True)))
         for more in (0.0, 0.02)
     )
-    return RungResult(Rung(cut=cut, epochs=2, views=2), 0.9, 0.1, 0.01, 1.0, len(held), kept, True, curves, 1.0, "")
+    return RungResult(
+        Rung(cut=cut, epochs=2, views=2), 0.9, 0.1, 0.01, (0.1, 0.02), 1.0, len(held), kept, True, curves, 1.0, ""
+    )
 
 
 def tuned(*rungs: RungResult) -> Finetuned:
