@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from headstart.diagnosis.leaks import closeness, leaks
+from headstart.data.dataset import Dataset
+from headstart.diagnosis.leaks import Closeness, Neighbours, closeness, leaks
 from headstart.features.store import Store
 from tests.diagnosis.given import dataset_of, featured, raced
 from tests.toys import clouds
@@ -21,11 +22,15 @@ def shots(scenes: int, each: int, seed: int, apart: float = 0.1) -> tuple[NDArra
     return (many + apart * spread * noise).astype(np.float32), np.repeat(labels, each)
 
 
+def looked_at(dataset: Dataset, features: NDArray[np.float32], store: Store) -> Closeness:
+    return closeness(Neighbours.of(dataset, raced(dataset), featured(dataset, features, store)))
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_smooth_classes_are_not_suspected(store: Store, seed: int) -> None:
     features, labels = clouds(240, width=16, seed=seed)
     dataset = dataset_of(labels, tested=np.arange(240) % 6 == 0)
-    assert leaks(dataset, closeness(dataset, raced(dataset), featured(dataset, features, store))) == ()
+    assert leaks(dataset, looked_at(dataset, features, store)) == ()
 
 
 @pytest.mark.parametrize("each", [2, 4])
@@ -33,35 +38,30 @@ def test_smooth_classes_are_not_suspected(store: Store, seed: int) -> None:
 def test_shots_of_one_scene_are_suspected_and_paired(store: Store, seed: int, each: int) -> None:
     features, labels = shots(240 // each, each, seed)
     dataset = dataset_of(labels, tested=np.arange(240) % 6 == 1, folds=np.arange(240) % 5)
-    heads, stored = raced(dataset), featured(dataset, features, store)
-    (found,) = leaks(dataset, closeness(dataset, heads, stored))
+    seen = looked_at(dataset, features, store)
+    (found,) = leaks(dataset, seen)
     assert (found.kind, found.severity) == ("near_copies", "warning")
     assert " of 40 test pictures and " in found.message and " of 200 training pictures lie" in found.message
     assert "'group' column" in found.next_step
-    pairs = closeness(dataset, heads, stored).pairs
+    pairs = seen.pairs
     assert np.mean(pairs[:, 0] // each == pairs[:, 1] // each) > 0.95, "pairs are of one scene"
     assert (dataset.split[pairs[:, 1]] == "train").all() and not set(dataset.fold[pairs].T[1].tolist()) & {-1}
     assert all(dataset.fold[a] != dataset.fold[b] for a, b in pairs)
     first, second = (int(name.split()[-1]) for name in found.items[0].split(" ~ "))
     assert first // each == second // each
-    assert (
-        len(set(map(frozenset, pairs.tolist())))
-        == found.total
-        == len(closeness(dataset, heads, stored).told)
-        <= len(pairs)
-    )
+    assert found.total == len(seen.told) == len(set(map(frozenset, pairs.tolist()))) <= len(pairs)
 
 
 def test_shots_that_a_fold_keeps_together_are_not_suspected(store: Store) -> None:
     features, labels = shots(120, 2, 0)
     dataset = dataset_of(labels, folds=np.arange(240) // 2 % 5)
-    assert leaks(dataset, closeness(dataset, raced(dataset), featured(dataset, features, store))) == ()
+    assert leaks(dataset, looked_at(dataset, features, store)) == ()
 
 
 def test_without_a_test_set_only_folds_are_spoken_of(store: Store) -> None:
     features, labels = shots(45, 2, 1)
     dataset = dataset_of(labels, folds=np.arange(90) % 5)
-    (found,) = leaks(dataset, closeness(dataset, raced(dataset), featured(dataset, features, store)))
+    (found,) = leaks(dataset, looked_at(dataset, features, store))
     assert "test" not in found.message and "beyond the folds of cross-validation" in found.message
 
 
@@ -69,4 +69,4 @@ def test_without_a_test_set_only_folds_are_spoken_of(store: Store) -> None:
 def test_tiny_data_are_survived(store: Store, labels: NDArray[np.int64]) -> None:
     features = np.zeros((len(labels), 4), np.float32)  # no spread at all
     dataset = dataset_of(labels)
-    assert leaks(dataset, closeness(dataset, raced(dataset), featured(dataset, features, store))) == ()
+    assert leaks(dataset, looked_at(dataset, features, store)) == ()

@@ -39,6 +39,32 @@ RARE = 0.01  # chance of a gap as long as that of a picture that is listed, were
 
 
 @dataclass(frozen=True, eq=False)
+class Neighbours:
+    """Training and test pictures `rows` (R,) and their nearest training pictures of the same class, of those in another fold:
+    `mates` (R, BURST + 3), the nearest first, and the `angles` to them; infinite where there are no more."""
+
+    rows: NDArray[np.int64]
+    mates: NDArray[np.int64]
+    angles: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, dataset: Dataset, heads: Race, features: Features) -> Neighbours:
+        """Of all pictures that heads were raced on, and of as many of the test."""
+        pool, labels, tested = heads.pool, dataset.labels, dataset.indices("test")
+        rows = np.concatenate([pool, tested[thinned(labels[tested], RACED)]])
+        seen = directions(features, pool, rows)
+        mates = np.repeat(rows[:, None], BURST + 3, axis=1)
+        angles = np.full(mates.shape, np.inf)
+        for label in np.unique(labels[pool]):
+            here, there = np.flatnonzero(labels[rows] == label), np.flatnonzero(labels[pool] == label)
+            found, which = nearest(
+                seen[here], seen[there], BURST + 3, dataset.fold[rows[here]], dataset.fold[pool[there]]
+            )  # the pool are the first of the rows
+            angles[here], mates[here] = np.maximum(found, 1e-3), pool[there[which]]
+        return cls(rows, mates, angles)
+
+
+@dataclass(frozen=True, eq=False)
 class Closeness:
     """How far the nearest stand apart from the next: `errors`, in standard errors, and `times`, as many times as the next gaps.
 
@@ -75,12 +101,11 @@ def suspected(
     progress: runtime.Progress = runtime.silent,
 ) -> Closeness:
     """The nearest by whichever of the two measures is surer that they stand apart; past the deadline, by features alone."""
-    found = closeness(dataset, heads, features)
+    near = Neighbours.of(dataset, heads, features)
+    found = closeness(near)
     if time.monotonic() > deadline:
         return found
-    return max(
-        found, overlaps(dataset, heads, features, engine, store, progress), key=lambda each: (each.sure, each.errors)
-    )
+    return max(found, overlaps(near, dataset, engine, store, progress), key=lambda each: (each.sure, each.errors))
 
 
 def leaks(dataset: Dataset, found: Closeness) -> tuple[Finding, ...]:
@@ -108,33 +133,24 @@ def leaks(dataset: Dataset, found: Closeness) -> tuple[Finding, ...]:
     return (finding("near_copies", "warning", message, next_step, told),)
 
 
-def closeness(dataset: Dataset, heads: Race, features: Features) -> Closeness:
-    """The gaps behind the nearest of the same class: of training pictures in other folds, of test pictures among all of training."""
-    pool, tested = heads.pool, dataset.indices("test")
-    rows = np.concatenate([pool, tested[thinned(dataset.labels[tested], RACED)]])
-    apart, mates = _neighbours(dataset, features, pool, rows)
-    return _apart(np.log(apart), rows, mates[:, 0])
+def closeness(near: Neighbours) -> Closeness:
+    """The gaps behind the nearest, by the angle between pooled features."""
+    return _apart(np.log(near.angles), near.rows, near.mates[:, 0])
 
 
 def overlaps(
-    dataset: Dataset,
-    heads: Race,
-    features: Features,
-    engine: Engine,
-    store: Store,
-    progress: runtime.Progress = runtime.silent,
+    near: Neighbours, dataset: Dataset, engine: Engine, store: Store, progress: runtime.Progress = runtime.silent
 ) -> Closeness:
-    """The same, by the places that some pictures share with their nearest of the same class."""
-    pool = heads.pool
+    """The same, by the places that some pictures share with their nearest."""
+    by_content = sorted(range(len(near.rows)), key=lambda place: dataset.digests[near.rows[place]])
     tested, trained = (
-        sorted(indices.tolist(), key=lambda index: dataset.digests[index])
-        for indices in (dataset.indices("test"), pool)
+        [place for place in by_content if (dataset.split[near.rows[place]] == "test") == wanted]
+        for wanted in (True, False)
     )
     tested = tested[: max(COMPARED // 2, COMPARED - len(trained))]
-    rows = np.array([*trained[: COMPARED - len(tested)], *tested], np.int64)
-    apart, mates = _neighbours(dataset, features, pool, rows)
-    enough = np.isfinite(apart).all(1)
-    rows, mates = rows[enough], mates[enough]
+    chosen = np.array([*trained[: COMPARED - len(tested)], *tested], np.int64)
+    chosen = chosen[np.isfinite(near.angles[chosen]).all(1)]
+    rows, mates = near.rows[chosen], near.mates[chosen]
     shared = shared_places(engine, dataset, rows, mates, store, progress)
     if shared is None:
         return Closeness(0.0, 1.0, rows, np.empty((0, 2), np.int64))
@@ -167,23 +183,6 @@ def _apart(
             order = striking[np.argsort(-gaps[striking, rank], kind="stable")]
             best = Closeness(errors, times, rows, np.stack([rows[order], mates[order]], 1))
     return best
-
-
-def _neighbours(
-    dataset: Dataset, features: Features, pool: NDArray[np.int64], rows: NDArray[np.int64]
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Distances (R, BURST + 3) of `rows` (R,) to the nearest of their class in the pool and in another fold, and who these are."""
-    seen = directions(features, pool, np.concatenate([pool, rows]))
-    known, asked = seen[: len(pool)], seen[len(pool) :]
-    apart, mates = np.full((len(rows), BURST + 3), np.inf), np.repeat(rows[:, None], BURST + 3, axis=1)
-    labels = dataset.labels
-    for label in np.unique(labels[pool]):
-        here, there = np.flatnonzero(labels[rows] == label), np.flatnonzero(labels[pool] == label)
-        found, which = nearest(
-            asked[here], known[there], BURST + 3, dataset.fold[rows[here]], dataset.fold[pool[there]]
-        )
-        apart[here], mates[here] = np.maximum(found, 1e-3), pool[there[which]]
-    return apart, mates
 
 
 def directions(features: Features, pool: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.float32]:
