@@ -12,6 +12,7 @@ from typing import Any
 
 from scipy.stats import binomtest
 
+from answers import by_way
 from averaging import by_average
 from beside import told as told_best
 from calibration import calibrated
@@ -790,6 +791,18 @@ def main() -> None:
             "accuracy in percent of what averages answer.",
             "",
             "\n".join(by_average(means["cases"])),
+            "",
+        ]
+    ways = load("answers")
+    if ways is not None:
+        page += [
+            "## Averaging answers, and a temperature for each class",
+            "",
+            "The best head on EfficientNet-Lite0's frozen features with few pictures (`benchmarks/answers.py`): the mean with what it "
+            "answers to the mirror image, which takes twice as long, and a factor and a constant for each class, fitted to "
+            "out-of-fold answers. Percent, nats.",
+            "",
+            "\n".join(by_way(ways["cases"])),
             "",
         ]
     truths = load("verdict")

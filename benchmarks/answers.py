@@ -1,0 +1,95 @@
+"""Two ways to answer better with a head that is fitted already: the mean with the mirror image, and a temperature for each class.
+
+    python benchmarks/answers.py --data ../shared/data
+
+The head that wins the race on EfficientNet-Lite0, on the draws of `--suite depth` with few pictures. Scaled by class is vector scaling
+(Guo et al. 2017, arXiv 1706.04599): a factor and a constant for each class, fitted to out-of-fold answers, drawn towards the single
+temperature that Headstart uses. Accuracy, log-loss in nats and calibration error on the test pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from averaging import SIZES, draw_by_draw
+from cells import headed, percent
+from depth import Case
+from headstart.features.extract import batches, columns
+from headstart.features.settle import transform_of
+from headstart.tasks.classification import accuracy, ece, fit_temperature, log_loss, softmax
+
+import numpy as np  # isort: skip
+import torch  # isort: skip
+
+RESULTS = Path(__file__).parent / "results" / "answers.json"
+SEEDS, DRAWN = (0, 1), 0.1  # nats a picture that a class pays for a factor of e, or a constant of one
+WAYS = ("as it is", "with the mirror image", "scaled by class", "both")
+
+
+def by_class(logits: np.ndarray, labels: np.ndarray, temperature: float) -> tuple[np.ndarray, np.ndarray]:
+    """Factors and constants (K,) that make the labels likeliest, drawn towards one temperature by `DRAWN`."""
+    z, y = torch.from_numpy(logits.astype(np.float64)), torch.from_numpy(labels)
+    factor, constant = (torch.zeros(z.shape[1], dtype=torch.float64, requires_grad=True) for _ in range(2))
+    solver = torch.optim.LBFGS([factor, constant], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        solver.zero_grad()
+        scaled = z / temperature * factor.exp() + constant
+        drawn = DRAWN * (factor.square().mean() + constant.square().mean())
+        found = torch.nn.functional.cross_entropy(scaled, y) + drawn
+        found.backward()
+        return found
+
+    solver.step(loss)
+    return (factor.exp() / temperature).detach().numpy(), constant.detach().numpy()
+
+
+def measured(name: str, place: Path, size: str, seed: int) -> dict[str, Any]:
+    """Accuracy, log-loss and calibration error of every way."""
+    case = Case.of(name, place.resolve(), size, seed)
+    data, best, own = case.dataset, case.heads.best, case.features.own
+    head, test = case.tuning.head(best, data.indices("train")), data.indices("test")
+    turned = batches(
+        data.images,
+        test.tolist(),
+        transform_of(case.engine.backbone),
+        lambda pictures: case.engine.pooled(np.ascontiguousarray(pictures[:, :, ::-1])),
+    )
+    mirrored = np.concatenate([rows for _, rows in turned])
+    plain = head.answers(case.features, test)
+    pair = 0.5 * (plain + head.logits(mirrored[:, columns(own, head.taps)]))
+    held = data.labels[case.heads.pool]
+    temperature = fit_temperature(best.logits, held)
+    factor, constant = by_class(best.logits, held, temperature)
+    answers = (plain / temperature, pair / temperature, plain * factor + constant, pair * factor + constant)
+    truth = data.labels[test]
+    row: dict[str, Any] = {"tested": len(test)}
+    for way, logits in zip(WAYS, answers, strict=True):
+        beliefs = softmax(logits)
+        row[way] = [score(truth, beliefs) for score in (accuracy, log_loss, ece)]
+    return row
+
+
+def by_way(cases: Mapping[str, Any]) -> list[str]:
+    """Means over the cases of each size, and in how many a way is ahead of the head as it is."""
+    rows = headed(
+        "| training pictures | answers | accuracy | better, worse | log-loss | better, worse | calibration error |"
+    )
+    for size in SIZES:
+        those = [case for case in cases.values() if case["size"] == size]
+        for way in WAYS if those else ():
+            scores, plain = (np.array([case[each] for case in those]) for each in (way, WAYS[0]))
+            right, loss, error = scores.mean(0)
+            ahead = (scores - plain)[:, :2] * (1, -1)
+            more = [f"{(ahead[:, column] > 0).sum()}, {(ahead[:, column] < 0).sum()}" for column in (0, 1)]
+            rows.append(
+                f"| {size} a class, {len(those)} cases | {way} | {percent(right)} | {more[0] if way != WAYS[0] else ''} | "
+                f"{loss:.3f} | {more[1] if way != WAYS[0] else ''} | {percent(error)} |"
+            )
+    return rows
+
+
+if __name__ == "__main__":
+    draw_by_draw(__doc__, RESULTS, SEEDS, measured)
