@@ -27,6 +27,7 @@ from headstart.backbones.backbone import Backbone
 from headstart.backbones.catalog import load_backbone
 from headstart.data.dataset import Dataset
 from headstart.data.splits import assign_folds, fold_count
+from headstart.evidence import planned
 from headstart.features.engine import Engine
 from headstart.features.extract import Features, extract, together
 from headstart.features.shift import shift
@@ -39,7 +40,6 @@ from headstart.planner import FEW_LADDER, cut_for, decide, rung_from
 from headstart.race import Race, race
 from headstart.request import Options, audited
 from headstart.tasks.classification import ece, fit_temperature
-from headstart.transfer import planned
 from headstart.tuning import Tuning
 from headstart.views import more_views
 from regret import JUDGED, LADDER
@@ -56,7 +56,7 @@ RUNGS: dict[str, list[dict[str, Any]]] = {
     "norms from 4, ten times the rate": [{"cut": 4, "trains": "norms", "lr_body": 1e-2}],
     "biases from 4, ten times the rate": [{"cut": 4, "trains": "biases", "lr_body": 1e-2}],
     "4 and 5 alone": [{"cut": 4, "until": 6}], "6 and 7 alone": [{"cut": 6, "until": 8}],
-    "from 5, a third of the rate": [{"cut": 5, "lr_body": 3e-4}], "from 5, thrice the rate": [{"cut": 5, "lr_body": 3e-3}],
+    "from 4, a third of the rate": [{"cut": 4, "lr_body": 3e-4}], "from 4, thrice the rate": [{"cut": 4, "lr_body": 3e-3}],
 }  # fmt: skip
 engine = cache(lambda source: Engine(load_backbone(LITE)))  # how it runs is decided on the pictures of each data set
 
