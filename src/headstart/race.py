@@ -138,6 +138,7 @@ def _race(whole: _Course, store: Store | None, progress: runtime.Progress) -> Ra
     features, labels, classes, pool = course.features, course.labels, course.classes, course.pool
     all_raced, raced = len(pool) == len(whole.pool), None
     known: dict[tuple[int, ...], Axes] = {}
+    known_in_views: dict[tuple[int, ...], Axes] = {}
     if store is not None:
         spec = {
             **course.key(),
@@ -154,7 +155,7 @@ def _race(whole: _Course, store: Store | None, progress: runtime.Progress) -> Ra
     finalists.append(max((score for score in candidates if score.kind == "ridge"), key=_rank))
     usual, best = blended(finalists, labels), max(candidates, key=_rank)
     if features.views and all_raced:
-        viewed = _in_views(finalists, course, store, progress)
+        viewed, known_in_views = _in_views(finalists, course, store, progress)
         mean = blended(viewed, labels)
         # Few pictures seldom tell, and more views seldom hurt.
         if not clearly_likelier(usual.logits, mean.logits, labels):
@@ -169,28 +170,21 @@ def _race(whole: _Course, store: Store | None, progress: runtime.Progress) -> Ra
     flattery = max(0.0, max(score.accuracy for score in raced.candidates) - raced.accuracy)
     accuracy = best.accuracy - (flattery if best is not last else 0.0)
     reason = _why(best, usual, last, labels, flattery) + seen
-    if store is not None and known and all_raced:  # both will be asked for, and their axes are at hand
+    if store is not None and all_raced:  # both will be asked for, and their axes may be at hand
         for score in (last, *([part for part, _ in best.parts] or [best])):
-            if score.views:
-                continue
-            kept = _memo(store, score, features, labels, classes, pool)
-            axes = known[score.taps]
-            _kept(kept, solved(axes, labels, classes, score.kind, score.taps, score.strength, score.temperature))
+            if axes := (known_in_views if score.views else known).get(score.taps):
+                _kept(_memo(store, score, features, labels, classes, pool), _solved(axes, labels, classes, score))
     profile = tuple(score for score in raced.candidates if score.kind == "ridge" and len(score.taps) == 1)
     return Race(candidates, best, last, profile, accuracy, reason, pool)
 
 
 def _in_views(
     finalists: Sequence[Score], course: _Course, store: Store | None, progress: runtime.Progress
-) -> list[Score]:
-    """The same heads, each fitted to augmented views of its pictures as well, at a strength chosen anew."""
+) -> tuple[list[Score], dict[tuple[int, ...], Axes]]:
+    """The same heads, each fitted to augmented views of its pictures as well, at a strength chosen anew; and the axes of the stages
+    that had to be factorised for it."""
     features, views = course.features, len(course.features.views)
-
-    def scored(score: Score) -> Score:
-        rows = features.in_views(score.taps, course.pool, views)
-        axes = principal_axes(rows.reshape(-1, rows.shape[-1]))
-        return _SCORERS[score.kind](axes, course.labels, course.folds, course.classes, score.taps, views)[0]
-
+    known: dict[tuple[int, ...], Axes] = {}
     memo = None
     if store is not None:
         spec = {
@@ -200,16 +194,32 @@ def _in_views(
             "solver": [LOGISTIC_STRENGTHS, RIDGE_STRENGTHS, STEPS, STEPS_ON, WEAK, torch.__version__],
         }
         memo = store.artifact("viewed", spec)
-        if (known := _recalled(memo)) is not None:
-            return list(known.candidates)
+        if (stored := _recalled(memo)) is not None:
+            return list(stored.candidates), known
     found = []
     with progress("Racing heads in more views", len(finalists), "heads") as advance:
         for score in finalists:  # one after the other: there are several times as many rows
-            found.append(scored(score))
+            if score.taps not in known:
+                known[score.taps] = _axes(features, score.taps, course.pool, views)
+            ways = _SCORERS[score.kind](
+                known[score.taps], course.labels, course.folds, course.classes, score.taps, views
+            )
+            found.append(ways[0])
             advance(1)
     if memo is not None:
         _remember(memo, _Raced(tuple(found), 0.0))
-    return found
+    return found, known
+
+
+def _axes(features: Features, taps: tuple[int, ...], pool: NDArray[np.int64], views: int) -> Axes:
+    rows = features.in_views(taps, pool, views)
+    return principal_axes(rows.reshape(-1, rows.shape[-1]))
+
+
+def _solved(axes: Rows, labels: NDArray[np.int64], classes: int, score: Score) -> Head:
+    """The head that `score` speaks of, on rows in the views that it is fitted to."""
+    given = np.tile(labels, 1 + score.views)
+    return solved(axes, given, classes, score.kind, score.taps, score.strength, score.temperature)
 
 
 _PLAIN = ("kind", "taps", "strength", "accuracy", "accuracy_se", "log_loss", "log_loss_se", "temperature", "views")
@@ -318,33 +328,35 @@ def fit_winner(
     score: Score, features: Features, labels: NDArray[np.int64], classes: int, pool: NDArray[np.int64], store: Store
 ) -> Head:
     """The head that `score` speaks of, fitted on the pictures `pool` (M,) with their `labels` (M,), once per store."""
-    if score.parts:
-        fitted = [(fit_winner(part, features, labels, classes, pool, store), heat) for part, heat in score.parts]
-        return merged(fitted, features.widths)
-    first = 0
-    for part in (features.of(place) for place in range(1 + len(features.beside))):
-        if score.taps[0] < first + len(part.own):
-            head = _fitted(shifted(score, -first), part, labels, classes, pool, store)
-            return replace(head, taps=score.taps)
-        first += len(part.own)
-    raise ValueError(f"stages {score.taps} of {first}")
+    known: dict[tuple[tuple[int, ...], int], Rows] = {}  # parts on the same stages share their axes
+
+    def fitted(score: Score) -> Head:
+        if score.parts:
+            return merged([(fitted(part), heat) for part, heat in score.parts], features.widths)
+        first = 0
+        for part in (features.of(place) for place in range(1 + len(features.beside))):
+            if score.taps[0] < first + len(part.own):
+                break
+            first += len(part.own)
+        else:
+            raise ValueError(f"stages {score.taps} of {first}")
+        own = shifted(score, -first)
+        memo = _memo(store, own, part, labels, classes, pool)
+        stored = memo.load()
+        if stored is not None:
+            return Head(score.kind, score.taps, score.strength, stored[1]["weight"], stored[1]["bias"])
+        if (key := (score.taps, score.views)) not in known:
+            known[key] = _rows(part, own, pool)
+        return replace(_kept(memo, _solved(known[key], labels, classes, own)), taps=score.taps)
+
+    return fitted(score)
 
 
-def _fitted(
-    score: Score, features: Features, labels: NDArray[np.int64], classes: int, pool: NDArray[np.int64], store: Store
-) -> Head:
-    """A head on one backbone."""
-    memo = _memo(store, score, features, labels, classes, pool)
-    stored = memo.load()
-    if stored is not None:
-        return Head(score.kind, score.taps, score.strength, stored[1]["weight"], stored[1]["bias"])
-    axes: Rows
+def _rows(features: Features, score: Score, pool: NDArray[np.int64]) -> Rows:
+    """What a head on one backbone is fitted to, in its principal axes or piece by piece."""
     if len(pool) > RACED:
-        axes = Streamed.of(lambda start, stop: features.stages(score.taps, pool[start:stop]), len(pool))
-    else:
-        rows = features.in_views(score.taps, pool, score.views)
-        axes, labels = principal_axes(rows.reshape(-1, rows.shape[-1])), np.tile(labels, 1 + score.views)
-    return _kept(memo, solved(axes, labels, classes, score.kind, score.taps, score.strength, score.temperature))
+        return Streamed.of(lambda start, stop: features.stages(score.taps, pool[start:stop]), len(pool))
+    return _axes(features, score.taps, pool, score.views)
 
 
 def _memo(

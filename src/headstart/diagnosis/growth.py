@@ -19,9 +19,9 @@ from headstart import runtime
 from headstart.data.dataset import Dataset
 from headstart.features.extract import Features
 from headstart.features.store import Store
-from headstart.heads import LOGISTIC_STRENGTHS, Score, fit_head, leaves, subject
+from headstart.heads import LOGISTIC_STRENGTHS, Score, leaves, solved, subject
 from headstart.race import Race
-from headstart.solvers import STEPS, STEPS_ON, WEAK
+from headstart.solvers import STEPS, STEPS_ON, WEAK, Axes, principal_axes
 
 FEWEST = 20  # pictures; with fewer an interval says nothing
 LONE = 0.2  # share of pictures whose class lies in one fold: nobody can answer them now, and twice as many would change that
@@ -132,10 +132,13 @@ def answered(
         size, judge = task
         turn, held = (place - judge) % count, place == judge
         inside, logits = (turn >= 1) & (turn <= size), np.zeros((int(held.sum()), classes))
+        known: dict[tuple[tuple[int, ...], int], Axes] = {}  # leaves on the same stages share their axes
         for (leaf, factor), seen in zip(leaves(score), rows, strict=True):
-            how = (leaf.kind, leaf.taps, leaf.strength, leaf.temperature)
-            rows_of, labels_of = seen[:, inside].reshape(-1, seen.shape[-1]), np.tile(labels[inside], len(seen))
-            logits += factor * fit_head(rows_of, labels_of, classes, *how).logits(seen[0, held])
+            if (key := (leaf.taps, leaf.views)) not in known:
+                known[key] = principal_axes(seen[:, inside].reshape(-1, seen.shape[-1]))
+            labels_of = np.tile(labels[inside], len(seen))
+            head = solved(known[key], labels_of, classes, leaf.kind, leaf.taps, leaf.strength, leaf.temperature)
+            logits += factor * head.logits(seen[0, held])
         return np.asarray(logits.argmax(1) == labels[held])
 
     right = np.zeros((count - 2, len(labels)), bool)
