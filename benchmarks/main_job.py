@@ -58,13 +58,13 @@ def without_baselines(source: Path, seed: int) -> dict[str, Any]:
     import numpy as np
 
     from headstart.backbones.catalog import load_backbone
+    from headstart.evidence import planned
     from headstart.features.engine import Engine
     from headstart.features.extract import extract, together
     from headstart.features.store import Store
     from headstart.finetune import finetune
     from headstart.race import fit_winner, race
     from headstart.request import Options, audited
-    from headstart.transfer import planned
 
     options, store, began = Options(seed=seed), Store(), time.monotonic()
     dataset = audited(source, options, store)

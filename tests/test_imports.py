@@ -14,9 +14,10 @@ import headstart
 
 SOURCE = Path(headstart.__file__).parent
 ROOMS = (
-    "data", "tasks", "backbones", "features", "request", "folder", "solvers", "heads", "choice", "race", "lineup", "views", "unknown",
-    "model", "forecast", "plan", "cost", "planner", "suffix", "train", "tuning", "judge", "finetune", "baselines", "scratch",
-    "evaluate", "verdict", "proof", "diagnosis", "bundle", "report", "story", "run", "transfer", "fit", "serve", "demo", "show", "cli",
+    "data", "tasks", "backbones", "features", "request", "folder", "solvers", "heads", "choice", "race", "lineup", "views",
+    "unknown", "model", "forecast", "plan", "cost", "planner", "suffix", "train", "tuning", "judge", "finetune", "baselines",
+    "scratch", "evidence", "evaluate", "verdict", "proof", "diagnosis", "bundle", "report", "story", "run", "transfer", "fit",
+    "serve", "demo", "show", "cli",
 )  # fmt: skip
 SEEN_BY_ALL = ("errors", "runtime")
 UNWANTED = {"utils", "helpers", "common", "manager", "misc"}

@@ -111,8 +111,12 @@ def test_one_that_helps_stands_beside_the_first_and_its_cost_is_told(dataset: Da
 
 def test_what_was_decided_is_remembered_and_time_bounds_what_is_tried(dataset: Dataset, store: Store) -> None:
     others = {str(seed): engine(seed, 16) for seed in (5, 6)}
-    late = lined_up(engine(0), others, dataset, Store(store.root / "late"), deadline=time.monotonic() - 1)
+    short = Store(store.root / "late")
+    late = lined_up(engine(0), others, dataset, short, deadline=time.monotonic() - 1, budget=1.0)
     assert len(late.engines) == 1 and all("was not tried" in reason for reason in late.reasons)
+    resumed = lined_up(engine(0), others, dataset, short, budget=1.0)
+    assert len(resumed.engines) == 1 and resumed.reasons == late.reasons
+    assert len(lined_up(engine(0), others, dataset, short, budget=600.0).engines) == 2, "with another budget they are"
     found = lined_up(engine(0), others, dataset, store)
     again = lined_up(engine(0), others, dataset, store, deadline=time.monotonic() - 1)
     names = [[each.backbone.digest() for each in lineup.engines] for lineup in (found, again)]

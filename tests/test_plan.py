@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from headstart.cost import judgings, scratch_epochs, seconds, seconds_of
 from headstart.errors import PlanError
 from headstart.forecast import WORTH, Forecast
 from headstart.plan import Budget, Evidence, Plan, Rung, load_plan
-from headstart.planner import FEW_IMAGES, cut_for, decide, frozen_share
+from headstart.planner import FEW_IMAGES, WHOLE_VIEWS, cut_for, decide, frozen_share
 
 STAGES = ["stem", "one", "two", "three", "four"]
 
@@ -85,12 +86,20 @@ def test_what_judging_takes_follows_the_folds(folds: int, judge: str, expected: 
     assert seconds(known, rung, judge) == seconds_of(known, rung, 10 * (trainings * share + (judge != "val")))
 
 
+@pytest.mark.parametrize("images", [9, 30, 33])
+def test_a_small_network_that_has_few_steps_an_epoch_gets_its_least(images: int) -> None:
+    known = plan(changes={"images": images}).evidence
+    assert known is not None
+    few, much = (scratch_epochs(known, seconds, 1)[0] for seconds in (0.0, 1e9))
+    assert few == math.ceil(160 / math.ceil(images / 32)) <= much == max(few, 150)
+
+
 def test_asked_for_modes() -> None:
     head = plan(mode="head")
     assert head.rungs == []
     assert head.reasons[-1] == "only the head is trained: asked for with --plan head"
     full = plan(Budget(seconds=1.0), mode="full")
-    assert [(rung.cut, rung.views) for rung in full.rungs] == [(0, 1)]
+    assert [(rung.cut, rung.views) for rung in full.rungs] == [(0, WHOLE_VIEWS)]
     assert full.reasons[-1] == "every stage is trained from the start: asked for with --plan full"
 
 

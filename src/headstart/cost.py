@@ -50,9 +50,7 @@ def scratch_epochs(evidence: Evidence, tuning: float, trainings: int) -> tuple[i
     even = round(1.25 ** round(math.log(max(1.0, epochs), 1.25)))
     if even < least:
         return least, f"{least} epochs, the least that is fair (its share of the time would be about {even})"
-    if even > max(least, _SCRATCH_MOST):
-        return (
-            _SCRATCH_MOST,
-            f"{_SCRATCH_MOST} epochs, when it has long converged (its share of the time would be about {even})",
-        )
+    most = max(least, _SCRATCH_MOST)
+    if even > most:
+        return most, f"{most} epochs, when it has long converged (its share of the time would be about {even})"
     return even, f"{even} epochs, about as long as transfer took"

@@ -25,7 +25,7 @@ from headstart.features.extract import Features, extract, together
 from headstart.features.store import Store
 from headstart.race import Race, race
 
-TRIED = 400  # training pictures that a candidate is tried on
+TRIED = 400  # training pictures that a candidate is tried on, about; each class has its share, and 20 at least
 _WARM, _FIRST = 8, 40  # the first of them settle how it runs, the next tell how fast that is
 _SHARE = 0.15  # of the time that is left, which running one candidate over all pictures may take
 
@@ -63,11 +63,12 @@ def line_up(
     load: Callable[[str], Engine],
     *,
     deadline: float = math.inf,
+    budget: float | None = None,
     progress: runtime.Progress = runtime.silent,
 ) -> Lineup:
     """Try the networks `names`, which `load` brings, beside `engine`, whose features of all unsealed pictures are given.
 
-    What is decided depends on the time that is left, and is remembered: the same run decides the same.
+    What is decided depends on the time that is left, and is remembered: the same run with the same `budget` decides the same.
     """
     pool = dataset.indices("train")
     sample, unsealed = pool[thinned(dataset.labels[pool], TRIED)], np.flatnonzero(dataset.split != "test")
@@ -76,10 +77,11 @@ def line_up(
         labels, folds = dataset.labels[indices], dataset.fold[indices]
         return race(found, labels, folds, len(dataset.classes), indices, store=store, progress=progress)
 
-    memo = store.artifact("lineup", {"data": dataset.digest, "first": engine.backbone.digest(), "names": list(names)})
+    spec = {"data": dataset.digest, "first": engine.backbone.digest(), "names": list(names), "budget": budget}
+    memo = store.artifact("lineup", spec)
     stored = memo.load()
-    names = names if stored is None else stored[0]["tried"]
-    candidates, reasons = [_Candidate(_named(engine), engine, features, raced(features, sample))], []
+    names, reasons = (names, []) if stored is None else (stored[0]["tried"], stored[0]["reasons"])
+    candidates = [_Candidate(_named(engine), engine, features, raced(features, sample))]
     for name in names:
         other = load(name)
         if not stored:
@@ -100,7 +102,7 @@ def line_up(
     used = _used(tried, raced(tried, sample))
     chosen = [first, *(candidate for candidate, here in zip(others, used, strict=True) if here)]
     if stored is None:
-        memo.save({"tried": [other.name for other in candidates[1:]]}, {})
+        memo.save({"tried": [other.name for other in candidates[1:]], "reasons": reasons}, {})
     whole = len(sample) == len(pool)
     engines: Sequence[Engine] = [candidate.engine for candidate in chosen]
     features = together(

@@ -10,13 +10,14 @@ from headstart.forecast import WORTH
 from headstart.plan import Budget, Evidence, Plan, Rung
 
 Mode = Literal["auto", "head", "full"]
-RULES = 4  # of `decide`: a plan that was decided by others is not taken up again
+RULES = 5  # of `decide`: a plan that was decided by others is not taken up again
 # Pictures below which a rung is judged on several folds: a single fold of them decides nothing.
 FEW_IMAGES = 500
 # Share of the forward pass that each rung leaves frozen, from the top of the network downwards.
 LADDER = (0.75, 0.45)
 # With few pictures one deep rung gives as much as two (benchmarks/depth.py) in less time: the first that there is time for.
 FEW_LADDER = (0.33, 0.75)
+WHOLE_VIEWS = 16  # where all stages train from pictures: nothing is cached, so that one view more costs nothing
 
 
 def decide(
@@ -112,8 +113,8 @@ def frozen_share(flops: list[int], cut: int) -> float:
 
 def rung_from(evidence: Evidence, cut: int, reason: str = "") -> Rung:
     """The rung that trains `stages[cut:]`."""
-    batch = 16 if evidence.images < FEW_IMAGES else 32
-    return Rung(cut=cut, epochs=epochs_for(evidence.images), views=4 if cut else 1, batch=batch, reason=reason)
+    batch, views = 16 if evidence.images < FEW_IMAGES else 32, 4 if cut else WHOLE_VIEWS
+    return Rung(cut=cut, epochs=epochs_for(evidence.images), views=views, batch=batch, reason=reason)
 
 
 def epochs_for(images: int) -> int:

@@ -1,0 +1,129 @@
+"""What a plan is decided from: what the heads found, how far the pictures lie from the source, how fast this machine is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from headstart import runtime
+from headstart.data.dataset import Dataset
+from headstart.features.engine import Engine
+from headstart.features.extract import Features, activation_bytes, decode_seconds
+from headstart.features.shift import shift
+from headstart.features.store import Store
+from headstart.forecast import forecast
+from headstart.plan import Budget, Evidence, Plan, load_plan
+from headstart.planner import RULES, Mode, decide
+from headstart.race import Race
+from headstart.request import Options
+from headstart.scratch import scratch_seconds
+from headstart.suffix import fastest, stage_seconds
+
+
+def planned(
+    dataset: Dataset,
+    engines: Sequence[Engine],
+    heads: Race,
+    features: Features,
+    options: Options,
+    store: Store,
+    *,
+    spent: float = 0.0,
+) -> Plan:
+    """The plan: from a file, or decided from the evidence; the same options on the same data keep the plan they had.
+
+    What is decided depends on measured speeds and on the time already spent. Were it decided anew by a run that goes on after
+    an interruption, that run could end with another result.
+
+    Raises:
+        PlanError: where the plan file does not fit.
+    """
+    engine, backbone = engines[0], engines[0].backbone
+    modes: dict[str, Mode] = {"auto": "auto", "head": "head", "full": "full"}
+    mode = modes.get(options.plan)
+    if mode is None:
+        return load_plan(
+            Path(options.plan),
+            backbone=backbone.origin.name,
+            stages=list(backbone.names),
+            tested=len(dataset.indices("test")) > 0,
+            given_val=len(dataset.indices("val")) > 0,
+        )
+    found = {"weights": [each.backbone.digest() for each in engines], "head": [heads.accuracy, heads.best.log_loss]}
+    spec = {"data": dataset.digest, **found, "options": asdict(options), "rules": RULES}
+    memo = store.artifact("plan", spec)
+    stored = memo.load()
+    if stored is not None:
+        return Plan.model_validate(stored[0]["plan"])
+    pool = dataset.indices("train")
+    counts = dataset.counts("train")
+    far, loss, name = (
+        shift(backbone, dataset, features.of(0), store).distance,
+        heads.best.log_loss,
+        backbone.origin.name,
+    )
+    evidence = Evidence(
+        images=len(pool),
+        classes=len(dataset.classes),
+        smallest_class=int(counts.min()),
+        tested=len(dataset.indices("test")),
+        head=f"{heads.best.kind}, {heads.reason}",
+        head_accuracy=heads.accuracy,
+        head_accuracy_se=heads.best.accuracy_se,
+        last_stage_accuracy=heads.last.accuracy,
+        profile=[score.accuracy for score in heads.profile],
+        stages=list(backbone.names),
+        flops=list(backbone.flops),
+        activation_bytes=[
+            activation_bytes(backbone, cut, engine.settled or "float32") for cut in range(1, len(backbone.names) + 1)
+        ],
+        activation_dtype=engine.settled or "float32",
+        forward_seconds=_speed(engine, store, "forward", engine.stage_seconds).tolist(),
+        training_seconds=_speed(engine, store, "training", lambda: stage_seconds(backbone, engine.device)).tolist(),
+        decode_seconds=decode_seconds(dataset, engine.backbone),
+        scratch_seconds=float(_speed(engine, store, "scratch", lambda: [scratch_seconds()])[0]),
+        views=heads.last.views,
+        folds=len(np.unique(dataset.fold[pool])),
+        head_log_loss=loss,
+        shift=far,
+        forecast=None if far is None else forecast(loss, far, len(pool), len(dataset.classes), backbone=name),
+        beside_seconds=float(sum(_speed(other, store, "forward", other.stage_seconds).sum() for other in engines[1:])),
+    )
+    budget = Budget(seconds=options.budget, spent_seconds=spent, store_bytes=options.store_limit)
+    plan = decide(
+        evidence,
+        budget,
+        backbone=name,
+        mode=mode,
+        given_val=bool(len(dataset.indices("val"))),
+        seed=options.seed,
+    )
+    memo.save({"plan": plan.model_dump(mode="json")}, {})
+    return plan
+
+
+def _speed(engine: Engine, store: Store, what: str, measure: Callable[[], Sequence[float]]) -> NDArray[np.float64]:
+    """Seconds per picture on this machine, of each stage or of all; measured once and remembered."""
+    spec = {
+        "what": what,
+        "stages": list(engine.backbone.names),
+        "name": engine.backbone.origin.name,
+        "precision": str(engine.way),
+        "machine": runtime.environment()["processor"],
+        "threads": torch.get_num_threads(),
+        "device": str(engine.device),
+        "training": fastest(engine.device),
+        "torch": torch.__version__,
+    }
+    memo = store.artifact("speed", spec)
+    stored = memo.load()
+    if stored is not None:
+        return stored[1]["seconds"]
+    measured = np.array(measure())
+    memo.save({}, {"seconds": measured})
+    return measured
