@@ -452,6 +452,25 @@ def test_a_rung_that_time_cut_short_is_not_kept_on_the_word_of_other_runs(monkey
     evidence = Evidence.model_construct(forecast=Forecast(0.1, 0.001))
     (result,) = begun.ladder(TOGETHER, judge="folds", evidence=evidence).climb().rungs
     assert not result.complete and not result.kept and result.posterior is None
+    assert result.reason == "dropped: the time was used up after 0 of 3 trainings"
+
+
+def test_of_several_trainings_all_must_end_for_a_rung_to_be_kept(begun: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was judged in part by networks that did not train is not what is kept in the end; what was asked for is kept."""
+    (whole,) = begun.ladder(PAYS, judge="folds").climb().rungs
+    assert whole.kept and whole.complete
+    left = [1]
+
+    def some(*given: Any, **more: Any) -> Trained:
+        left[0] -= 1
+        return train(*given, **more) if left[0] >= 0 else _cut_short(train, *given, **more)
+
+    monkeypatch.setattr("headstart.tuning.train", some)
+    tuned = begun.ladder(PAYS, judge="folds", store=Store(Store().root.parent / "elsewhere")).climb()
+    assert tuned.rungs[0].reason == "dropped: the time was used up after 1 of 3 trainings"
+    assert is_head_only(begun, tuned)
+    forced = begun.ladder(replace_rung(PAYS, forced=True), judge="folds", store=Store(Store().root.parent / "there"))
+    assert [(rung.kept, rung.complete) for rung in forced.climb().rungs] == [(True, False)]
 
 
 def _cut_short(whole: Callable[..., Trained], *given: Any, **more: Any) -> Trained:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from headstart.data.load import load_dataset
+from headstart.data.splits import assign_folds
 from headstart.finetune import Finetuned, RungResult
 from headstart.plan import Budget, Evidence, Plan, Rung
 from headstart.planner import decide
@@ -63,3 +66,20 @@ def test_a_class_in_one_piece_is_never_asked_for() -> None:
     assert any(lone in one.fit for one in each)
     for one in each:
         assert set(dataset.labels[one.asked]) <= set(dataset.labels[one.fit])
+
+
+@pytest.mark.parametrize(
+    "pieces", [(("a", 30), ("a", 10), ("b", 30)), (("ab", 30), ("ab", 30))], ids=["few groups", "two mixed groups"]
+)
+def test_a_pass_has_two_folds_to_choose_by_however_few_the_groups(pieces: tuple[tuple[str, int], ...]) -> None:
+    pictures, _ = stripes(sum(count for _, count in pieces))
+    labels = np.concatenate([np.resize(["ab".index(name) for name in names], count) for names, count in pieces])
+    groups = np.repeat(np.arange(len(pieces)), [count for _, count in pieces])
+    plain = load_dataset((pictures, labels))
+    dataset = replace(plain, groups=groups, fold=assign_folds(labels, groups, plain.digests, 2, 0))
+    for tuned in (climbed_not(), climbed(Rung(cut=1, epochs=1), 1, True)):
+        each = passes(dataset, tuned, 0)
+        assert each
+        for one in each:
+            assert len(one.fold) == len(one.fit) and len(np.unique(one.fold)) > 1
+            assert not set(groups[one.fit]) & set(groups[one.asked])

@@ -324,6 +324,10 @@ def test_refusals_come_early_and_say_what_to_do(trained: Trained, tmp_path: Path
             hs.fit(tmp_path / "few", out, options(trained))
     assert not (tmp_path / "run").exists()  # data that cannot be used leave no run behind
     assert list((tmp_path / "mine").iterdir()) == []
+    lone = [f"{path},{path.parent.name},{path.parent.name}" for path in sorted(trained.pictures.rglob("*.png"))]
+    (tmp_path / "lone.csv").write_text("\n".join(["path,label,group", *lone]))
+    with pytest.raises(TooLittleData, match="the images of each class belong to one group"):
+        hs.fit(tmp_path / "lone.csv", None, options(trained))
     plan = head_plan(tmp_path / "other.json", "timm:other", STAGES)
     with pytest.raises(PlanError, match="is for timm:other with stages"):
         hs.fit(trained.pictures, None, options(trained, plan=plan))

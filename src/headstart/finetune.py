@@ -160,8 +160,12 @@ class Ladder:
             trained = [self.tuning.train(rung, number, split, advance) for split in splits]
         outcomes = [each.outcome for each in trained]
         shares = np.concatenate([each.shares for each in trained], axis=1)
-        expected = self._expected(rung) if not number and all(outcome.complete for outcome in outcomes) else None
+        expected = None if number else self._expected(rung)
         found = judge(shares, best, truth, beside=beside, frozen=frozen, expected=expected, forced=rung.forced)
+        ended = sum(outcome.complete for outcome in outcomes)
+        late = 1 < len(outcomes) != ended and not rung.forced
+        if late:  # of several, what is judged would not be what is kept
+            found = replace(found, kept=False, posterior=None)
         after = []
         for split, each in zip(splits, trained, strict=True):
             net = each.at(ALPHAS[found.share])
@@ -176,10 +180,10 @@ class Ladder:
             ALPHAS[found.share],
             rung.epochs if self.tuning.plan.refit else max(1, round(float(np.mean(best_epochs)))),
             found.kept,
-            all(outcome.complete for outcome in outcomes),
+            ended == len(outcomes),
             tuple(outcome.curve for outcome in outcomes),
             time.monotonic() - began,
-            _said(rung, found),
+            f"dropped: the time was used up after {ended} of {len(outcomes)} trainings" if late else _said(rung, found),
             found.together,
             found.with_head,
             found.posterior,

@@ -17,7 +17,7 @@ from headstart import runtime
 from headstart.baselines import Thumbnails, fit_pixels, majority_logits, pixel_features, thumbnails
 from headstart.cost import judgings, scratch_epochs, seconds_of
 from headstart.data.dataset import Dataset
-from headstart.data.splits import assign_folds
+from headstart.data.splits import assign_folds, fold_count
 from headstart.evaluate import TestReport, evaluate
 from headstart.features.extract import Features, extract, together
 from headstart.features.store import Store
@@ -44,10 +44,12 @@ class Rival:
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """Train on `fit`, answer `asked`; indices (M,) into the data set, in the order of the pictures' contents."""
+    """Train on `fit`, answer `asked`; indices (M,) into the data set, in the order of the pictures' contents. `fold` (M,): the folds
+    within `fit` that choices are made by, two at least."""
 
     fit: NDArray[np.int64]
     asked: NDArray[np.int64]
+    fold: NDArray[np.int64]
 
 
 Answer = Callable[[Pass], tuple[NDArray[np.float32], float]]  # logits of the pictures asked, temperature
@@ -86,7 +88,7 @@ def passes(dataset: Dataset, tuned: Finetuned, seed: int) -> tuple[Pass, ...]:
     """
     pool, test = dataset.indices("train"), dataset.indices("test")
     if len(test):
-        return (Pass(pool, test),)
+        return (Pass(pool, test, dataset.fold[pool]),)
     labels, groups, contents = dataset.labels[pool], dataset.groups[pool], [dataset.digests[i] for i in pool]
     repeated = (
         [dataset.fold[pool]]
@@ -94,8 +96,19 @@ def passes(dataset: Dataset, tuned: Finetuned, seed: int) -> tuple[Pass, ...]:
         else [assign_folds(labels, groups, contents, 5, seed + repeat) for repeat in range(REPEATS)]
     )
     can_be_asked = np.array([len(np.unique(groups[labels == label])) > 1 for label in labels])
-    found = [Pass(pool[fold != n], pool[(fold == n) & can_be_asked]) for fold in repeated for n in np.unique(fold)]
-    return tuple(one for one in found if len(one.asked))
+    sides = [(pool[fold != n], pool[(fold == n) & can_be_asked]) for fold in repeated for n in np.unique(fold)]
+    return tuple(Pass(fit, asked, _folds(dataset, fit, seed)) for fit, asked in sides if len(asked))
+
+
+def _folds(dataset: Dataset, fit: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """Folds (M,) of the pictures that a pass trains on: those they have; anew where all have the same one, and with no regard to
+    groups where there is one group alone. Whom the pass asks is in none of them."""
+    fold, labels, contents = dataset.fold[fit], dataset.labels[fit], [dataset.digests[i] for i in fit]
+    for groups in (dataset.groups[fit], np.arange(len(fit))):
+        if len(np.unique(fold)) > 1:
+            break
+        fold = assign_folds(labels, groups, contents, fold_count(labels, groups, 5), seed)
+    return fold
 
 
 def answers(each: tuple[Pass, ...], answer: Answer) -> Rival:
@@ -126,13 +139,13 @@ def baselines(
         return majority_logits(labels[one.fit], classes, len(one.asked)), 1.0
 
     def pixels(one: Pass) -> tuple[NDArray[np.float32], float]:
-        head, heat = fit_pixels(thumbs, labels[one.fit], dataset.fold[one.fit], classes, one.fit, store)
+        head, heat = fit_pixels(thumbs, labels[one.fit], one.fold, classes, one.fit, store)
         blocks = [one.asked[start : start + BLOCK] for start in range(0, len(one.asked), BLOCK)]
         return np.concatenate([head.logits(pixel_features(thumbs.read(block))) for block in blocks]), heat
 
     def scratch(one: Pass) -> tuple[NDArray[np.float32], float]:
-        val, fold = dataset.indices("val"), dataset.fold[one.fit]
-        fit, held = (one.fit, val) if len(val) else (one.fit[fold != fold.min()], one.fit[fold == fold.min()])
+        val, first = dataset.indices("val"), one.fold == one.fold.min()
+        fit, held = (one.fit, val) if len(val) else (one.fit[~first], one.fit[first])
         rates = RATES if len(each) == 1 else USUAL_RATES
         wanted = (fit, held, one.fit, one.asked)
         runs.append(Scratching(thumbs, dataset, store, epochs, *wanted, rates, seed, deadline, progress).run())
@@ -189,7 +202,7 @@ def prove(
 
     def head(one: Pass, last: bool = False) -> tuple[NDArray[np.float32], float]:
         """The race's winner (or its last-stage head) for the pictures of this pass."""
-        ran = heads if sealed else race(features, labels[one.fit], dataset.fold[one.fit], classes, one.fit, store=store)
+        ran = heads if sealed else race(features, labels[one.fit], one.fold, classes, one.fit, store=store)
         score = ran.last if last else ran.best
         fitted = fit_winner(score, features, labels[one.fit], classes, one.fit, store)
         return fitted.answers(features, one.asked), fit_temperature(score.logits, labels[ran.pool])

@@ -158,8 +158,8 @@ def train(
         total = torch.zeros((), device=device)
         for place in range(per_epoch):
             if time.monotonic() > deadline:
-                net.load(best)
-                return Trained(best, best_epoch, tuple(curve), False)
+                net.load(best)  # a resumed training has them on the CPU
+                return Trained(net.weights(), best_epoch, tuple(curve), False)
             part = slice(place * rung.batch, (place + 1) * rung.batch)
             factor = one_cycle(epoch * per_epoch + place, rung.epochs * per_epoch)
             for group in optimizer.param_groups:

@@ -52,6 +52,13 @@ def test_shots_of_one_scene_are_suspected_and_paired(store: Store, seed: int, ea
     assert found.total == len(seen.told) == len(set(map(frozenset, pairs.tolist()))) <= len(pairs)
 
 
+def test_pairs_are_told_once_in_the_order_of_how_striking_they_are() -> None:
+    nobody = np.empty(0, np.int64)
+    pairs = np.array([[5, 6], [1, 2], [6, 5], [3, 2], [2, 1]])
+    assert Closeness(4.0, 2.0, nobody, pairs).told == ((5, 6), (1, 2), (3, 2))
+    assert Closeness(2.0, 2.0, nobody, pairs).told == ()
+
+
 def test_shots_that_a_fold_keeps_together_are_not_suspected(store: Store) -> None:
     features, labels = shots(120, 2, 0)
     dataset = dataset_of(labels, folds=np.arange(240) // 2 % 5)

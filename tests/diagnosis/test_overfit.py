@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -44,6 +45,16 @@ def test_held_out_loss_that_rises_again_is_noted() -> None:
     assert (found.kind, found.severity) == ("overfit", "note")
     assert "Rung 1 (from blocks.0 on) overfits: its held-out loss is least after epoch 2 of 4" in found.message
     assert "at 0.410, and ends at 0.610, while its training loss falls from 0.410 to 0.110" in found.message
+
+
+def test_where_the_best_epoch_is_the_model_what_came_after_it_does_not_count() -> None:
+    risen = rung([0.5, 0.4, 0.45, 0.6], [0.5, 0.4, 0.2, 0.1])
+    assert overfit(tuned(replace(risen, epochs=2)), STAGES) == ()
+    (found,) = overfit(tuned(replace(risen, epochs=3)), STAGES)
+    assert (
+        "after epoch 2 of 3, at 0.410, and ends at 0.460, while its training loss falls from 0.410 to 0.210"
+        in found.message
+    )
 
 
 @pytest.mark.parametrize(

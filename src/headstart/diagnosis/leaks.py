@@ -86,8 +86,10 @@ class Closeness:
     @property
     def told(self) -> tuple[tuple[int, int], ...]:
         """The pairs, each once: two pictures may each be the other's nearest."""
-        first = {tuple(sorted(pair)): tuple(pair) for pair in reversed(self.pairs.tolist())} if self.sure else {}
-        return tuple(reversed(first.values()))
+        first: dict[frozenset[int], tuple[int, int]] = {}
+        for one, other in self.pairs.tolist() if self.sure else ():
+            first.setdefault(frozenset((one, other)), (one, other))
+        return tuple(first.values())
 
 
 def suspected(

@@ -34,13 +34,13 @@ def _rising(result: RungResult, number: int, stages: Sequence[str]) -> list[Find
     trained = np.mean([[row.train_loss for row in curve[:epochs]] for curve in result.curves], 0)
     if not math.isfinite(held.sum()):
         return []
-    least = int(held.argmin())
-    if held[-1] < (1 + RISE) * held[least] or trained[-1] >= trained[least]:
+    least, end = int(held.argmin()), min(epochs, result.epochs) - 1  # whose weights are the model's
+    if held[end] < (1 + RISE) * held[least] or trained[end] >= trained[least]:
         return []
     message = (
         f"Rung {number} (from {stages[result.rung.cut]} on) overfits: its held-out loss is least after epoch {least + 1} of "
-        f"{epochs}, at {held[least]:.3f}, and ends at {held[-1]:.3f}, while its training loss falls from {trained[least]:.3f} to "
-        f"{trained[-1]:.3f}."
+        f"{end + 1}, at {held[least]:.3f}, and ends at {held[end]:.3f}, while its training loss falls from {trained[least]:.3f} to "
+        f"{trained[end]:.3f}."
     )
     return [
         finding("overfit", "note", message, "Give it fewer epochs in plan.json, or label more; then run with --plan.")
