@@ -25,7 +25,7 @@ import torch  # isort: skip
 
 RESULTS = Path(__file__).parent / "results" / "answers.json"
 SEEDS, DRAWN = (0, 1), 0.1  # nats a picture that a class pays for a factor of e, or a constant of one
-WAYS = ("as it is", "with the mirror image", "scaled by class", "both")
+WAYS = ("as it is", "with the mirror image", "scaled by class", "both", "at the best temperature in hindsight")
 
 
 def by_class(logits: np.ndarray, labels: np.ndarray, temperature: float) -> tuple[np.ndarray, np.ndarray]:
@@ -63,8 +63,11 @@ def measured(name: str, place: Path, size: str, seed: int) -> dict[str, Any]:
     held = data.labels[case.heads.pool]
     temperature = fit_temperature(best.logits, held)
     factor, constant = by_class(best.logits, held, temperature)
-    answers = (plain / temperature, pair / temperature, plain * factor + constant, pair * factor + constant)
     truth = data.labels[test]
+    answers = (
+        plain / temperature, pair / temperature, plain * factor + constant, pair * factor + constant,
+        plain / fit_temperature(plain, truth),
+    )  # fmt: skip
     row: dict[str, Any] = {"tested": len(test)}
     for way, logits in zip(WAYS, answers, strict=True):
         beliefs = softmax(logits)

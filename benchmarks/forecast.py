@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +201,65 @@ def left_out(cases: Mapping[str, Any]) -> list[str]:
         f"are expected of {skipped.sum()} of the {few.sum()} rungs with fewer than {FEW_IMAGES} pictures; they take "
         f"{100 * saved:.0f} % of all passes over pictures there, and without them {100 * lost:.2f} points are lost on the mean.",
     ]
+
+
+def alternatives(cases: Mapping[str, Any]) -> list[str]:
+    """What else a forecast could be linear in, each on data sets that were left out; and what is the most that a rank correlation
+    could reach, were everything known but the luck of the test."""
+    recorded = Recorded.of(cases)
+    case = [cases[key] for key, _ in recorded.place]
+    everything, few = np.full(len(case), True), recorded.images < FEW_IMAGES
+    work = recorded.images * np.array([epochs_for(images) for images in recorded.images])
+    room, by_shift, by_each = recorded.terms.T
+    error = np.array([1 - each["head_accuracy"] for each in case])
+    shift, each = by_shift / room, by_each / room
+    entropy, gap = (
+        np.array([number(each) for each in case])
+        for number in (lambda c: c["entropy"], lambda c: c["head_accuracy"] - c["last_stage_accuracy"])
+    )
+    profile = np.array([max(each["profile"]) - each["profile"][-1] for each in case])
+    classes = np.log([each["classes"] for each in case])
+    depth = np.array([float(name.split()[1]) for _, name in recorded.place])
+    ways = {
+        "room, and that times log shift and log pictures a class": recorded.terms,
+        "the head's error in place of the room": np.stack([error, error * shift, error * each], 1),
+        "the room alone": recorded.terms[:, :1],
+        "no shift": recorded.terms[:, [0, 2]],
+        "the source classifier's entropy in place of the shift": np.stack([room, room * entropy, by_each], 1),
+        "the source classifier's entropy as well": np.column_stack([recorded.terms, room * entropy]),
+        "how far the best stage is ahead of the last as well": np.column_stack([recorded.terms, room * profile]),
+        "how far the best head is ahead of the last stage as well": np.column_stack([recorded.terms, gap]),
+        "log classes as well": np.column_stack([recorded.terms, room * classes]),
+        "where the cut lies as well": np.column_stack([recorded.terms, room * depth]),
+        "a constant as well": np.column_stack([recorded.terms, np.ones_like(room)]),
+    }
+    rows = headed("| linear in | rank correlation | off by, RMS | passes saved | points lost by that |")
+    for title, known in ways.items():
+        told = replace(recorded, terms=known).left_out(everything)
+        skipped, off = few & (told < WORTH), told - recorded.gain
+        saved, lost = work[skipped].sum() / work[few].sum(), recorded.gain[skipped].sum() / few.sum()
+        rows.append(
+            f"| {title} | {_rank(told, recorded.gain):+.2f} | {100 * np.sqrt(np.mean(off**2)):.1f} | {100 * saved:.0f} % | "
+            f"{100 * lost:.2f} |"
+        )
+    luck = np.array([_luck(cases[key], name) for key, name in recorded.place])
+    share = max(0.0, 1 - np.mean(luck**2) / recorded.gain.var())
+    true, draw = recorded.gain.mean() + share**0.5 * (recorded.gain - recorded.gain.mean()), np.random.default_rng(0)
+    most = np.mean([_rank(true, true + draw.normal(0, luck)) for _ in range(500)])
+    saved = work[few & (recorded.gain < WORTH)].sum() / work[few].sum()
+    rows.append(
+        f"| the true gains, were they known | {most:+.2f} | {100 * np.sqrt(np.mean(luck**2)):.1f} | {100 * saved:.0f} % | |"
+    )
+    return rows
+
+
+def _luck(case: Mapping[str, Any], name: str) -> float:
+    """Standard error of a gain that was tested."""
+    after, before = (
+        np.array([mark == "1" for mark in marks], float)
+        for marks in (case["rungs"][name]["right_with_head"], case["right"]["head"])
+    )
+    return float((after - before).std() / len(after) ** 0.5)
 
 
 def corrected(cases: Mapping[str, Any]) -> list[str]:

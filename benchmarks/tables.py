@@ -17,7 +17,7 @@ from averaging import by_average
 from beside import told as told_best
 from calibration import calibrated
 from cells import headed, percent
-from forecast import corrected, left_out
+from forecast import alternatives, corrected, left_out
 from regret import by_depth, depths, laddered
 from standings import SAID, duels, held, met, parties, points, ranked, shared
 
@@ -763,6 +763,12 @@ def main() -> None:
             "numbers that were fitted to the others. Points.",
             "",
             "\n".join(left_out(deep["cases"])),
+            "",
+            "What else a forecast could be made of, on data sets that were left out in the same way. There are seven of these: what "
+            "is added seldom carries over to the next. The last row is what the luck of the test pictures would leave to whoever "
+            "knew all true gains; of the passes, what went into rungs that gained less.",
+            "",
+            "\n".join(alternatives(deep["cases"])),
             "",
             "What held-out pictures say of the deep rung in three folds: by how much likelier it makes their labels together with the "
             "frozen head, in nats, times a slope and with a constant that were fitted to the other data sets. Points; kept is what "

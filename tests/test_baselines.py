@@ -75,6 +75,9 @@ def test_views_from_scratch_are_shifted_and_mirrored_and_repeat(thumbs: Thumbnai
     assert not torch.equal(moved, clean)
     for a, b in zip(moved, clean, strict=True):  # shifting and mirroring move pixels and change none
         assert torch.equal(a.flatten(1).sort().values, b.flatten(1).sort().values)
+    still = FromThumbnails(thumbs, scratch_backbone(32, 0).input, flip=False)
+    for a, b in zip(still.batch(few, np.array([1, 2, 3]), CPU)[0], clean, strict=True):
+        assert any(torch.equal(a, b.roll((x, y), (1, 2))) for x in range(-4, 5) for y in range(-4, 5))
     expected = (thumbs.read(few).transpose(0, 3, 1, 2) / 255 - 0.5) / 0.25
     np.testing.assert_allclose(clean.numpy(), expected, atol=1e-5)
 

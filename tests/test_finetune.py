@@ -205,11 +205,14 @@ def test_a_given_validation_set_judges_and_is_not_trained_on() -> None:
     assert tuned.refit == (not tuned.kept)
 
 
-def test_training_from_the_store_gives_the_model_that_training_from_pictures_gives(begun: Start) -> None:
+@pytest.mark.parametrize("mirror", [True, False])
+def test_training_from_the_store_gives_the_model_that_training_from_pictures_gives(begun: Start, mirror: bool) -> None:
+    usual, begun = begun, replace(begun, dataset=replace(begun.dataset, mirror=mirror))
     stored = begun.ladder(PAYS).climb()
     root = Store().root.parent / "elsewhere"
     assert same(stored, begun.ladder(PAYS, store=Store(root), cached=False).climb())
     assert not [entry for entry in Store(root).entries() if entry.kind == "activations"]
+    assert same(stored, usual.ladder(PAYS).climb()) == mirror
 
 
 def test_the_same_seed_gives_the_same_model_and_another_seed_another(begun: Start) -> None:

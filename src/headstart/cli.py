@@ -93,6 +93,10 @@ def fit(
     test_fraction: Annotated[float, typer.Option(help="Share to seal for the test where none is given.")] = 0.2,
     unreadable: Unreadable = "skip",
     rare: Rare = "train",
+    mirror: Annotated[
+        bool,
+        typer.Option(help="Whether a mirrored image still shows its class; not so for text, or for left and right."),
+    ] = True,
     path_column: PathColumn = "path",
     label_column: LabelColumn = "label",
     split_column: SplitColumn = "split",
@@ -138,6 +142,7 @@ def fit(
         group_column=group_column,
         unreadable=_one_of("--unreadable", unreadable, "skip", "error"),
         rare=_one_of("--rare", rare, "train", "drop", "error"),
+        mirror=mirror,
         precision=_one_of("--precision", precision, "auto", "float32", "bfloat16"),
         engine=_one_of("--engine", engine, "auto", "eager", "openvino", "compile"),
     )
@@ -320,7 +325,7 @@ def demo(
     run = transfer(
         digits(),
         out,
-        Options(backbone="tf_efficientnet_lite0", seed=seed, budget=280.0),
+        Options(backbone="tf_efficientnet_lite0", seed=seed, budget=280.0, mirror=False),
         overwrite=overwrite,
         progress=runtime.bar,
         tell=_say,

@@ -165,7 +165,11 @@ def reproduce(source: object, options: Settings, folder: Path | None) -> str:
         return f"headstart.fit({type(source).__name__}, {place}options=headstart.Options({said}))"
     words = ["headstart", "fit", str(source), *(["--out", str(folder)] if folder is not None else [])]
     for name, value in given.items():
-        words += ["--" + name.replace("_", "-"), "none" if value is None else str(value)]
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", "none" if value is None else str(value)]
     return shlex.join(words)
 
 

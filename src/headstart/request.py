@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +24,8 @@ class Options:
     `backbone` a name, see `headstart backbones`, or "auto": those on this machine race; `weights` a local file for it. `plan` "auto",
     "head", "full" or a plan file. `engine` what runs the frozen stages: torch ("eager"), a compiler, or what is fastest ("auto").
     `budget` wall time in seconds, None for no bound. `store_limit` bytes. `unreadable` "skip" or "error"; `rare` what to do with a
-    class of one image: "train" on it untested, "drop" it, "error". Column names apply to tables.
+    class of one image: "train" on it untested, "drop" it, "error". `mirror`: whether a picture still shows its class in the mirror.
+    Column names apply to tables.
     """
 
     backbone: str = "auto"
@@ -38,6 +39,7 @@ class Options:
     engine: Literal["auto", "eager", "openvino", "compile"] = "auto"
     unreadable: Literal["skip", "error"] = "skip"
     rare: Literal["train", "drop", "error"] = "train"
+    mirror: bool = True
     path_column: str = "path"
     label_column: str = "label"
     split_column: str = "split"
@@ -63,7 +65,7 @@ def audited(source: object, options: Options, store: Store, progress: runtime.Pr
             f"{dataset.source}: no test set could be cut, and the images of each class belong to one group, so that nothing could be "
             "held out to test on. Add images of other groups, or give the groups apart."
         )
-    return dataset
+    return replace(dataset, mirror=options.mirror)
 
 
 def examined(source: object, options: Options, *, progress: runtime.Progress = runtime.silent) -> Audit:

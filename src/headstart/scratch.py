@@ -157,7 +157,7 @@ class Scratching:
         asked: NDArray[np.int64],
         advance: runtime.Advance,
     ) -> _Trial:
-        net, source = _fresh(self.thumbs, len(self.dataset.classes), self.seed)
+        net, source = _fresh(self.thumbs, len(self.dataset.classes), self.seed, self.dataset.mirror)
         rung = _rung(rate, epochs)
         checkpoint = Checkpoint(
             self.store.artifact("checkpoint", {**self._spec(), "rate": rate, "run": [epochs, len(fit)]})
@@ -187,6 +187,7 @@ class Scratching:
             "content": hashlib.blake2b(content.encode(), digest_size=16).hexdigest(),
             "epochs": self.epochs,
             "classes": len(self.dataset.classes),
+            "mirror": self.dataset.mirror,
             "seed": self.seed,
             "side": self.thumbs.side,
             "rates": self.rates,
@@ -256,10 +257,10 @@ class _Trial:
     checkpoint: Checkpoint
 
 
-def _fresh(thumbs: Thumbnails | _Noise, classes: int, seed: int) -> tuple[Net, FromThumbnails]:
+def _fresh(thumbs: Thumbnails | _Noise, classes: int, seed: int, mirror: bool = True) -> tuple[Net, FromThumbnails]:
     backbone = scratch_backbone(thumbs.side, seed)
     backbone.to(memory_format=torch.channels_last)
     width, last = backbone.widths[-1], len(backbone.widths) - 1
     head = Head("logistic", (last,), 0.0, np.zeros((width, classes), np.float32), np.zeros(classes, np.float32))
     net = Net(backbone, head, 0, torch.zeros(width), torch.ones(width)).to(runtime.device())
-    return net, FromThumbnails(thumbs, backbone.input, flip=True)
+    return net, FromThumbnails(thumbs, backbone.input, flip=mirror)

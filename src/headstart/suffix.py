@@ -65,12 +65,11 @@ class FromImages:
     dataset: Dataset
     cut: int
     seed: int
-    flip: bool = True
 
     def batch(
         self, indices: NDArray[np.int64], views: NDArray[np.int64], device: torch.device
     ) -> tuple[Activation, Tensor]:
-        transform = transform_of(self.engine.backbone)
+        transform = transform_of(self.engine.backbone, self.dataset.mirror)
         pictures = np.stack(
             [
                 load_view(self.dataset.images, int(i), transform, view=int(v), seed=self.seed)

@@ -117,7 +117,7 @@ class Tuning:
             "keep": keep,
             "shares": ALPHAS,
             "precision": how,
-            "transform": self.features.table.folder.name,
+            "transform": self.features.table.folder.name + " never mirrored" * (not self.dataset.mirror),
             "torch": torch.__version__,
             "version": 2,
         }

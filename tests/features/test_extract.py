@@ -88,6 +88,23 @@ def test_a_second_extraction_runs_nothing(passes: Passes) -> None:
     assert np.array_equal(every_stage(first), every_stage(second))
 
 
+def test_rows_that_a_power_cut_left_as_zeros_are_not_used() -> None:
+    dataset, backbone = striped(30), tiny_backbone()
+    table = features(dataset, backbone).table
+    for place in (0, 29):
+        with (table.folder / "rows.bin").open("r+b") as file:
+            file.seek(place * table.row_bytes)
+            whole = file.read(table.row_bytes)
+            file.seek(place * table.row_bytes)
+            file.write(bytes(table.row_bytes))
+        with pytest.raises(StoreError, match=r"does not match its checksums.*'headstart cache clear'"):
+            features(dataset, backbone)
+        with (table.folder / "rows.bin").open("r+b") as file:
+            file.seek(place * table.row_bytes)
+            file.write(whole)
+    features(dataset, backbone)
+
+
 def test_order_and_names_of_files_change_nothing(tmp_path: Path, passes: Passes) -> None:
     root = folder(tmp_path / "a", 30)
     found = features(load_dataset(root), tiny_backbone())
@@ -165,7 +182,10 @@ def test_whatever_decides_the_numbers_is_part_of_the_key(passes: Passes) -> None
     assert passes() == 20
     features(dataset, backbone, view=1, seed=1)
     assert passes() == 20
-    features(dataset, backbone, seed=1)  # the clean view knows no seed
+    unmirrored = replace(dataset, mirror=False)
+    features(unmirrored, backbone, view=1)
+    assert passes() == 20
+    features(unmirrored, backbone, seed=1)  # the clean view knows no seed, and no mirror
     assert passes() == 0
 
 
@@ -211,8 +231,9 @@ def test_a_picture_that_breaks_later_is_named(tmp_path: Path) -> None:
         features(dataset, tiny_backbone())
 
 
-def test_activations_are_cached_per_view_and_read_back_as_they_were(passes: Passes) -> None:
-    dataset, backbone = striped(30), tiny_backbone()
+@pytest.mark.parametrize("mirror", [True, False])
+def test_activations_are_cached_per_view_and_read_back_as_they_were(passes: Passes, mirror: bool) -> None:
+    dataset, backbone = replace(striped(30), mirror=mirror), tiny_backbone()
     engine = Engine(backbone, precision="float32")
     everyone, held = np.arange(20), np.arange(20, 30)
 
@@ -229,7 +250,7 @@ def test_activations_are_cached_per_view_and_read_back_as_they_were(passes: Pass
     assert found.activations[0].row_bytes == activation_bytes(backbone, 2, "float32")
     asked, views = np.array([4, 4, 19, 25]), np.array([0, 2, 1, 0])
     flat, beside = found.read(asked, views)
-    transform = transform_of(backbone)
+    transform = transform_of(backbone, mirror)
     for place, (index, view) in enumerate(zip(asked, views, strict=True)):
         picture = load_view(dataset.images, int(index), transform, view=int(view), seed=5)
         alone, pooled = engine.activations(picture[None], 2)

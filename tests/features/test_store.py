@@ -50,7 +50,7 @@ def test_rows_come_back_as_they_were_put_in(store: Store) -> None:
     wanted = [7, 0, 3, 3, 8]
     for one in (table, again):
         assert len(one) == 9
-        assert np.array_equal(one.gather([digest(n) for n in wanted]), np.stack([row(n) for n in wanted]))
+        assert np.array_equal(one.read(one.locate([digest(n) for n in wanted])), np.stack([row(n) for n in wanted]))
         assert one.verify(np.arange(9))
 
 
@@ -66,7 +66,7 @@ def test_a_row_that_is_there_is_never_overwritten(store: Store) -> None:
     table = store.table("pooled", SPEC, "float32", WIDTH)
     fill(table, range(1))
     table.append([digest(0)], np.zeros((1, WIDTH), np.float32))
-    assert np.array_equal(table.gather([digest(0)])[0], row(0))
+    assert np.array_equal(table.read(table.locate([digest(0)]))[0], row(0))
 
 
 def test_equal_contents_in_one_call_take_one_row(store: Store) -> None:
@@ -93,7 +93,7 @@ def test_what_is_not_there_is_an_error_and_not_another_row(store: Store) -> None
     fill(table, range(3))
     assert table.locate([digest(9)]).tolist() == [-1]
     with pytest.raises(StoreError, match="a row was asked for that the table does not hold; run again"):
-        table.gather([digest(0), digest(9)])
+        table.read(table.locate([digest(0), digest(9)]))
     with pytest.raises(StoreError, match=r"rows of shape \(1, 2\) do not fit 1 pictures × 5 values"):
         table.append([digest(9)], np.zeros((1, 2), np.float32))
 

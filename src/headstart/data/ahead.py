@@ -75,7 +75,7 @@ class Ahead:
     def take(self, index: int, transform: Transform) -> NDArray[np.uint8] | None:
         """The clean view (H, W, 3) of a picture, where it was decoded for this transform; only after `enough`."""
         place = self._place.get(index)
-        if place is None or self._workers or not self._done[place] or transform != self.transform:
+        if place is None or self._workers or not self._done[place] or transform.key(0, 0) != self.transform.key(0, 0):
             return None
         pixels: NDArray[np.uint8] = self._pixels[place]
         return pixels

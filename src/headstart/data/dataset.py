@@ -84,6 +84,7 @@ class Dataset:
     `given`   the splits that the person laid out; they are respected. With "train" and "val" but no "test",
               `split` calls the pictures of "val" "test": they stay sealed, and folds of "train" take val's
               place.
+    `mirror`  whether a picture still shows its class in the mirror: augmented views may then be mirrored.
     """
 
     images: Images
@@ -97,6 +98,7 @@ class Dataset:
     given: frozenset[str] = frozenset()
     audit: Audit | None = field(default=None, repr=False)
     particulars: Particulars | None = field(default=None, repr=False)
+    mirror: bool = True
 
     def __len__(self) -> int:
         return len(self.labels)

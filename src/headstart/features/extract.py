@@ -147,7 +147,7 @@ def extract(
 
     Raises:
         UnreadableImage: where a picture cannot be decoded.
-        StoreError: where the store cannot be written.
+        StoreError: where the store cannot be written, or what it holds does not match its checksums.
     """
     engine = Engine(backbone) if engine is None else engine
     wanted = np.arange(len(dataset)) if only is None else only
@@ -175,7 +175,7 @@ def with_views(
 
     Raises:
         UnreadableImage: where a picture cannot be decoded.
-        StoreError: where the store cannot be written.
+        StoreError: where the store cannot be written, or what it holds does not match its checksums.
     """
     which, title = tuple(range(1, views + 1)), f"Extracting {views} more views"
     return together(
@@ -203,10 +203,12 @@ def _extracted(
     """Features of each of the views; pictures decoded ahead are clean ones."""
     backbone = engine.backbone
     way = settle(engine, dataset, store, ahead.enough if ahead else runtime.nothing)
-    specs = [key_of(backbone, None, view, seed) | {"precision": str(way)} for view in views]
+    specs = [key_of(backbone, None, view, seed, dataset.mirror) | {"precision": str(way)} for view in views]
     tables = [store.table("pooled", spec, "float32", sum(backbone.widths)) for spec in specs]
     # In the order of the contents: who shares a batch moves the last bits, and names and order of files must not.
     digests = [dataset.digests[i] for i in wanted]
+    for table in tables:
+        table.check(table.locate(digests))
     lacking = {place for table in tables for place in table.missing(digests)}
     missing = sorted((int(wanted[place]) for place in lacking), key=lambda i: dataset.digests[i])
     if missing:
@@ -217,7 +219,7 @@ def _extracted(
             for chunk, rows in batches(
                 dataset.images,
                 missing,
-                transform_of(backbone),
+                transform_of(backbone, dataset.mirror),
                 engine.pooled,
                 views=views,
                 seed=seed,
@@ -301,14 +303,14 @@ def cache_activations(
     values = sum(int(np.prod(shape)) for shape in backbone.shapes[cut - 1])
     tables = []
     for view in range(views):
-        spec = key_of(backbone, cut, view, seed) | {"precision": how}
+        spec = key_of(backbone, cut, view, seed, dataset.mirror) | {"precision": how}
         table = store.table("activations", spec, dtype, values)
         tables.append((table, store.table("beside", spec, "float32", sum(backbone.widths[:cut]))))
     whole = _lacking(tables, dataset, augmented)
     work = [(whole, tuple(range(views))), (_lacking(tables[:1], dataset, np.setdiff1d(clean, whole)), (0,))]
     total = sum(len(indices) * len(which) for indices, which in work)
     store.make_room(total * (tables[0][0].row_bytes + tables[0][1].row_bytes))
-    transform = transform_of(backbone)
+    transform = transform_of(backbone, dataset.mirror)
     with progress("Caching activations", total, "views") if total else nullcontext(runtime.nothing) as advance:
         for indices, which in work:
             for chunk, (flat, pooled) in batches(

@@ -19,17 +19,17 @@ from headstart.features.engine import SAMPLE, Engine, Way
 from headstart.features.store import Store
 
 
-def transform_of(backbone: Backbone) -> Transform:
-    """The picture transform that the backbone's weights were trained with."""
-    return Transform.of(backbone.input)
+def transform_of(backbone: Backbone, mirror: bool = True) -> Transform:
+    """The picture transform that the backbone's weights were trained with; whether augmented views are mirrored."""
+    return Transform.of(backbone.input, flip=mirror)
 
 
-def key_of(backbone: Backbone, stop: int | None, view: int, seed: int) -> dict[str, Any]:
+def key_of(backbone: Backbone, stop: int | None, view: int, seed: int, mirror: bool = True) -> dict[str, Any]:
     """What the outputs of `stages[:stop]` depend on beside the pictures and the way that they are run."""
     return {
         "weights": backbone.digest(stop),
         "stop": stop,
-        "transform": transform_of(backbone).key(view, seed),
+        "transform": transform_of(backbone, mirror).key(view, seed),
         "mean": backbone.input.mean,
         "std": backbone.input.std,
     }

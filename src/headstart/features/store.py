@@ -38,6 +38,7 @@ FORMAT = "v1"
 _ENTRY = np.dtype([("digest", "V32"), ("crc", "<u4")])
 _RESIDENT = 64 * 2**20  # bytes of a table that are mapped at a time, more or less
 _AROUND = 2**21  # bytes that the system may map around each page that is asked for
+_CHECKED = 64  # rows whose checksums are looked at, about, and as many of the last
 _RECENT = 900.0  # seconds; younger tables may be in use by another run and are not evicted
 
 
@@ -117,14 +118,6 @@ class Table:
         """Hex digest of which pictures, in which order, the given rows are of."""
         return hashlib.blake2b(self._entries["digest"][rows].tobytes(), digest_size=16).hexdigest()
 
-    def gather(self, digests: Sequence[str]) -> NDArray[Any]:
-        """Rows (N, width) of the pictures with these content digests.
-
-        Raises:
-            StoreError: where a picture has no row.
-        """
-        return self.read(self.locate(digests))
-
     def append(self, digests: Sequence[str], rows: NDArray[Any]) -> None:
         """Add one row per digest; rows that are there already are left as they are."""
         rows = np.ascontiguousarray(rows, dtype=self.dtype)
@@ -150,6 +143,19 @@ class Table:
         """Whether the stored checksums of these rows still hold."""
         crcs = self._entries["crc"]
         return all(zlib.crc32(self._map[row].tobytes()) == int(crcs[row]) for row in rows)
+
+    def check(self, rows: NDArray[np.int64]) -> None:
+        """Look at some of the rows (-1: not there) and at the last of them, where a power cut leaves its traces.
+
+        Raises:
+            StoreError: where one does not match its checksum.
+        """
+        there = np.sort(rows[rows >= 0])
+        if not self.verify(np.concatenate([there[:: max(1, len(there) // _CHECKED)], there[-_CHECKED:]])):
+            raise StoreError(
+                f"What is stored in {self.folder} does not match its checksums, as after a power cut or a broken disk. "
+                "Type 'headstart cache clear' and run the same command again."
+            )
 
     def _lock(self) -> FileLock:
         return FileLock(self.folder / "lock", timeout=60)
