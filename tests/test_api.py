@@ -68,6 +68,7 @@ def test_options_are_frozen_and_default_to_the_design() -> None:
         "engine": "auto",
         "unreadable": "skip",
         "rare": "train",
+        "mirror": True,
         "path_column": "path",
         "label_column": "label",
         "split_column": "split",
