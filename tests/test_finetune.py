@@ -443,7 +443,8 @@ def test_where_pictures_are_few_recorded_runs_count_for_the_first_rung(monkeypat
     for unlike in ({"trains": "norms"}, {"until": 2}, {"cut": 0, "views": 1}):
         (other,) = climb(TOGETHER.model_copy(update=unlike)).rungs
         assert other.posterior is None
-    assert climb(TOGETHER, judge="fold").rungs[0].posterior is None
+    (single,) = climb(TOGETHER, judge="fold").rungs
+    assert single.with_head is not None and single.posterior == HOPE.seen(*single.with_head), "of one fold as well"
     forced = replace_rung(PAYS, forced=True)
     assert [rung.posterior for rung in climb(forced, TOGETHER).rungs] == [None, None], "only the first is like theirs"
 

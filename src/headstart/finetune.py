@@ -3,8 +3,8 @@
 The last stage's trained head is the start of the first rung (LP-FT, Kumar et al. 2022, arXiv 2202.10054). A head on several stages
 may be the better frozen model, but it fits its training pictures so well that it leaves the stages below nothing to learn from.
 What a rung reaches is interpolated with where it started (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903). The head that won
-the race stays a candidate to the end. A rung is kept for what it gains on held-out pictures; where these are few, what recorded runs
-let expect (forecast.py) counts as well.
+the race stays a candidate to the end. A rung is kept for what it gains on held-out pictures; what recorded runs let expect
+(forecast.py) counts as well, the more, the fewer these are.
 """
 
 from __future__ import annotations
@@ -191,9 +191,9 @@ class Ladder:
         return result, after, found.logits, found.heat
 
     def _expected(self, rung: Rung) -> Forecast | None:
-        """What recorded runs let expect of a first rung that is like theirs, where pictures are few."""
+        """What recorded runs let expect of a first rung that is like theirs, judged on folds of the training pictures."""
         plan = self.tuning.plan
-        like = rung.cut > 0 and rung.until is None and rung.trains == "all" and plan.judge == "folds"
+        like = rung.cut > 0 and rung.until is None and rung.trains == "all" and plan.judge != "val"
         return plan.evidence.forecast if like and plan.evidence is not None else None
 
     def _final(
