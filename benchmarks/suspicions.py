@@ -21,7 +21,7 @@ from headstart.baselines import thumbnails
 from headstart.data.dataset import Dataset
 from headstart.data.images import decode
 from headstart.data.load import load_dataset
-from headstart.diagnosis.leaks import Neighbours, closeness, directions, leaks, overlaps
+from headstart.diagnosis.leaks import Neighbours, closeness, directions, leaks, overlaps, surer
 from headstart.diagnosis.neighbours import nearest
 from headstart.diagnosis.shortcuts import shortcuts
 from headstart.features.engine import Engine
@@ -120,8 +120,7 @@ def looked_at(dataset: Dataset, engine: Engine, store: Store) -> dict[str, Any]:
     heads = race(features, labels[pool], dataset.fold[pool], len(dataset.classes), pool, store=store)
     near = Neighbours.of(dataset, heads, features)
     close, shared = closeness(near), overlaps(near, dataset, engine, store)
-    surest = max(close, shared, key=lambda each: (each.sure, each.errors))
-    found = [*leaks(dataset, surest), *shortcuts(dataset, heads, thumbnails(dataset, store))]
+    found = [*leaks(dataset, surer(close, shared)), *shortcuts(dataset, heads, thumbnails(dataset, store))]
     assert dataset.audit is not None
     z = directions(features, heads.pool, heads.pool)
     fold, truth = dataset.fold[heads.pool], labels[heads.pool]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -139,6 +140,13 @@ def test_the_network_from_scratch_learns_what_can_be_learnt(dataset: Dataset, th
     assert (found.logits.argmax(1) == truth).mean() > 0.6
     assert found.rate in RATES
     assert (found.complete, found.epochs) == (True, 25)
+
+
+def test_the_network_from_scratch_sees_no_mirror_images_where_they_mean_something_else(
+    dataset: Dataset, thumbs: Thumbnails
+) -> None:
+    usual, other = (scratching(replace(dataset, mirror=mirror), thumbs).run() for mirror in (True, False))
+    assert not np.array_equal(usual.logits, other.logits)
 
 
 def test_a_second_baseline_from_scratch_trains_nothing(

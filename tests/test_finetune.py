@@ -26,7 +26,7 @@ from headstart.data.load import load_dataset
 from headstart.features.engine import Engine
 from headstart.features.extract import Features, extract, together
 from headstart.features.store import Store
-from headstart.finetune import Finetuned, Ladder, finetune
+from headstart.finetune import FEW_EACH, Finetuned, Ladder, finetune
 from headstart.forecast import WORTH, Forecast
 from headstart.heads import fit_head
 from headstart.plan import Evidence, Plan, Rung
@@ -424,8 +424,11 @@ def test_where_pictures_are_few_recorded_runs_count_for_the_first_rung(monkeypat
     monkeypatch.setattr("headstart.judge.clearly_likelier", lambda *given: False)  # pictures alone do not tell
     begun = start(striped(150, contrast=20))
 
-    def climb(*rungs: Rung, expected: Forecast | None = HOPE, judge: str = "folds", **more: Any) -> Finetuned:
-        return begun.ladder(*rungs, judge=judge, evidence=Evidence.model_construct(forecast=expected), **more).climb()
+    def climb(
+        *rungs: Rung, expected: Forecast | None = HOPE, judge: str = "folds", each: int = 50, **more: Any
+    ) -> Finetuned:
+        known = Evidence.model_construct(forecast=expected, images=each * 3, classes=3)
+        return begun.ladder(*rungs, judge=judge, evidence=known, **more).climb()
 
     tuned = climb(TOGETHER, PAYS)
     (result,) = tuned.rungs  # what other runs kept is no bar for a second rung
@@ -443,20 +446,24 @@ def test_where_pictures_are_few_recorded_runs_count_for_the_first_rung(monkeypat
     for unlike in ({"trains": "norms"}, {"until": 2}, {"cut": 0, "views": 1}):
         (other,) = climb(TOGETHER.model_copy(update=unlike)).rungs
         assert other.posterior is None
-    (single,) = climb(TOGETHER, judge="fold").rungs
-    assert single.with_head is not None and single.posterior == HOPE.seen(*single.with_head), "of one fold as well"
+    (few,) = climb(TOGETHER, judge="fold", each=FEW_EACH).rungs
+    assert few.with_head is not None and few.posterior == HOPE.seen(*few.with_head), "few of each class"
+    assert climb(TOGETHER, judge="fold", each=FEW_EACH + 1).rungs[0].posterior is None
     forced = replace_rung(PAYS, forced=True)
     assert [rung.posterior for rung in climb(forced, TOGETHER).rungs] == [None, None], "only the first is like theirs"
 
 
-def test_a_rung_that_time_cut_short_is_not_kept_on_the_word_of_other_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("judge", ["fold", "folds"])
+def test_a_rung_that_time_cut_short_is_not_kept_on_the_word_of_other_runs(
+    judge: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("headstart.judge.clearly_likelier", lambda *given: False)
     begun = start(striped(150, contrast=20))
     monkeypatch.setattr("headstart.tuning.train", partial(_cut_short, train))
-    evidence = Evidence.model_construct(forecast=Forecast(0.1, 0.001))
-    (result,) = begun.ladder(TOGETHER, judge="folds", evidence=evidence).climb().rungs
+    evidence = Evidence.model_construct(forecast=Forecast(0.1, 0.001), images=30, classes=3)
+    (result,) = begun.ladder(TOGETHER, judge=judge, evidence=evidence).climb().rungs
     assert not result.complete and not result.kept and result.posterior is None
-    assert result.reason == "dropped: the time was used up after 0 of 3 trainings"
+    assert judge == "fold" or result.reason == "dropped: the time was used up after 0 of 3 trainings"
 
 
 def test_of_several_trainings_all_must_end_for_a_rung_to_be_kept(begun: Start, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@
     │   ├── WeightsError           a weights file has the wrong digest, names or shapes
     │   └── PartitionError         the network cannot be cut into stages that equal the original
     ├── StoreError                 the feature store cannot be read or written
+    ├── DamagedStore               what the feature store holds is not what was written
     ├── PlanError                  a plan file is malformed or does not fit its backbone
     ├── BundleError                a saved model is damaged, tampered with or of another format version
     ├── OutputError                the run folder cannot be written
@@ -52,6 +53,10 @@ class PartitionError(BackboneError):
 
 class StoreError(HeadstartError):
     """The feature store cannot be read or written."""
+
+
+class DamagedStore(HeadstartError):
+    """What the feature store holds is not what was written."""
 
 
 class PlanError(HeadstartError):

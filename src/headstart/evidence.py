@@ -35,7 +35,7 @@ def planned(
     *,
     spent: float = 0.0,
 ) -> Plan:
-    """The plan: from a file, or decided from the evidence; the same options on the same data keep the plan they had.
+    """The plan: from a file, or decided from the evidence; options on the same data, with the same heads, keep their plan.
 
     What is decided depends on measured speeds and on the time already spent. Were it decided anew by a run that goes on after
     an interruption, that run could end with another result.

@@ -3,8 +3,8 @@
 The last stage's trained head is the start of the first rung (LP-FT, Kumar et al. 2022, arXiv 2202.10054). A head on several stages
 may be the better frozen model, but it fits its training pictures so well that it leaves the stages below nothing to learn from.
 What a rung reaches is interpolated with where it started (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903). The head that won
-the race stays a candidate to the end. A rung is kept for what it gains on held-out pictures; what recorded runs let expect
-(forecast.py) counts as well, the more, the fewer these are.
+the race stays a candidate to the end. A rung is kept for what it gains on held-out pictures; where these are few, what recorded runs
+let expect (forecast.py) counts as well.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from headstart.race import Race
 from headstart.tasks.classification import fit_temperature
 from headstart.train import Epoch
 from headstart.tuning import ALPHAS, Split, Tuning
+
+FEW_EACH = 20  # training pictures a class: so few, or fewer than 500 in all, were most recorded runs'
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,12 +162,12 @@ class Ladder:
             trained = [self.tuning.train(rung, number, split, advance) for split in splits]
         outcomes = [each.outcome for each in trained]
         shares = np.concatenate([each.shares for each in trained], axis=1)
-        expected = None if number else self._expected(rung)
+        expected = self._expected(rung) if not number and all(outcome.complete for outcome in outcomes) else None
         found = judge(shares, best, truth, beside=beside, frozen=frozen, expected=expected, forced=rung.forced)
         ended = sum(outcome.complete for outcome in outcomes)
         late = 1 < len(outcomes) != ended and not rung.forced
         if late:  # of several, what is judged would not be what is kept
-            found = replace(found, kept=False, posterior=None)
+            found = replace(found, kept=False)
         after = []
         for split, each in zip(splits, trained, strict=True):
             net = each.at(ALPHAS[found.share])
@@ -191,10 +193,12 @@ class Ladder:
         return result, after, found.logits, found.heat
 
     def _expected(self, rung: Rung) -> Forecast | None:
-        """What recorded runs let expect of a first rung that is like theirs, judged on folds of the training pictures."""
-        plan = self.tuning.plan
-        like = rung.cut > 0 and rung.until is None and rung.trains == "all" and plan.judge != "val"
-        return plan.evidence.forecast if like and plan.evidence is not None else None
+        """What recorded runs let expect of a first rung that is like theirs, where pictures are few, in all or of each class."""
+        plan, known = self.tuning.plan, self.tuning.plan.evidence
+        like = rung.cut > 0 and rung.until is None and rung.trains == "all"
+        if known is None or not like or plan.judge == "val":
+            return None
+        return known.forecast if plan.judge == "folds" or known.images <= FEW_EACH * known.classes else None
 
     def _final(
         self, pool: NDArray[np.int64], splits: list[Split], results: tuple[RungResult, ...], reasons: list[str]

@@ -97,7 +97,7 @@ def passes(dataset: Dataset, tuned: Finetuned, seed: int) -> tuple[Pass, ...]:
     )
     can_be_asked = np.array([len(np.unique(groups[labels == label])) > 1 for label in labels])
     sides = [(pool[fold != n], pool[(fold == n) & can_be_asked]) for fold in repeated for n in np.unique(fold)]
-    return tuple(Pass(fit, asked, _folds(dataset, fit, seed)) for fit, asked in sides if len(asked))
+    return tuple(Pass(fit, asked, _folds(dataset, fit, seed)) for fit, asked in sides if len(asked) and len(fit) > 1)
 
 
 def _folds(dataset: Dataset, fit: NDArray[np.int64], seed: int) -> NDArray[np.int64]:

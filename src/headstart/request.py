@@ -60,10 +60,12 @@ def audited(source: object, options: Options, store: Store, progress: runtime.Pr
             "Headstart needs at least 8, with two or more in some class, to cross-validate anything; add images."
         )
     apart = {(int(label), int(group)) for label, group in zip(dataset.labels[pool], dataset.groups[pool], strict=True)}
-    if not len(dataset.indices("test")) and len(apart) == len({label for label, _ in apart}):
+    # Whoever is asked about a group has to learn from two pictures of others.
+    learnt = len(pool) - np.bincount(dataset.groups[pool]).max()
+    if not len(dataset.indices("test")) and (learnt < 2 or len(apart) == len({label for label, _ in apart})):
         raise TooLittleData(
-            f"{dataset.source}: no test set could be cut, and the images of each class belong to one group, so that nothing could be "
-            "held out to test on. Add images of other groups, or give the groups apart."
+            f"{dataset.source}: no test set could be cut, and the images of each class (or all but one image) belong to one group, "
+            "so that nothing could be held out to test on. Add images of other groups, or give the groups apart."
         )
     return replace(dataset, mirror=options.mirror)
 

@@ -18,7 +18,7 @@ from headstart.backbones.from_module import load_module
 from headstart.data.dataset import Dataset
 from headstart.data.images import load_view
 from headstart.data.load import load_dataset
-from headstart.errors import StoreError, UnreadableImage
+from headstart.errors import DamagedStore, StoreError, UnreadableImage
 from headstart.features.engine import BATCH, Engine, normalize
 from headstart.features.extract import Features, activation_bytes, cache_activations, columns, extract
 from headstart.features.settle import transform_of
@@ -97,7 +97,7 @@ def test_rows_that_a_power_cut_left_as_zeros_are_not_used() -> None:
             whole = file.read(table.row_bytes)
             file.seek(place * table.row_bytes)
             file.write(bytes(table.row_bytes))
-        with pytest.raises(StoreError, match=r"does not match its checksums.*'headstart cache clear'"):
+        with pytest.raises(DamagedStore, match=r"does not match its checksums.*'headstart cache clear'"):
             features(dataset, backbone)
         with (table.folder / "rows.bin").open("r+b") as file:
             file.seek(place * table.row_bytes)

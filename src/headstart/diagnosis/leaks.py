@@ -56,10 +56,11 @@ class Neighbours:
         mates = np.repeat(rows[:, None], BURST + 3, axis=1)
         angles = np.full(mates.shape, np.inf)
         for label in np.unique(labels[pool]):
+            # The pool comes first in `rows`, so that its places count in `seen`.
             here, there = np.flatnonzero(labels[rows] == label), np.flatnonzero(labels[pool] == label)
             found, which = nearest(
                 seen[here], seen[there], BURST + 3, dataset.fold[rows[here]], dataset.fold[pool[there]]
-            )  # the pool are the first of the rows
+            )
             angles[here], mates[here] = np.maximum(found, 1e-3), pool[there[which]]
         return cls(rows, mates, angles)
 
@@ -107,7 +108,12 @@ def suspected(
     found = closeness(near)
     if time.monotonic() > deadline:
         return found
-    return max(found, overlaps(near, dataset, engine, store, progress), key=lambda each: (each.sure, each.errors))
+    return surer(found, overlaps(near, dataset, engine, store, progress))
+
+
+def surer(one: Closeness, other: Closeness) -> Closeness:
+    """Of two measures, the one that is surer that the nearest stand apart."""
+    return max(one, other, key=lambda each: (each.sure, each.errors))
 
 
 def leaks(dataset: Dataset, found: Closeness) -> tuple[Finding, ...]:

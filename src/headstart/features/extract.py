@@ -147,7 +147,8 @@ def extract(
 
     Raises:
         UnreadableImage: where a picture cannot be decoded.
-        StoreError: where the store cannot be written, or what it holds does not match its checksums.
+        StoreError: where the store cannot be written.
+        DamagedStore: where what it holds does not match its checksums.
     """
     engine = Engine(backbone) if engine is None else engine
     wanted = np.arange(len(dataset)) if only is None else only
@@ -175,7 +176,8 @@ def with_views(
 
     Raises:
         UnreadableImage: where a picture cannot be decoded.
-        StoreError: where the store cannot be written, or what it holds does not match its checksums.
+        StoreError: where the store cannot be written.
+        DamagedStore: where what it holds does not match its checksums.
     """
     which, title = tuple(range(1, views + 1)), f"Extracting {views} more views"
     return together(

@@ -20,7 +20,7 @@ from headstart.features.store import Store
 
 
 def transform_of(backbone: Backbone, mirror: bool = True) -> Transform:
-    """The picture transform that the backbone's weights were trained with; whether augmented views are mirrored."""
+    """The picture transform that the backbone's weights were trained with; `mirror`: whether augmented views may be mirrored."""
     return Transform.of(backbone.input, flip=mirror)
 
 

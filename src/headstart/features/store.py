@@ -32,7 +32,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from headstart import runtime
-from headstart.errors import StoreError
+from headstart.errors import DamagedStore, StoreError
 
 FORMAT = "v1"
 _ENTRY = np.dtype([("digest", "V32"), ("crc", "<u4")])
@@ -148,11 +148,11 @@ class Table:
         """Look at some of the rows (-1: not there) and at the last of them, where a power cut leaves its traces.
 
         Raises:
-            StoreError: where one does not match its checksum.
+            DamagedStore: where one does not match its checksum.
         """
         there = np.sort(rows[rows >= 0])
         if not self.verify(np.concatenate([there[:: max(1, len(there) // _CHECKED)], there[-_CHECKED:]])):
-            raise StoreError(
+            raise DamagedStore(
                 f"What is stored in {self.folder} does not match its checksums, as after a power cut or a broken disk. "
                 "Type 'headstart cache clear' and run the same command again."
             )
