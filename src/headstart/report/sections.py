@@ -30,7 +30,7 @@ MODELS = {
     "final": "Final model",
     "head": "Best frozen head",
     "last_stage_head": "Last-stage head",
-    "scratch_cnn": "Small network from scratch",
+    "scratch_cnn": "Small network, scratch",
     "pixels": "Linear on pixels",
     "majority": "Commonest class",
 }
