@@ -28,8 +28,9 @@ from headstart.backbones.catalog import load_backbone
 from headstart.bundle import save
 from headstart.data.images import load_view
 from headstart.data.load import load_dataset
+from headstart.features.activations import cache_activations
 from headstart.features.engine import BATCH, Engine
-from headstart.features.extract import cache_activations, extract
+from headstart.features.extract import extract
 from headstart.features.settle import settle, transform_of
 from headstart.features.store import Store
 from headstart.heads import fit_head

@@ -20,8 +20,9 @@ from headstart.backbones.backbone import Backbone
 from headstart.backbones.from_module import load_module
 from headstart.data.dataset import Dataset
 from headstart.errors import StoreError
+from headstart.features.activations import cache_activations
 from headstart.features.engine import Engine
-from headstart.features.extract import Features, cache_activations, extract
+from headstart.features.extract import Features, extract
 from headstart.features.store import Store
 from headstart.heads import Head, fit_head
 from headstart.plan import Rung

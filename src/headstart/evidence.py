@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from headstart import runtime
 from headstart.data.dataset import Dataset
+from headstart.features.activations import activation_bytes
 from headstart.features.engine import Engine
-from headstart.features.extract import Features, activation_bytes, decode_seconds
+from headstart.features.extract import Features, decode_seconds
 from headstart.features.shift import shift
 from headstart.features.store import Store
 from headstart.forecast import forecast

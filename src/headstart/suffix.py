@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from headstart.backbones.backbone import Activation, Backbone
 from headstart.data.dataset import Dataset
 from headstart.data.images import load_view
+from headstart.features.activations import Cached
 from headstart.features.engine import Engine, as_activation, normalize
-from headstart.features.extract import Cached, columns
+from headstart.features.extract import columns
 from headstart.features.precision import Precision, autocast, has_fast_bfloat16, synchronize
 from headstart.features.settle import transform_of
 from headstart.heads import Head, Kind

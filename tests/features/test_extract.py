@@ -19,8 +19,9 @@ from headstart.data.dataset import Dataset
 from headstart.data.images import load_view
 from headstart.data.load import load_dataset
 from headstart.errors import DamagedStore, StoreError, UnreadableImage
+from headstart.features.activations import activation_bytes, cache_activations
 from headstart.features.engine import BATCH, Engine, normalize
-from headstart.features.extract import Features, activation_bytes, cache_activations, columns, extract
+from headstart.features.extract import Features, columns, extract
 from headstart.features.settle import transform_of
 from headstart.features.store import Store, Table
 from tests.toys import SPEC, TinyNet, folder, striped, stripes, tiny_backbone
