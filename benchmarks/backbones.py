@@ -20,7 +20,8 @@ from headstart.features.engine import Engine
 from headstart.features.extract import extract, together
 from headstart.features.store import Store
 from headstart.lineup import line_up
-from headstart.race import fit_winner, race
+from headstart.race import race
+from headstart.winner import fit_winner
 
 import numpy as np  # isort: skip
 

@@ -24,7 +24,8 @@ from headstart.features.engine import Engine
 from headstart.features.extract import extract
 from headstart.features.store import Store
 from headstart.heads import Score
-from headstart.race import fit_winner, race
+from headstart.race import race
+from headstart.winner import fit_winner
 
 RESULTS = Path(__file__).parent / "results" / "choice.json"
 

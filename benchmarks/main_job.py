@@ -63,8 +63,9 @@ def without_baselines(source: Path, seed: int) -> dict[str, Any]:
     from headstart.features.extract import extract, together
     from headstart.features.store import Store
     from headstart.finetune import finetune
-    from headstart.race import fit_winner, race
+    from headstart.race import race
     from headstart.request import Options, audited
+    from headstart.winner import fit_winner
 
     options, store, began = Options(seed=seed), Store(), time.monotonic()
     dataset = audited(source, options, store)

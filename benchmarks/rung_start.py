@@ -21,16 +21,18 @@ import torch  # isort: skip
 
 from headstart.backbones.catalog import load_backbone
 from headstart.data.load import load_dataset
+from headstart.features.activations import cache_activations
 from headstart.features.engine import Engine
-from headstart.features.extract import cache_activations, extract
+from headstart.features.extract import extract
 from headstart.features.store import Store
 from headstart.plan import Rung
 from headstart.planner import LADDER, cut_for
-from headstart.race import fit_winner, race
+from headstart.race import race
 from headstart.solvers import spread
 from headstart.suffix import FromStore, Net, between, held_out_logits
 from headstart.train import train
 from headstart.tuning import ALPHAS
+from headstart.winner import fit_winner
 
 RESULTS = Path(__file__).parent / "results" / "rung_start.json"
 WAYS = (("winner", 3e-4, 1e-3), ("last stage", 3e-4, 1e-3), ("winner", 1e-3, 3e-3), ("last stage", 1e-3, 3e-3))

@@ -20,15 +20,17 @@ import torch  # isort: skip
 
 from headstart.backbones.catalog import load_backbone
 from headstart.data.load import load_dataset
+from headstart.features.activations import activation_bytes, cache_activations
 from headstart.features.engine import Engine
-from headstart.features.extract import activation_bytes, cache_activations, extract
+from headstart.features.extract import extract
 from headstart.features.store import Store
 from headstart.plan import Rung
 from headstart.planner import LADDER, cut_for
-from headstart.race import fit_winner, race
+from headstart.race import race
 from headstart.solvers import spread
 from headstart.suffix import FromStore, Net, fastest, held_out_logits, training
 from headstart.train import train
+from headstart.winner import fit_winner
 
 RESULTS = Path(__file__).parent / "results" / "store_limit.json"
 

@@ -22,10 +22,11 @@ from headstart.data.load import load_dataset
 from headstart.features.engine import Engine
 from headstart.features.extract import Features, extract
 from headstart.features.store import Store
-from headstart.race import fit_winner, race
+from headstart.race import race
 from headstart.solvers import principal_axes
 from headstart.tasks.classification import fit_temperature, softmax
 from headstart.unknown import LOST, fit_unknown, looked_at
+from headstart.winner import fit_winner
 
 import numpy as np  # isort: skip
 from scipy.spatial.distance import cdist  # isort: skip

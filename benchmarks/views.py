@@ -14,8 +14,9 @@ from common import case_by_case
 from depth import SIZES, draw, engine
 from headstart.features.extract import extract, with_views
 from headstart.features.store import Store
-from headstart.race import fit_winner, race
+from headstart.race import race
 from headstart.views import VIEWS
+from headstart.winner import fit_winner
 
 RESULTS = Path(__file__).parent / "results" / "views.json"
 

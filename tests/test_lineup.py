@@ -21,9 +21,10 @@ from headstart.features.store import Store
 from headstart.finetune import Ladder
 from headstart.lineup import Lineup, line_up
 from headstart.plan import Plan, Rung
-from headstart.race import fit_winner, race
+from headstart.race import race
 from headstart.request import Options
 from headstart.tuning import Tuning
+from headstart.winner import fit_winner
 from tests.toys import SPEC, TinyNet, striped, stripes
 
 

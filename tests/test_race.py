@@ -12,7 +12,8 @@ from headstart.data.splits import thinned
 from headstart.features.engine import Engine
 from headstart.features.extract import Features, extract
 from headstart.features.store import Store
-from headstart.race import Race, fit_winner, race
+from headstart.race import Race, race
+from headstart.winner import fit_winner
 from tests.toys import Floats, Labels, clouds, striped, tiny_backbone
 
 

@@ -17,9 +17,10 @@ from headstart.features.engine import Engine
 from headstart.features.extract import Features, extract, together, with_views
 from headstart.features.store import Store
 from headstart.heads import Kind, centroid_scores, fit_head, leaves, logistic_scores, ridge_scores
-from headstart.race import Race, fit_winner, race
+from headstart.race import Race, race
 from headstart.solvers import principal_axes
 from headstart.views import VIEWS, more_views
+from headstart.winner import fit_winner
 from tests.toys import Labels, clouds, striped, tiny_backbone
 
 

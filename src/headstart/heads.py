@@ -7,7 +7,7 @@ served and used as the start of fine-tuning. How they are solved is in `solvers`
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -206,6 +206,15 @@ def leaves(score: Score, share: float = 1.0) -> list[tuple[Score, float]]:
     if not score.parts:
         return [(score, share)]
     return [leaf for part, heat in score.parts for leaf in leaves(part, share / (heat * len(score.parts)))]
+
+
+def on_same_rows(scores: Iterable[Score]) -> list[list[Score]]:
+    """Single heads, those together that are fitted to the same stages in as many views: their rows are factorised once for all, and
+    let go before the next."""
+    groups: dict[tuple[tuple[int, ...], int], list[Score]] = {}
+    for score in scores:
+        groups.setdefault((score.taps, score.views), []).append(score)
+    return list(groups.values())
 
 
 def merged(heads: Sequence[tuple[Head, float]], widths: Sequence[int]) -> Head:

@@ -24,11 +24,12 @@ from headstart.features.store import Store
 from headstart.finetune import Finetuned
 from headstart.model import Model
 from headstart.plan import Plan
-from headstart.race import Race, fit_winner, race
+from headstart.race import Race, race
 from headstart.scratch import RATES, USUAL_RATES, Scratch, Scratching
 from headstart.solvers import BLOCK
 from headstart.tasks.classification import fit_temperature, softmax
 from headstart.verdict import Verdict, decide_verdict
+from headstart.winner import fit_winner
 
 REPEATS = 3  # of five-fold cross-validation where no test set could be cut
 _SMALL = 40  # pixels; pictures of this size or less gain nothing from thumbnails of 64

@@ -19,23 +19,22 @@ from headstart.features.store import Artifact, Store
 from headstart.heads import (
     LOGISTIC_STRENGTHS,
     RIDGE_STRENGTHS,
-    Head,
     Kind,
     Score,
     blended,
     centroid_scores,
     logistic_scores,
-    merged,
+    on_same_rows,
     ridge_scores,
-    solved,
     subject,
 )
-from headstart.solvers import STEPS, STEPS_ON, WEAK, Axes, Rows, Streamed, principal_axes
+from headstart.solvers import STEPS, STEPS_ON, WEAK, Axes, principal_axes
+from headstart.winner import IN_MEMORY, axes_of, shifted, solve
 
 Scorer = Callable[[Axes, NDArray[np.int64], NDArray[np.int64], int, tuple[int, ...], int], list[Score]]
 _Entrant = tuple[Kind, tuple[int, ...]]
 _SCORERS: dict[Kind, Scorer] = {"ridge": ridge_scores, "logistic": logistic_scores, "centroid": centroid_scores}
-RACED = 6000  # pictures that race at most, and that are held in memory: more cost time and tell no head from another
+RACED = IN_MEMORY  # pictures that race at most: more cost time and tell no head from another
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,12 +97,6 @@ def race(
     )
 
 
-def shifted(score: Score, by: int) -> Score:
-    """The same score, its stages counted on from those of other backbones."""
-    parts = tuple((shifted(part, by), heat) for part, heat in score.parts)
-    return replace(score, taps=tuple(tap + by for tap in score.taps), parts=parts)
-
-
 @dataclass(frozen=True, eq=False)
 class _Course:
     """What heads of one backbone race on: the pictures `pool` (M,), their labels and folds (M,)."""
@@ -138,7 +131,6 @@ def _race(whole: _Course, store: Store | None, progress: runtime.Progress) -> Ra
     features, labels, classes, pool = course.features, course.labels, course.classes, course.pool
     all_raced, raced = len(pool) == len(whole.pool), None
     known: dict[tuple[int, ...], Axes] = {}
-    known_in_views: dict[tuple[int, ...], Axes] = {}
     if store is not None:
         spec = {
             **course.key(),
@@ -155,7 +147,7 @@ def _race(whole: _Course, store: Store | None, progress: runtime.Progress) -> Ra
     finalists.append(max((score for score in candidates if score.kind == "ridge"), key=_rank))
     usual, best = blended(finalists, labels), max(candidates, key=_rank)
     if features.views and all_raced:
-        viewed, known_in_views = _in_views(finalists, course, store, progress)
+        viewed = _in_views(finalists, course, store, progress)
         mean = blended(viewed, labels)
         # Few pictures seldom tell, and more views seldom hurt.
         if not clearly_likelier(usual.logits, mean.logits, labels):
@@ -172,19 +164,18 @@ def _race(whole: _Course, store: Store | None, progress: runtime.Progress) -> Ra
     reason = _why(best, usual, last, labels, flattery) + seen
     if store is not None and all_raced:  # both will be asked for, and their axes may be at hand
         for score in (last, *([part for part, _ in best.parts] or [best])):
-            if axes := (known_in_views if score.views else known).get(score.taps):
-                _kept(_memo(store, score, features, labels, classes, pool), _solved(axes, labels, classes, score))
+            if score.taps in known and not score.views:
+                solve(score, known[score.taps], features, labels, classes, pool, store)
     profile = tuple(score for score in raced.candidates if score.kind == "ridge" and len(score.taps) == 1)
     return Race(candidates, best, last, profile, accuracy, reason, pool)
 
 
 def _in_views(
     finalists: Sequence[Score], course: _Course, store: Store | None, progress: runtime.Progress
-) -> tuple[list[Score], dict[tuple[int, ...], Axes]]:
-    """The same heads, each fitted to augmented views of its pictures as well, at a strength chosen anew; and the axes of the stages
-    that had to be factorised for it."""
-    features, views = course.features, len(course.features.views)
-    known: dict[tuple[int, ...], Axes] = {}
+) -> list[Score]:
+    """The same heads, each fitted to augmented views of its pictures as well, at a strength chosen anew; and, with a store, solved
+    while their rows are at hand."""
+    features, labels, classes, views = course.features, course.labels, course.classes, len(course.features.views)
     memo = None
     if store is not None:
         spec = {
@@ -195,31 +186,20 @@ def _in_views(
         }
         memo = store.artifact("viewed", spec)
         if (stored := _recalled(memo)) is not None:
-            return list(stored.candidates), known
-    found = []
+            return list(stored.candidates)
+    found: dict[Score, Score] = {}
     with progress("Racing heads in more views", len(finalists), "heads") as advance:
-        for score in finalists:  # one after the other: there are several times as many rows
-            if score.taps not in known:
-                known[score.taps] = _axes(features, score.taps, course.pool, views)
-            ways = _SCORERS[score.kind](
-                known[score.taps], course.labels, course.folds, course.classes, score.taps, views
-            )
-            found.append(ways[0])
-            advance(1)
+        for alike in on_same_rows(finalists):  # one after the other: there are several times as many rows
+            axes = axes_of(features, alike[0].taps, course.pool, views)
+            for score in alike:
+                found[score], *_ = _SCORERS[score.kind](axes, labels, course.folds, classes, score.taps, views)
+                if store is not None:
+                    solve(found[score], axes, features, labels, classes, course.pool, store)
+                advance(1)
+    viewed = [found[score] for score in finalists]
     if memo is not None:
-        _remember(memo, _Raced(tuple(found), 0.0))
-    return found, known
-
-
-def _axes(features: Features, taps: tuple[int, ...], pool: NDArray[np.int64], views: int) -> Axes:
-    rows = features.in_views(taps, pool, views)
-    return principal_axes(rows.reshape(-1, rows.shape[-1]))
-
-
-def _solved(axes: Rows, labels: NDArray[np.int64], classes: int, score: Score) -> Head:
-    """The head that `score` speaks of, on rows in the views that it is fitted to."""
-    given = np.tile(labels, 1 + score.views)
-    return solved(axes, given, classes, score.kind, score.taps, score.strength, score.temperature)
+        _remember(memo, _Raced(tuple(viewed), 0.0))
+    return viewed
 
 
 _PLAIN = ("kind", "taps", "strength", "accuracy", "accuracy_se", "log_loss", "log_loss_se", "temperature", "views")
@@ -322,59 +302,3 @@ def _words(score: Score) -> str:
 def _where(score: Score) -> str:
     first, last = score.taps[0] + 1, score.taps[-1] + 1
     return f"stage {first}" if first == last else f"stages {first}–{last}"
-
-
-def fit_winner(
-    score: Score, features: Features, labels: NDArray[np.int64], classes: int, pool: NDArray[np.int64], store: Store
-) -> Head:
-    """The head that `score` speaks of, fitted on the pictures `pool` (M,) with their `labels` (M,), once per store."""
-    known: dict[tuple[tuple[int, ...], int], Rows] = {}  # parts on the same stages share their axes
-
-    def fitted(score: Score) -> Head:
-        if score.parts:
-            return merged([(fitted(part), heat) for part, heat in score.parts], features.widths)
-        first = 0
-        for part in (features.of(place) for place in range(1 + len(features.beside))):
-            if score.taps[0] < first + len(part.own):
-                break
-            first += len(part.own)
-        else:
-            raise ValueError(f"stages {score.taps} of {first}")
-        own = shifted(score, -first)
-        memo = _memo(store, own, part, labels, classes, pool)
-        stored = memo.load()
-        if stored is not None:
-            return Head(score.kind, score.taps, score.strength, stored[1]["weight"], stored[1]["bias"])
-        if (key := (score.taps, score.views)) not in known:
-            known[key] = _rows(part, own, pool)
-        return replace(_kept(memo, _solved(known[key], labels, classes, own)), taps=score.taps)
-
-    return fitted(score)
-
-
-def _rows(features: Features, score: Score, pool: NDArray[np.int64]) -> Rows:
-    """What a head on one backbone is fitted to, in its principal axes or piece by piece."""
-    if len(pool) > RACED:
-        return Streamed.of(lambda start, stop: features.stages(score.taps, pool[start:stop]), len(pool))
-    return _axes(features, score.taps, pool, score.views)
-
-
-def _memo(
-    store: Store,
-    score: Score,
-    features: Features,
-    labels: NDArray[np.int64],
-    classes: int,
-    pool: NDArray[np.int64],
-) -> Artifact:
-    how = {
-        "head": [score.kind, score.taps, score.strength, score.temperature],
-        "solver": [STEPS, STEPS_ON, WEAK, torch.__version__],
-        "views": [features.views[view].table.folder.name for view in range(score.views)],
-    }
-    return store.artifact("head", {**subject(features.table, features.rows[pool], labels, classes), **how})
-
-
-def _kept(memo: Artifact, head: Head) -> Head:
-    memo.save({}, {"weight": head.weight, "bias": head.bias})
-    return head

@@ -29,13 +29,14 @@ from headstart.folder import Folder
 from headstart.heads import Head
 from headstart.lineup import answering, line_up
 from headstart.model import Model
-from headstart.race import Race, fit_winner, race
+from headstart.race import Race, race
 from headstart.request import Options
 from headstart.run import Run, keep, keep_model
 from headstart.story import Story
 from headstart.tasks.classification import fit_temperature
 from headstart.unknown import Unknown, learn
 from headstart.views import more_views
+from headstart.winner import fit_winner
 
 
 def transfer(

@@ -17,15 +17,16 @@ from headstart import runtime
 from headstart.backbones.backbone import Backbone
 from headstart.cost import judgings
 from headstart.data.dataset import Dataset
+from headstart.features.activations import cache_activations
 from headstart.features.engine import Engine
-from headstart.features.extract import Features, cache_activations
+from headstart.features.extract import Features
 from headstart.features.store import Store
 from headstart.heads import Head, Score
 from headstart.plan import Plan, Rung
-from headstart.race import fit_winner
 from headstart.solvers import spread
 from headstart.suffix import FromImages, FromStore, Net, Source, digest, fastest, held_out_logits, training
 from headstart.train import Checkpoint, Epoch, Trained, train
+from headstart.winner import fit_winner
 
 ALPHAS = (1.0, 0.75, 0.5, 0.25)  # shares of the trained weights in the interpolation with the start
 Judging = list[tuple[NDArray[np.int64], NDArray[np.int64]]]  # each: pictures to train on, and those held out from them

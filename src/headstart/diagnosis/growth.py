@@ -19,9 +19,9 @@ from headstart import runtime
 from headstart.data.dataset import Dataset
 from headstart.features.extract import Features
 from headstart.features.store import Store
-from headstart.heads import LOGISTIC_STRENGTHS, Score, leaves, solved, subject
+from headstart.heads import LOGISTIC_STRENGTHS, Score, leaves, on_same_rows, solved, subject
 from headstart.race import Race
-from headstart.solvers import STEPS, STEPS_ON, WEAK, Axes, principal_axes
+from headstart.solvers import STEPS, STEPS_ON, WEAK, principal_axes
 
 FEWEST = 20  # pictures; with fewer an interval says nothing
 LONE = 0.2  # share of pictures whose class lies in one fold: nobody can answer them now, and twice as many would change that
@@ -124,6 +124,8 @@ def answered(
 
     Parts made of whole folds keep classes in their shares and near-duplicates together, and no order of the pictures matters.
     """
+    factors = dict(leaves(score))
+    seen_by = dict(zip(factors, rows, strict=True))
     _, place = np.unique(folds, return_inverse=True)
     count = int(place.max()) + 1
     tasks = [(size, judge) for size in range(count - 2, 0, -1) for judge in range(count)]  # the longest first
@@ -132,13 +134,13 @@ def answered(
         size, judge = task
         turn, held = (place - judge) % count, place == judge
         inside, logits = (turn >= 1) & (turn <= size), np.zeros((int(held.sum()), classes))
-        known: dict[tuple[tuple[int, ...], int], Axes] = {}  # leaves on the same stages share their axes
-        for (leaf, factor), seen in zip(leaves(score), rows, strict=True):
-            if (key := (leaf.taps, leaf.views)) not in known:
-                known[key] = principal_axes(seen[:, inside].reshape(-1, seen.shape[-1]))
-            labels_of = np.tile(labels[inside], len(seen))
-            head = solved(known[key], labels_of, classes, leaf.kind, leaf.taps, leaf.strength, leaf.temperature)
-            logits += factor * head.logits(seen[0, held])
+        for alike in on_same_rows(factors):
+            seen = seen_by[alike[0]]
+            axes = principal_axes(seen[:, inside].reshape(-1, seen.shape[-1]))
+            for leaf in alike:
+                given = np.tile(labels[inside], len(seen))
+                head = solved(axes, given, classes, leaf.kind, leaf.taps, leaf.strength, leaf.temperature)
+                logits += factors[leaf] * head.logits(seen[0, held])
         return np.asarray(logits.argmax(1) == labels[held])
 
     right = np.zeros((count - 2, len(labels)), bool)
