@@ -31,7 +31,7 @@ from headstart.diagnosis.similarity import LARGE, NEAR, SURE
 from headstart.features import engine
 from headstart.features.shift import ANSWERS, PICTURES
 from headstart.plan import Budget, Evidence, Rung, load_plan
-from headstart.planner import FEW_IMAGES, FEW_LADDER, LADDER
+from headstart.planner import FEW_EACH, FEW_IMAGES, FEW_LADDER, LADDER
 from headstart.tuning import ALPHAS
 from headstart.unknown import AXES, LOST
 
@@ -244,6 +244,7 @@ def test_thresholds_in_the_text_are_those_of_the_code() -> None:
     assert f"about {100 * LADDER[0]:.0f} % and about {100 * LADDER[1]:.0f} %" in decides
     assert f"about {100 * FEW_LADDER[0]:.0f} % stays frozen" in decides
     assert f"three of the five folds below {FEW_IMAGES} training pictures" in decides and FOLDS_JUDGED == 3
+    assert f"on one with up to {FEW_EACH} pictures a class to train on" in decides
     assert f"drawn towards {Prior.exponent:g} the more" in decides and f"give or take {Prior.spread:g}" in decides
     assert f"fewer than {FEWEST} pictures, nor further than four times" in decides and FARTHEST == 4
     assert (

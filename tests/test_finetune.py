@@ -26,15 +26,17 @@ from headstart.data.load import load_dataset
 from headstart.features.engine import Engine
 from headstart.features.extract import Features, extract, together
 from headstart.features.store import Store
-from headstart.finetune import FEW_EACH, Finetuned, Ladder, finetune
+from headstart.finetune import Finetuned, Ladder, finetune
 from headstart.forecast import WORTH, Forecast
 from headstart.heads import fit_head
 from headstart.plan import Evidence, Plan, Rung
-from headstart.race import Race, fit_winner, race
+from headstart.planner import FEW_EACH
+from headstart.race import Race, race
 from headstart.suffix import FromStore, Net, between
 from headstart.tasks.classification import fit_temperature
 from headstart.train import Trained, train
 from headstart.tuning import ALPHAS, Tuning
+from headstart.winner import fit_winner
 from tests.toys import striped, stripes, tiny_backbone
 
 # `headstart.finetune` is the function; this is the room that it lives in.

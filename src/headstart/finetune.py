@@ -27,12 +27,11 @@ from headstart.forecast import Forecast
 from headstart.heads import Head, Score, merged
 from headstart.judge import Judged, judge
 from headstart.plan import Plan, Rung
+from headstart.planner import FEW_EACH
 from headstart.race import Race
 from headstart.tasks.classification import fit_temperature
 from headstart.train import Epoch
 from headstart.tuning import ALPHAS, Split, Tuning
-
-FEW_EACH = 20  # training pictures a class: so few, or fewer than 500 in all, were most recorded runs'
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,10 +161,11 @@ class Ladder:
             trained = [self.tuning.train(rung, number, split, advance) for split in splits]
         outcomes = [each.outcome for each in trained]
         shares = np.concatenate([each.shares for each in trained], axis=1)
-        expected = self._expected(rung) if not number and all(outcome.complete for outcome in outcomes) else None
-        found = judge(shares, best, truth, beside=beside, frozen=frozen, expected=expected, forced=rung.forced)
         ended = sum(outcome.complete for outcome in outcomes)
-        late = 1 < len(outcomes) != ended and not rung.forced
+        complete = ended == len(outcomes)
+        expected = self._expected(rung) if complete and not number else None
+        found = judge(shares, best, truth, beside=beside, frozen=frozen, expected=expected, forced=rung.forced)
+        late = len(outcomes) > 1 and not complete and not rung.forced
         if late:  # of several, what is judged would not be what is kept
             found = replace(found, kept=False)
         after = []
@@ -182,7 +182,7 @@ class Ladder:
             ALPHAS[found.share],
             rung.epochs if self.tuning.plan.refit else max(1, round(float(np.mean(best_epochs)))),
             found.kept,
-            ended == len(outcomes),
+            complete,
             tuple(outcome.curve for outcome in outcomes),
             time.monotonic() - began,
             f"dropped: the time was used up after {ended} of {len(outcomes)} trainings" if late else _said(rung, found),

@@ -84,7 +84,7 @@ def line_up(
     candidates = [_Candidate(_named(engine), engine, features, raced(features, sample))]
     for name in names:
         other = load(name)
-        if not stored:
+        if stored is None:
             needed = len(unsealed) * _pace(other, dataset, store, sample, progress)
             if needed > _SHARE * (deadline - time.monotonic()):
                 reasons.append(f"{name} was not tried: to run all pictures through it would take about {needed:.0f} s")

@@ -13,6 +13,7 @@ Mode = Literal["auto", "head", "full"]
 RULES = 5  # of `decide`: a plan that was decided by others is not taken up again
 # Pictures below which a rung is judged on several folds: a single fold of them decides nothing.
 FEW_IMAGES = 500
+FEW_EACH = 20  # training pictures a class: so few, or fewer than `FEW_IMAGES` in all, were most recorded runs'
 # Share of the forward pass that each rung leaves frozen, from the top of the network downwards.
 LADDER = (0.75, 0.45)
 # With few pictures one deep rung gives as much as two (benchmarks/depth.py) in less time: the first that there is time for.
