@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any, final
@@ -14,7 +15,7 @@ from PIL import Image, ImageFile
 
 from headstart import runtime
 from headstart.backbones.backbone import Backbone
-from headstart.data.images import Transform, decode
+from headstart.data.images import Transform, clean_views
 from headstart.data.sources import ArrayImages, FileImages
 from headstart.errors import UnreadableImage
 from headstart.features.engine import Engine
@@ -163,8 +164,7 @@ class Model:
     def _loaded(self, place: int, picture: Picture) -> tuple[str, list[NDArray[np.uint8]] | UnreadableImage]:
         name = str(picture) if isinstance(picture, str | Path) else f"[{place}]"
         try:
-            # Decoded for each backbone as in training: how coarsely a JPEG may be decoded depends on the side that is needed.
-            return name, [each.clean(decode(_opened(picture), each.needed_side)) for each in self.transforms]
+            return name, clean_views(partial(_opened, picture), self.transforms)
         except UnreadableImage as error:
             return name, UnreadableImage(str(error).removeprefix(f"{name}: "))  # the row names it already
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from headstart import bundle, runtime
 from headstart.data.audit import plural
 from headstart.data.dataset import Images
-from headstart.data.images import load_view
+from headstart.data.images import clean_views
 from headstart.data.listing import Columns
 from headstart.data.readers import read
 from headstart.data.sources import extensions
@@ -199,12 +199,12 @@ def _answered(model: Model, images: Images) -> Iterator[tuple[list[_Look], NDArr
     def answer(chunk: range) -> tuple[list[_Look], NDArray[np.float32]]:
         looks, views = [], []
         for index in chunk:
-            digest = reason = ""
+            digest, reason, name = "", "", images.names[index]
             try:
-                digest = images.content(index)
-                views.append([load_view(images, index, transform) for transform in model.transforms])
+                digest, open_picture = images.fetch(index)
+                views.append(clean_views(open_picture, model.transforms))
             except UnreadableImage as error:
-                reason = str(error)
+                reason = f"{name}: {str(error).removeprefix(f'{name}: ')}"
             looks.append((index, digest, reason))
         if not views:
             return looks, np.empty((0, len(model.classes)), np.float32)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 from timm.data import create_transform
 
-from headstart.data.images import INTERPOLATIONS, Transform, decode, load_view, load_views
+from headstart.data.images import INTERPOLATIONS, Transform, clean_views, decode, load_view, load_views
 from headstart.data.sources import ArrayImages, FileImages, open_bytes
 from headstart.errors import UnreadableImage
 from tests.data.pictures import encoded, pixels, scene, write
@@ -138,6 +138,25 @@ def test_large_jpegs_are_decoded_at_reduced_scale_but_never_below_what_is_needed
     reduced = decode(open_bytes(content), 300).resize((80, 60), Image.Resampling.BOX)
     full = decode(open_bytes(content)).resize((80, 60), Image.Resampling.BOX)
     assert np.abs(pixels(reduced) - pixels(full)).mean() < 1.0
+
+
+@pytest.mark.parametrize(("kind", "decodes"), [("JPEG", 2), ("PNG", 1)])
+def test_a_picture_is_decoded_once_for_all_networks_that_need_it_at_one_scale(
+    kind: str, decodes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = encoded(scene(6, 640, 800), kind)
+    transforms = [Transform((size, size)) for size in (224, 240, 260, 300)]  # 300 px and its margin need a JPEG in full
+    expected = [each.clean(decode(open_bytes(content), each.needed_side)) for each in transforms]
+    asked: list[int | None] = []
+
+    def counted(image: Image.Image, shortest: int | None = None) -> Image.Image:
+        asked.append(shortest)
+        return decode(image, shortest)
+
+    monkeypatch.setattr("headstart.data.images.decode", counted)
+    found = clean_views(lambda: open_bytes(content), transforms)
+    assert len(asked) == decodes
+    assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])

@@ -6,7 +6,7 @@ import hashlib
 import math
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -272,6 +272,25 @@ def load_views(
     return np.stack(
         [transform.clean(picture) if view == 0 else transform.view(picture, content, view, seed) for view in views]
     )
+
+
+def clean_views(open_picture: Callable[[], Image.Image], transforms: Sequence[Transform]) -> list[NDArray[np.uint8]]:
+    """The clean view (H, W, 3) of one picture for each transform, decoded once for all that decode it at the same scale.
+
+    Raises:
+        UnreadableImage: with the reason.
+    """
+    decoded: dict[tuple[int, int], Image.Image] = {}
+    views = []
+    for transform in transforms:
+        side = transform.needed_side
+        with open_picture() as opened:
+            opened.draft(None, (side, side))
+            scale = opened.size
+            if scale not in decoded:
+                decoded[scale] = decode(opened, side)
+        views.append(transform.clean(decoded[scale]))
+    return views
 
 
 def load_view(images: Images, index: int, transform: Transform, view: int = 0, seed: int = 0) -> NDArray[np.uint8]:
