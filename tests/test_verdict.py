@@ -47,6 +47,7 @@ def test_hurt_in_words() -> None:
     assert verdict.outcome == "hurt"
     assert "hurt: 70.0 % of the 300 sealed test images are right, 10.0 points (" in verdict.sentence
     assert verdict.sentence.endswith("fewer than a small network trained from scratch.")
+    assert "Next: try others (headstart backbones lists them), or do without, as a small network" in verdict.reasons[1]
 
 
 def test_overkill_is_a_tie_that_beats_the_majority() -> None:

@@ -67,7 +67,9 @@ def decide_verdict(
         overkill=simple is not None,
         baseline=best,
         sentence=_sentence(report, final, best, gain, outcome),
-        reasons=tuple(_reasons(report, final, head, _decided(gain, found, len(present)), simple)),
+        reasons=tuple(
+            _reasons(report, final, head, _decided(gain, found, len(present)), simple, outcome, BASELINES[best])
+        ),
         warnings=tuple(_warnings(report, final, gain, unfinished)),
     )
 
@@ -135,8 +137,15 @@ def _sentence(report: TestReport, final: str, best: str, gain: Difference, outco
     )
 
 
-def _reasons(report: TestReport, final: str, head: str, decided: str, simple: str | None) -> list[str]:
+def _reasons(
+    report: TestReport, final: str, head: str, decided: str, simple: str | None, outcome: Outcome, opponent: str
+) -> list[str]:
     reasons = [decided]
+    if outcome == "hurt":
+        reasons.append(
+            f"What these weights know is in the way here. Next: try others (headstart backbones lists them), or do without, as "
+            f"{opponent} does; and look whether the images are of the kind that these weights were made for."
+        )
     added = report.difference(final, head)
     if added is not None:
         reasons.append(_added(added))
@@ -145,7 +154,8 @@ def _reasons(report: TestReport, final: str, head: str, decided: str, simple: st
         share = percent(report.models[simple].accuracy.value)
         reasons.append(
             f"Pretrained weights are overkill here: {BASELINES[simple]} reaches {share}, which is no worse, and is "
-            f"{points(above)} above {BASELINES['majority']}."
+            f"{points(above)} above {BASELINES['majority']}. Next: train that one on its own if size and speed count, or label "
+            "harder images, on which the two would differ."
         )
     if report.protocol != "sealed test":
         reasons.append(
@@ -199,7 +209,10 @@ def _warnings(report: TestReport, final: str, gain: Difference, unfinished: str 
             f"Nothing shows that this model is better than {BASELINES['majority']}: it should not be used as it is."
         )
     if gain.high - gain.low > WIDE:
-        warnings.append("The difference is known to no better than ±10 points: read the verdict with care.")
+        warnings.append(
+            f"The difference is known to no better than ±10 points with {report.images:,} images: read the verdict with care, and "
+            "label more to sharpen it."
+        )
     if report.protocol != "sealed test":
         warnings.append(
             "Cross-validated models share most of their training images: true intervals are somewhat wider."

@@ -44,7 +44,18 @@ def test_held_out_loss_that_rises_again_is_noted() -> None:
     (found,) = overfit(tuned(rung([0.5, 0.4, 0.45, 0.6], [0.5, 0.4, 0.2, 0.1])), STAGES)
     assert (found.kind, found.severity) == ("overfit", "note")
     assert "Rung 1 (from blocks.0 on) overfits: its held-out loss is least after epoch 2 of 4" in found.message
+    assert "Answers do not suffer" in found.message
     assert "at 0.410, and ends at 0.610, while its training loss falls from 0.410 to 0.110" in found.message
+
+
+def test_whether_overfitting_hurts_is_told() -> None:
+    risen = rung([0.5, 0.4, 0.6], [0.5, 0.4, 0.1])
+    curves = tuple(
+        tuple(replace(row, val_accuracy=right) for row, right in zip(curve, (0.8, 0.9, 0.85), strict=True))
+        for curve in risen.curves
+    )
+    (found,) = overfit(tuned(replace(risen, curves=curves)), STAGES)
+    assert "It hurts: of the held-out pictures 85.0 % are right at the end, 90.0 % were." in found.message
 
 
 def test_where_the_best_epoch_is_the_model_what_came_after_it_does_not_count() -> None:

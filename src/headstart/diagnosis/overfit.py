@@ -31,6 +31,7 @@ def _rising(result: RungResult, number: int, stages: Sequence[str]) -> list[Find
     if epochs < 2:
         return []
     held = np.mean([[row.val_loss for row in curve[:epochs]] for curve in result.curves], 0)
+    right = np.mean([[row.val_accuracy for row in curve[:epochs]] for curve in result.curves], 0)
     trained = np.mean([[row.train_loss for row in curve[:epochs]] for curve in result.curves], 0)
     if not math.isfinite(held.sum()):
         return []
@@ -41,11 +42,17 @@ def _rising(result: RungResult, number: int, stages: Sequence[str]) -> list[Find
     message = (
         f"Rung {number} (from {stages[result.rung.cut]} on) overfits: its held-out loss is least after epoch {least + 1} of "
         f"{end + 1}, at {held[least]:.3f}, and ends at {held[end]:.3f}, while its training loss falls from {trained[least]:.3f} to "
-        f"{trained[end]:.3f}."
+        f"{trained[end]:.3f}. {_harm(100 * right[least], 100 * right[end])}"
     )
     return [
         finding("overfit", "note", message, "Give it fewer epochs in plan.json, or label more; then run with --plan.")
     ]
+
+
+def _harm(before: float, after: float) -> str:
+    if after < before:
+        return f"It hurts: of the held-out pictures {after:.1f} % are right at the end, {before:.1f} % were."
+    return f"Answers do not suffer, only how sure they are: of the held-out pictures {after:.1f} % are right, {before:.1f} % were."
 
 
 def drift(model: Model, features: Features, tuned: Finetuned, dataset: Dataset, store: Store) -> tuple[Finding, ...]:
