@@ -69,6 +69,7 @@ def test_options_are_frozen_and_default_to_the_design() -> None:
         "unreadable": "skip",
         "rare": "train",
         "mirror": True,
+        "pair": True,
         "path_column": "path",
         "label_column": "label",
         "split_column": "split",

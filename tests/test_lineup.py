@@ -110,6 +110,28 @@ def test_one_that_helps_stands_beside_the_first_and_its_cost_is_told(dataset: Da
     assert max(found.heads.best.taps) >= len(found.features.own)
 
 
+def test_nobody_stands_beside_the_first_where_a_pair_is_not_wanted(dataset: Dataset, store: Store) -> None:
+    first, others = engine(0), {str(seed): engine(seed, 16) for seed in (5, 6)}
+    found = lined_up(first, others, dataset, store, pair=False)
+    assert len(found.engines) == len(found.entrants) == 1 and not found.features.beside and not found.tried.beside
+    assert "answers alone" in found.reasons[-1] and " 5 " in found.reasons[-1], "the others are told of all the same"
+    better = lined_up(blind(), {"seeing": engine(1)}, dataset, store, pair=False)
+    assert better.heads.best.accuracy > 0.5, "one that is better still takes the first place"
+
+
+def test_a_slow_network_that_is_surely_worse_is_dropped_early(
+    dataset: Dataset, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headstart.lineup.SIFTED", 60)
+    monkeypatch.setattr("headstart.lineup.LONG", 0.0)
+    slow, other = blind(), engine(5, 16)
+    found = lined_up(engine(0), {"blind": slow, "5": other}, dataset, store)
+    assert "blind was dropped after 60 training pictures" in found.reasons[0]
+    assert "blind" not in found.reasons[-1] and "5 " in found.reasons[-1]
+    seen = extract(slow.backbone, dataset, store, engine=slow, only=np.empty(0, np.int64))
+    assert 0 < (seen.rows >= 0).sum() < len(dataset.indices("train")), "the others were never run through it"
+
+
 def test_what_was_decided_is_remembered_and_time_bounds_what_is_tried(dataset: Dataset, store: Store) -> None:
     others = {str(seed): engine(seed, 16) for seed in (5, 6)}
     short = Store(store.root / "late")

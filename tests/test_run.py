@@ -158,7 +158,7 @@ def test_the_command_that_gives_the_run_again(monkeypatch: pytest.MonkeyPatch, t
         Options(seed=7, budget=90.0, plan="head", test_fraction=0.3),
         Options(budget=None, store_limit=None, weights="my weights.pth", backbone="timm:resnet18"),
         Options(unreadable="error", rare="drop", precision="float32", label_column="a 'b'", store_limit=5_000),
-        Options(mirror=False, seed=1),
+        Options(mirror=False, pair=False, seed=1),
     ):
         command = shlex.split(reproduce("my photos", options, tmp_path / "run"))
         assert command[:2] == ["headstart", "fit"]

@@ -97,6 +97,12 @@ def fit(
         bool,
         typer.Option(help="Whether a mirrored image still shows its class; not so for text, or for left and right."),
     ] = True,
+    pair: Annotated[
+        bool,
+        typer.Option(
+            help="Whether two networks may answer together where that is better; a prediction then costs as much as both."
+        ),
+    ] = True,
     path_column: PathColumn = "path",
     label_column: LabelColumn = "label",
     split_column: SplitColumn = "split",
@@ -143,6 +149,7 @@ def fit(
         unreadable=_one_of("--unreadable", unreadable, "skip", "error"),
         rare=_one_of("--rare", rare, "train", "drop", "error"),
         mirror=mirror,
+        pair=pair,
         precision=_one_of("--precision", precision, "auto", "float32", "bfloat16"),
         engine=_one_of("--engine", engine, "auto", "eager", "openvino", "compile"),
     )

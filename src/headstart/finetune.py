@@ -91,10 +91,12 @@ class Finetuned:
 
 @dataclass(frozen=True, eq=False)
 class Ladder:
-    """The rungs of a plan, and the heads on frozen features that they have to beat."""
+    """The rungs of a plan, and the heads on frozen features that they have to beat; with `pair`, the original network may answer
+    beside the trained one."""
 
     tuning: Tuning
     heads: Race
+    pair: bool = True
 
     def climb(self) -> Finetuned:
         """Try the rungs in order and refit what paid.
@@ -114,7 +116,7 @@ class Ladder:
         beside = None if partner is None else tuning.held_out(partner[0]) / np.float32(partner[1])
         cool = np.float32(fit_temperature(best, truth))
         # Never more than two answer together.
-        frozen = np.divide(best, cool, dtype=np.float32) if partner is None else None
+        frozen = np.divide(best, cool, dtype=np.float32) if partner is None and self.pair else None
         heat = 1.0
         results: list[RungResult] = []
         reasons: list[str] = []
@@ -254,11 +256,13 @@ def finetune(
     store: Store,
     *,
     deadline: float = math.inf,
+    pair: bool = True,
     progress: runtime.Progress = runtime.silent,
 ) -> Finetuned:
-    """Climb the ladder of `plan`; the head that won the race is what it has to beat.
+    """Climb the ladder of `plan`; the head that won the race is what it has to beat. With `pair`, the original network may answer
+    beside the trained one.
 
     Raises:
         StoreError: where the store cannot be written.
     """
-    return Ladder(Tuning(dataset, features, store, engine, plan, deadline, progress), heads).climb()
+    return Ladder(Tuning(dataset, features, store, engine, plan, deadline, progress), heads, pair).climb()

@@ -26,6 +26,7 @@ from headstart.features.store import Store
 from headstart.race import Race, race
 
 TRIED = 400  # training pictures that a candidate is tried on, about; each class has its share, and 20 at least
+SIFTED, LONG = 100, 10.0  # of these as many first, where the others would take more seconds than that
 _WARM, _FIRST = 8, 40  # the first of them settle how it runs, the next tell how fast that is
 _SHARE = 0.15  # of the time that is left, which running one candidate over all pictures may take
 
@@ -64,20 +65,31 @@ def line_up(
     *,
     deadline: float = math.inf,
     budget: float | None = None,
+    pair: bool = True,
     progress: runtime.Progress = runtime.silent,
 ) -> Lineup:
-    """Try the networks `names`, which `load` brings, beside `engine`, whose features of all unsealed pictures are given.
+    """Try the networks `names`, which `load` brings, beside `engine`, whose features of all unsealed pictures are given, or, without
+    `pair`, in its place alone.
 
-    What is decided depends on the time that is left, and is remembered: the same run with the same `budget` decides the same.
+    One that would take long is first tried on fewer pictures, and dropped where it is surely less right there (successive halving,
+    Jamieson & Talwalkar 2016, arXiv 1502.07943). What is decided depends on the time that is left, and is remembered: the same run
+    with the same `budget` decides the same.
     """
     pool = dataset.indices("train")
-    sample, unsealed = pool[thinned(dataset.labels[pool], TRIED)], np.flatnonzero(dataset.split != "test")
+    sample, few = (pool[thinned(dataset.labels[pool], most)] for most in (TRIED, SIFTED))
+    unsealed = np.flatnonzero(dataset.split != "test")
 
     def raced(found: Features, indices: NDArray[np.int64]) -> Race:
         labels, folds = dataset.labels[indices], dataset.fold[indices]
         return race(found, labels, folds, len(dataset.classes), indices, store=store, progress=progress)
 
-    spec = {"data": dataset.digest, "first": engine.backbone.digest(), "names": list(names), "budget": budget}
+    spec = {
+        "data": dataset.digest,
+        "first": engine.backbone.digest(),
+        "names": list(names),
+        "budget": budget,
+        "pair": pair,
+    }
     memo = store.artifact("lineup", spec)
     stored = memo.load()
     names, reasons = (names, []) if stored is None else (stored[0]["tried"], stored[0]["reasons"])
@@ -85,22 +97,27 @@ def line_up(
     for name in names:
         other = load(name)
         if stored is None:
-            needed = len(unsealed) * _pace(other, dataset, store, sample, progress)
+            pace = _pace(other, dataset, store, sample, progress)
+            needed = len(unsealed) * pace
             if needed > _SHARE * (deadline - time.monotonic()):
                 reasons.append(f"{name} was not tried: to run all pictures through it would take about {needed:.0f} s")
                 continue
+            if pace * (len(sample) - len(few)) > LONG:
+                found = extract(other.backbone, dataset, store, engine=other, only=few, progress=progress)
+                if _surely_better(raced(features, few), raced(found, few), dataset.labels[few]):
+                    reasons.append(f"{name} was dropped after {len(few)} training pictures: it is surely less right")
+                    continue
         found = extract(other.backbone, dataset, store, engine=other, only=sample, progress=progress)
         candidates.append(_Candidate(name, other, found, raced(found, sample)))
     first = candidates[0]
     for candidate in candidates[1:]:
-        if clearly_better(
-            candidate.heads.best.logits, first.heads.best.logits, dataset.labels[first.heads.pool], errors=2.0
-        ):
+        if _surely_better(candidate.heads, first.heads, dataset.labels[sample]):
             first = candidate
     others = [candidate for candidate in candidates if candidate is not first]
-    tried = together([candidate.features for candidate in (first, *others)])
+    rivals = others if pair else []
+    tried = together([candidate.features for candidate in (first, *rivals)])
     used = _used(tried, raced(tried, sample))
-    chosen = [first, *(candidate for candidate, here in zip(others, used, strict=True) if here)]
+    chosen = [first, *(candidate for candidate, here in zip(rivals, used, strict=True) if here)]
     if stored is None:
         memo.save({"tried": [other.name for other in candidates[1:]], "reasons": reasons}, {})
     whole = len(sample) == len(pool)
@@ -111,7 +128,7 @@ def line_up(
     # What helped on the sample need not help on all of them.
     engines, features, heads = answering(engines, features, lambda found: raced(found, pool))
     reasons += [_said(first, others, engines, heads)] if others else []
-    entrants = [candidate.engine for candidate in (first, *others)] if whole else engines
+    entrants = [candidate.engine for candidate in (first, *rivals)] if whole else engines
     return Lineup(tuple(engines), features, heads, tried if whole else features, tuple(entrants), tuple(reasons))
 
 
@@ -123,6 +140,10 @@ def answering(
     if any(_used(features, heads)):
         return engines, features, heads
     return engines[:1], features.of(0), run(features.of(0))
+
+
+def _surely_better(one: Race, other: Race, labels: NDArray[np.int64]) -> bool:
+    return clearly_better(one.best.logits, other.best.logits, labels, errors=2.0)
 
 
 def _named(engine: Engine) -> str:

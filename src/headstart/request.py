@@ -25,7 +25,7 @@ class Options:
     "head", "full" or a plan file. `engine` what runs the frozen stages: torch ("eager"), a compiler, or what is fastest ("auto").
     `budget` wall time in seconds, None for no bound. `store_limit` bytes. `unreadable` "skip" or "error"; `rare` what to do with a
     class of one image: "train" on it untested, "drop" it, "error". `mirror`: whether a picture still shows its class in the mirror.
-    Column names apply to tables.
+    `pair`: whether two networks may answer together. Column names apply to tables.
     """
 
     backbone: str = "auto"
@@ -40,6 +40,7 @@ class Options:
     unreadable: Literal["skip", "error"] = "skip"
     rare: Literal["train", "drop", "error"] = "train"
     mirror: bool = True
+    pair: bool = True
     path_column: str = "path"
     label_column: str = "label"
     split_column: str = "split"

@@ -54,11 +54,12 @@ def transfer(
 ) -> Run:
     """From an audited data set to a kept run; `deadline` is on `time.monotonic`, `ahead` holds pictures decoded already."""
     runtime.seed_everything(options.seed)
-    with story.phase("extract"):
+    with story.phase("network"):
         weights = None if options.weights is None else Path(options.weights)
         name, others = first_and_others(options.backbone)
         backbone = load_backbone(name if module is None else module, weights=weights, input=input)
         engine = Engine(backbone, precision=options.precision, runner=options.engine)
+    with story.phase("extract"):
         unsealed = np.flatnonzero(dataset.split != "test")
         features = extract(backbone, dataset, store, engine=engine, only=unsealed, ahead=ahead, progress=progress)
         story.engine(settle(engine, dataset, store))
@@ -89,6 +90,7 @@ def transfer(
                 lambda name: Engine(load_backbone(name), precision=options.precision, runner=options.engine),
                 deadline=deadline,
                 budget=options.budget,
+                pair=options.pair,
                 progress=progress,
             )
             story.lineup(lineup)
@@ -117,7 +119,8 @@ def transfer(
     with story.phase("finetune"):
         # The network from scratch is given the time that transfer took, so transfer may use half of what is left.
         halfway = time.monotonic() + 0.5 * (deadline - time.monotonic())
-        tuned = finetune(engines[0], heads, features, dataset, plan, store, deadline=halfway, progress=progress)
+        way: dict[str, Any] = {"deadline": halfway, "pair": options.pair, "progress": progress}
+        tuned = finetune(engines[0], heads, features, dataset, plan, store, **way)
         story.finetuned(tuned)
         if tuned.together:  # the second of the two is the original network, whose stages no rung has touched
             engines, features = (engines[0], engines[0]), together([features, features])
