@@ -22,7 +22,7 @@ from headstart.features.store import Store
 from headstart.scratch import Scratching
 
 RESULTS = Path(__file__).parent / "results" / "scratch_time.json"
-SIZES, EPOCHS = ("20", "600"), (5, 10, 20, 40, 80, 160)
+SIZES, EPOCHS = ("600", "20"), (5, 10, 20, 40, 80, 160)
 
 
 def measured(name: str, place: Path, size: str, seed: int) -> dict[str, Any]:
