@@ -119,6 +119,11 @@ def row(done: Ran, tested: list[str]) -> dict[str, Any]:
         models = done.told["test"]["models"]
         found["models"] = {name: scores["accuracy"]["value"] for name, scores in models.items()}
         found["ece"] = models["final"]["ece"]["value"]
+        found["over head"] = next(
+            {key: each[key] for key in ("value", "low", "high", "p")}
+            for each in done.told["test"]["differences"]
+            if (each["a"], each["b"], each["metric"]) == ("final", "head", "accuracy")
+        )
         found |= {key: done.told[key] for key in ("verdict", "overkill", "chosen")}
         found["rungs"] = [bool(rung["kept"]) for rung in done.told["rungs"]]
     return found

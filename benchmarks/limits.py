@@ -15,6 +15,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,11 +24,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from common import case_by_case
+from common import case_by_case, commit
 from headstart import runtime
 from headstart.backbones.catalog import load_backbone
 from headstart.bundle import save
-from headstart.data.images import load_view
+from headstart.data.dataset import Images
+from headstart.data.images import Transform, load_view
 from headstart.data.load import load_dataset
 from headstart.features.activations import cache_activations
 from headstart.features.engine import BATCH, Engine
@@ -38,8 +41,9 @@ from headstart.model import Model
 from headstart.plan import Rung
 from headstart.planner import cut_for, frozen_share
 from headstart.solvers import spread
-from headstart.suffix import FromImages, FromStore, Net
+from headstart.suffix import FromImages, FromStore, Net, fastest, training
 from headstart.train import train
+from headstart.unknown import learn
 
 RESULTS = Path(__file__).parent / "results" / "limits.json"
 PICTURES, WHOLE, FILES, ROUNDS = 600, 96, 1000, 3
@@ -50,6 +54,11 @@ def seconds(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
+
+
+def discarded(images: Images, transform: Transform, index: int) -> None:
+    """Decode a picture, and give nothing back."""
+    load_view(images, index, transform)
 
 
 def drained(function: Callable[[Any], Any], items: list[Any]) -> None:
@@ -90,8 +99,14 @@ def measured(source: Path, seed: int) -> dict[str, Any]:
         settle(engine, dataset, Store(work / "settling"))
         pictures = np.stack([load_view(dataset.images, i, transform) for i in range(count)])
         parts = [pictures[start : start + BATCH] for start in range(0, count, BATCH)]
-        rounds: dict[str, list[float]] = {"decode": [], "engine": [], "extract": []}
+        rounds: dict[str, list[float]] = {"decode": [], "decode, processes": [], "engine": [], "extract": []}
+        decoded = partial(discarded, dataset.images, transform)
         for number in range(ROUNDS):
+            with ProcessPoolExecutor(runtime.cpu_count()) as pool:
+                list(pool.map(decoded, range(8)))  # so that they have begun
+                rounds["decode, processes"].append(
+                    seconds(lambda pool=pool: list(pool.map(decoded, range(count), chunksize=16)))  # type: ignore[misc]
+                )
             rounds["decode"].append(
                 seconds(lambda: drained(lambda i: load_view(dataset.images, i, transform), list(range(count))))
             )
@@ -103,6 +118,8 @@ def measured(source: Path, seed: int) -> dict[str, Any]:
         taps = (len(backbone.stages) - 1,)
         head = fit_head(features.stages(taps), dataset.labels, len(dataset.classes), "ridge", taps, 1e-4)
         model = Model(backbone, head, dataset.classes, precision=engine.settled or "float32", exact=engine.exact)
+        logits = head.logits(features.stages(taps))
+        model.unknown = learn(features, dataset, len(features.own), everyone, everyone, logits, store)
         save(model, work / "run")
         files = [str(source / dataset.names[i % count]) for i in range(FILES)]
         answers = [predicted(work / "run", files, work / "cache") for _ in range(ROUNDS)]
@@ -110,22 +127,26 @@ def measured(source: Path, seed: int) -> dict[str, Any]:
         cut = cut_for(list(backbone.flops), 0.63)
         clean = np.empty(0, np.int64)
         cached = cache_activations(backbone, dataset, store, cut, 1, augmented=everyone, clean=clean, engine=engine)
-        epochs = {}
-        for label, where, used in (("cached", cut, everyone), ("whole", 0, everyone[:WHOLE])):
+        ways = (("cached", cut, everyone), ("cached, float32", cut, everyone), ("whole", 0, everyone[:WHOLE]))
+        tries: dict[str, list[float]] = {label: [] for label, *_ in ways}
+        for label, where, used in ROUNDS * ways:
             own = load_backbone("tf_efficientnet_lite0")
             own.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             raw = torch.from_numpy(features.stages(taps))
             net = Net(own, head, where, raw.mean(0), spread(raw))
             data = FromStore(own, cached) if where else FromImages(Engine(own, precision="float32"), dataset, 0, 0)
             rung = Rung(cut=where, epochs=2, views=1)
-            took = seconds(lambda n=net, d=data, u=used, r=rung: train(n, d, dataset.labels, u, clean, r, seed=seed))  # type: ignore[misc]
-            epochs[label] = took / 2 / len(used)
+            with training(net, "float32" if "float32" in label else fastest(runtime.device())) as precision:
+                trained = partial(train, net, data, dataset.labels, used, clean, rung, seed=seed, precision=precision)
+                tries[label].append(seconds(trained) / 2 / len(used))
+        epochs = {label: median(found) for label, found in tries.items()}
         share = frozen_share(list(backbone.flops), cut)
     together = 1 / (1 / rates["decode"] + 1 / rates["engine"])
     start = median(each["first"] for each in answers)
     rest = (FILES - 1) / median(each["whole"] - each["first"] for each in answers)
     return {
-        "pictures": count, "way": str(engine.way), "rates": rates, "limit": min(rates["decode"], rates["engine"]),
+        "commit": commit(), "load": os.getloadavg()[0], "pictures": count,
+        "way": str(engine.way), "rates": rates, "limit": min(rates["decode"], rates["engine"]),
         "together": together, "first_prediction_seconds": start, "prediction_rate": rest,
         "prediction_seconds": median(each["whole"] for each in answers),
         "cut": cut, "frozen_share": share, "epoch_seconds_per_picture": epochs,

@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from common import keep, results
+from common import commit, keep, results
 
 RESULTS = Path(__file__).parent / "results" / "scaling.json"
 SIDE = 256  # pixels of the written pictures
+HEAD = ("--plan", "head", "--backbone", "tf_efficientnet_lite0")
 
 
 def drawn(task: tuple[int, list[tuple[str, str]], Path]) -> list[tuple[str, str]]:
@@ -64,7 +65,7 @@ def measured(table: Path, work: Path) -> dict[str, Any]:
     cache, out = work / "cache", work / "run"
     for place in (cache, out):
         shutil.rmtree(place, ignore_errors=True)
-    command = [sys.executable, "-m", "headstart", "fit", str(table), "--plan", "head", "--out", str(out)]
+    command = [sys.executable, "-m", "headstart", "fit", str(table), "--out", str(out), *HEAD]
     began, usable = time.monotonic(), None
     with subprocess.Popen(
         command, env={**os.environ, "HEADSTART_CACHE": str(cache)}, stdout=subprocess.DEVNULL
@@ -101,7 +102,8 @@ def main() -> None:
         table = pictures / f"first_{size}.csv"
         with table.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([("path", "label"), *rows[:size]])
-        record["cases"][case] = {"pictures": size, **measured(table, given.work)}
+        facts = {"pictures": size, "commit": commit(), "load": os.getloadavg()[0]}
+        record["cases"][case] = {**facts, **measured(table, given.work)}
         keep(record, RESULTS)
         print(case, json.dumps(record["cases"][case]), flush=True)
 

@@ -8,24 +8,29 @@ is kept and not measured again; every contestant runs once before any runs twice
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
+from typing import Any
 
-from common import keep, results
+from common import commit, keep, results
 from contest import MOBILE, Contestant, linked, ran
 
 RESULTS = Path(__file__).parent / "results" / "speed.json"
+HEAD_ONLY, DEFAULT = "Headstart, head only", "Headstart, default, one network"
 
 CONTESTANTS = {
-    "Headstart, head only": Contestant(("--plan", "head"), runs=3),
-    "Headstart, head only, again": Contestant(("--plan", "head"), runs=3, warm="Headstart, head only"),
+    HEAD_ONLY: Contestant(("--plan", "head"), runs=3),
+    "Headstart, head only, again": Contestant(("--plan", "head"), runs=3, warm=HEAD_ONLY),
     "Headstart, head only, MobileNetV2": Contestant(("--plan", "head"), MOBILE, runs=3),
     "scikit-learn on timm features": Contestant(("sklearn_features.py",), runs=3),
     "plain PyTorch, 10 frozen epochs": Contestant(("plain_lpft.py", "10", "0")),
     "Keras guide, 20 frozen epochs, MobileNetV2": Contestant(("keras_guide.py", "20", "0"), MOBILE),
-    "Headstart, default": Contestant((), runs=3),
-    "Headstart, default, again": Contestant((), runs=3, warm="Headstart, default"),
+    DEFAULT: Contestant((), runs=3),
+    "Headstart, default, one network, again": Contestant((), runs=3, warm=DEFAULT),
+    "Headstart, default": Contestant((), "", runs=3),
     "plain PyTorch, 10 frozen epochs and 5 more": Contestant(("plain_lpft.py", "10", "5")),
     "fastai, fine_tune(5)": Contestant(("fastai_fine_tune.py",)),
 }
@@ -40,6 +45,21 @@ def laid_out(source: Path, images: int, folder: Path) -> dict[str, int]:
     dataset = load_dataset(source)
     chosen = np.random.default_rng(0).permutation(dataset.indices("train"))[:images]
     return linked(dataset, source, {"train": chosen, "test": dataset.indices("test")}, folder)
+
+
+def medians(contestants: Mapping[str, list[dict[str, Any]]]) -> dict[str, dict[str, float]]:
+    """Of every contestant: seconds to the model and in all, accuracy, and how many times as long as Headstart's head-only fit to the
+    model, and as its default fit in all, the model took."""
+    found = {
+        title: {key: median(row[key] for row in rows) for key in ("seconds", "whole", "accuracy")}
+        for title, rows in contestants.items()
+        if rows
+    }
+    for each in found.values():
+        for name, ours, key in (("head only", HEAD_ONLY, "seconds"), ("default", DEFAULT, "whole")):
+            if ours in found:
+                each[f"times {name}"] = each["seconds"] / found[ours][key]
+    return found
 
 
 def suite(given: argparse.Namespace) -> None:
@@ -57,7 +77,9 @@ def suite(given: argparse.Namespace) -> None:
                     done = case["contestants"].setdefault(title, [])
                     if number >= who.runs or len(done) > number or (given.only and title not in given.only):
                         continue
-                    done.append(ran(who, title, tree, work, given.peers_python).row)
+                    facts = {"commit": commit(), "load": os.getloadavg()[0]}
+                    done.append({**ran(who, title, tree, work, given.peers_python).row, **facts})
+                    case["medians"] = medians(case["contestants"])
                     keep(record, RESULTS)
                     last = done[-1]
                     print(
@@ -65,6 +87,5 @@ def suite(given: argparse.Namespace) -> None:
                         f"{100 * last['accuracy']:.1f} %",
                         flush=True,
                     )
-            for title, done in case["contestants"].items():
-                if done:
-                    print(f"{source}: {title}: median {median(each['seconds'] for each in done):.1f} s", flush=True)
+            for title, found in medians(case["contestants"]).items():
+                print(f"{source}: {title}: {found}", flush=True)

@@ -65,8 +65,9 @@ def main(tree: Path, weights: Path, out: Path, frozen: int = 20, tuned: int = 10
     )
     testing = keras.utils.image_dataset_from_directory(tree / "test", shuffle=False, **options)
     classes, files = training.class_names, testing.file_paths
-    augmented = keras.Sequential([keras.layers.RandomFlip("horizontal"), keras.layers.RandomRotation(0.1)])
-    training = training.map(lambda x, y: (augmented(x, training=True), y)).prefetch(tf.data.AUTOTUNE).cache()
+    flip, turn = keras.layers.RandomFlip("horizontal"), keras.layers.RandomRotation(0.1)
+    augmented = training.map(lambda x, y: (turn(flip(x, training=True), training=True), y))
+    training = augmented.prefetch(tf.data.AUTOTUNE).cache()
     validation, testing = (each.prefetch(tf.data.AUTOTUNE).cache() for each in (validation, testing))
 
     base = keras.applications.MobileNetV2(weights=None, input_shape=(SIDE, SIDE, 3), include_top=False)
@@ -77,12 +78,15 @@ def main(tree: Path, weights: Path, out: Path, frozen: int = 20, tuned: int = 10
     x = keras.layers.GlobalAveragePooling2D()(base(scaled(inputs), training=False))
     model = keras.Model(inputs, keras.layers.Dense(len(classes))(keras.layers.Dropout(0.2)(x)))
 
-    def phase(optimizer: Any, epochs: int) -> None:
+    def phase(optimizer: Any, epochs: int) -> list[float]:
+        times = [time.monotonic()]
+        noted = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: times.append(time.monotonic()))
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"])
-        model.fit(training, epochs=epochs, validation_data=validation, verbose=2)
+        model.fit(training, epochs=epochs, validation_data=validation, verbose=2, callbacks=[noted])
+        return outcome.laps(times)
 
-    phase(keras.optimizers.Adam(), frozen)
+    laps = phase(keras.optimizers.Adam(), frozen)
     probed = time.monotonic() - began
     if tuned:
         base.trainable = True
@@ -95,7 +99,7 @@ def main(tree: Path, weights: Path, out: Path, frozen: int = 20, tuned: int = 10
     }  # fmt: skip
     versions = {"keras": keras.__version__, "tensorflow": tf.__version__}
     epochs = {"frozen": frozen, "tuned": tuned}
-    outcome.write(out, tree, files, answers, epochs=epochs, phases=phases, versions=versions)
+    outcome.write(out, tree, files, answers, epochs=epochs, laps=laps, phases=phases, versions=versions)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+
+def laps(times: Iterable[float]) -> list[float]:
+    """Seconds of every epoch: `times` are when the first began and when each ended."""
+    return [end - begin for begin, end in pairwise(times)]
 
 
 def write(out: Path, tree: Path, files: Iterable[str | Path], answers: Sequence[str], **found: Any) -> None:

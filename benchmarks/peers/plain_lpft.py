@@ -5,10 +5,12 @@
 timm's own transforms and network, channels_last, two decoding workers, AdamW and one cycle per phase. In the frozen phase the
 body runs without gradients and in evaluation mode, under bfloat16 where the processor has it; its features are computed anew in
 every epoch, because augmentation changes the pictures. With 0 tuned epochs it is the frozen phase alone.
+PEER_WORKERS=N and PEER_BFLOAT16=0 in the environment are for benchmarks/fairness.py.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -31,12 +33,14 @@ def main(tree: Path, weights: Path, out: Path, frozen: int = 10, tuned: int = 5)
     training = ImageFolder(tree / "train", transform(net, training=True))
     head = torch.nn.Linear(net.num_features, len(training.classes))
     flags = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
-    fast = torch.autocast("cpu", torch.bfloat16, enabled="avx512_bf16" in flags or "amx_bf16" in flags)
+    has_it = "avx512_bf16" in flags or "amx_bf16" in flags
+    fast = torch.autocast("cpu", torch.bfloat16, enabled=has_it and os.environ.get("PEER_BFLOAT16") != "0")
 
-    def phase(epochs: int, groups: list[dict[str, Any]], body_trains: bool) -> None:
+    def phase(epochs: int, groups: list[dict[str, Any]], body_trains: bool) -> list[float]:
         steps = epochs * -(-len(training) // BATCH)
         optimizer = torch.optim.AdamW(groups, weight_decay=0.01)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [g["lr"] for g in groups], total_steps=steps)
+        times = [time.monotonic()]
         for _ in range(epochs):
             for pictures, labels in batches(training, shuffle=True):
                 pictures = pictures.to(memory_format=torch.channels_last)
@@ -50,8 +54,10 @@ def main(tree: Path, weights: Path, out: Path, frozen: int = 10, tuned: int = 5)
                 loss.backward()
                 optimizer.step()
                 schedule.step()
+            times.append(time.monotonic())
+        return outcome.laps(times)
 
-    phase(frozen, [{"params": list(head.parameters()), "lr": 3e-3}], body_trains=False)
+    laps = phase(frozen, [{"params": list(head.parameters()), "lr": 3e-3}], body_trains=False)
     probed = time.monotonic() - began
     if tuned:
         # Statistics stay those of the source: evaluation mode holds for the normalisation also while its weights train.
@@ -63,9 +69,8 @@ def main(tree: Path, weights: Path, out: Path, frozen: int = 10, tuned: int = 5)
         "imports": imported, "frozen": probed - imported, "tuned": trained - probed,
         "testing": time.monotonic() - began - trained,
     }  # fmt: skip
-    outcome.write(
-        out, tree, files, answers, phases=phases, versions={"torch": torch.__version__, "timm": timm.__version__}
-    )
+    versions = {"torch": torch.__version__, "timm": timm.__version__}
+    outcome.write(out, tree, files, answers, laps=laps, phases=phases, versions=versions)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torchvision.datasets import ImageFolder
 
 BACKBONE = "tf_efficientnet_lite0"
 BATCH = 32
+WORKERS = int(os.environ.get("PEER_WORKERS", "2"))
 
 
 def network(weights: Path) -> Any:
@@ -29,8 +31,8 @@ def transform(net: Any, training: bool = False) -> Any:
 
 
 def batches(pictures: Any, shuffle: bool = False, size: int = BATCH) -> Any:
-    """Decoded by two workers."""
-    return torch.utils.data.DataLoader(pictures, size, shuffle=shuffle, num_workers=2)
+    """Decoded by `WORKERS`."""
+    return torch.utils.data.DataLoader(pictures, size, shuffle=shuffle, num_workers=WORKERS)
 
 
 def logits(model: Callable[[Any], Any], pictures: Any) -> Any:

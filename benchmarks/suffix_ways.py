@@ -1,0 +1,111 @@
+"""What a training step of the stages that are not frozen costs, by the way it is run.
+
+    python benchmarks/suffix_ways.py
+
+EfficientNet-Lite0 from two cuts on, batches of 16 activations of nothing: forward, backward and optimizer, medians of rounds in turns.
+Compiled steps pay for their compilation first, which is told apart.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from cells import headed
+from common import commit, keep, results
+from headstart import runtime  # noqa: F401  (before torch, which then takes its patience with threads)
+from headstart.backbones.catalog import load_backbone
+from headstart.heads import Head
+from headstart.plan import Rung
+from headstart.planner import FEW_LADDER, LADDER, cut_for, frozen_share
+from headstart.suffix import Net, training
+from headstart.train import optimizer_for
+
+import numpy as np  # isort: skip
+import torch  # isort: skip
+
+RESULTS = Path(__file__).parent / "results" / "suffix_ways.json"
+BATCH, CLASSES, STEPS, ROUNDS = 16, 10, 10, 5
+WAYS = ("float32", "1×1 convolutions in bfloat16", "bfloat16 throughout", "fused AdamW", "compiled")
+
+
+def made(cut: int, way: str) -> tuple[Callable[[], None], float]:
+    """A function that takes one step, and the seconds that were spent before it can take any."""
+    backbone = load_backbone("tf_efficientnet_lite0")
+    backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    last, width = len(backbone.widths) - 1, backbone.widths[-1]
+    head = Head("ridge", (last,), 0.0, np.zeros((width, CLASSES), np.float32), np.zeros(CLASSES, np.float32))
+    net = Net(backbone, head, cut, torch.zeros(width), torch.ones(width))
+    rung = Rung(cut=cut, epochs=1, views=1)
+    net.unfreeze(rung)
+    (shape,) = backbone.shapes[cut - 1]
+    entering = torch.randn(BATCH, *shape).contiguous(memory_format=torch.channels_last)
+    beside, target = torch.zeros(BATCH, sum(backbone.widths[:cut])), torch.arange(BATCH) % CLASSES
+    optimizer = optimizer_for(net, rung)
+    if way == "fused AdamW":
+        optimizer = torch.optim.AdamW(optimizer.param_groups, fused=True)
+    run: Callable[..., Any] = torch.compile(net) if way == "compiled" else net
+    low = torch.autocast("cpu", torch.bfloat16) if way == "bfloat16 throughout" else nullcontext()
+
+    def step() -> None:
+        with training(net, "mixed" if way == WAYS[1] else "float32"), low:
+            logits = run(entering, beside)
+        loss = torch.nn.functional.cross_entropy(logits.float(), target)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    began = time.perf_counter()
+    step()
+    return step, time.perf_counter() - began
+
+
+def timed(step: Callable[[], None]) -> float:
+    """Seconds of one step."""
+    began = time.perf_counter()
+    for _ in range(STEPS):
+        step()
+    return (time.perf_counter() - began) / STEPS
+
+
+def by_way(cases: dict[str, Any]) -> list[str]:
+    """A row per cut and way."""
+    rows = headed("| frozen share | way | ms a step | times as fast | s before the first | steps that pay for them |")
+    for case in cases.values():
+        plain = case["ways"][WAYS[0]]
+        for way, found in case["ways"].items():
+            saved = plain["step"] - found["step"]
+            extra = max(0.0, found["first"] - plain["first"])
+            pays = f"{extra / saved:,.0f}" if saved > 0 and way == WAYS[-1] else ""
+            rows.append(
+                f"| {100 * case['frozen']:.0f} % | {way} | {1000 * found['step']:.0f} | {plain['step'] / found['step']:.2f} | "
+                f"{found['first']:.1f} | {pays} |"
+            )
+    return rows
+
+
+def main() -> None:
+    """Measure every way from both cuts."""
+    record = results(RESULTS)
+    flops = list(load_backbone("tf_efficientnet_lite0").flops)
+    for share in (FEW_LADDER[0], LADDER[0]):
+        cut = cut_for(flops, share)
+        load, steps = os.getloadavg()[0], {way: made(cut, way) for way in WAYS}
+        rounds = [{way: timed(step) for way, (step, _) in steps.items()} for _ in range(ROUNDS)]
+        record["cases"][f"cut {cut}"] = {
+            "cut": cut, "frozen": frozen_share(flops, cut), "commit": commit(), "load": load,
+            "ways": {
+                way: {"step": median(each[way] for each in rounds), "first": first} for way, (_, first) in steps.items()
+            },
+        }  # fmt: skip
+        keep(record, RESULTS)
+    print("\n".join(by_way(record["cases"])))
+
+
+if __name__ == "__main__":
+    main()
