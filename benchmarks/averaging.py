@@ -110,13 +110,20 @@ def by_average(cases: Mapping[str, Any]) -> list[str]:
     return rows
 
 
-def draw_by_draw(about: str | None, path: Path, seeds: Sequence[int], measure: Callable[..., dict[str, Any]]) -> None:
-    """Measure what is missing of all draws with few pictures, and write after each."""
+def draw_by_draw(
+    about: str | None,
+    path: Path,
+    seeds: Sequence[int],
+    measure: Callable[..., dict[str, Any]],
+    sizes: Sequence[str] = SIZES,
+    sets: Sequence[str] = SETS,
+) -> None:
+    """Measure what is missing of all draws, those with few pictures or of other sizes, and write after each."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     given = parser.parse_args()
     record = results(path)
-    for seed, size, name in product(seeds, SIZES, SETS):
+    for seed, size, name in product(seeds, sizes, sets):
         key = f"{name}, size {size}, seed {seed}"
         if key not in record["cases"]:
             found = measure(name, given.data / PLACES[name], size, seed)

@@ -1,4 +1,5 @@
-"""How well calibrated the answers of the depth suite are: expected calibration error where 500 pictures or more are tested."""
+"""How well calibrated answers are: expected calibration error where 500 pictures or more are tested, in the depth suite by size, and
+in the accuracy suite by data set, of Headstart's default."""
 
 from __future__ import annotations
 
@@ -28,4 +29,21 @@ def calibrated(cases: Mapping[str, Any]) -> list[str]:
         ):
             cells += [str(len(found)), *((percent(mean(found)), percent(max(found))) if found else ("", ""))]
         rows.append(f"| {said} | {' | '.join(cells)} |")
+    return rows
+
+
+def by_set(cases: Mapping[str, Any], ours: str) -> list[str]:
+    """Mean and worst error of `ours` on each data set, and over all of them."""
+    rows = headed("| data set | cases | tested | mean | worst |")
+    found: dict[str, list[tuple[int, float]]] = {}
+    for case in cases.values():
+        row = case["contestants"].get(ours, {})
+        if len(row.get("right", "")) >= ENOUGH:
+            found.setdefault(case["set"], []).append((len(row["right"]), row["ece"]))
+    whole = [each for those in found.values() for each in those]
+    for name, those in (*found.items(), ("**all**", whole)):
+        if those:
+            errors = [error for _, error in those]
+            tested = f"{min(count for count, _ in those)} to {max(count for count, _ in those)}"
+            rows.append(f"| {name} | {len(those)} | {tested} | {percent(mean(errors))} | {percent(max(errors))} |")
     return rows

@@ -91,19 +91,28 @@ def by_depth(cases: Sequence[Depths]) -> list[str]:
     return rows
 
 
+def shortfalls(cases: Sequence[Depths]) -> tuple[list[float], list[float]]:
+    """By how much the ladder is behind the best of all in every case that it was run in: in hindsight, and cross-fitted."""
+    among = [[name for name in case.marks if name != LADDER] for case in cases]
+    pairs = [(case, names) for case, names in zip(cases, among, strict=True) if LADDER in case.marks]
+    return (
+        [case.behind(LADDER, names) for case, names in pairs],
+        [case.behind_cross_fitted(LADDER, names) for case, names in pairs],
+    )
+
+
 def laddered(cases: Sequence[Depths]) -> list[str]:
     """The ladder's choice beside the head alone, each single rung, and the best of all in hindsight."""
     rows = headed("| case | head alone | ladder | best in hindsight | that is | behind it | behind, cross-fitted |")
     shown = [case for case in cases if LADDER in case.marks]
-    behind, fitted = [], []
-    for case in shown:
-        among = [name for name in case.marks if name != LADDER]
-        best = max(among, key=lambda name: (case.accuracy(name), name == HEAD))
-        behind.append(case.behind(LADDER, among))
-        fitted.append(case.behind_cross_fitted(LADDER, among))
+    behind, fitted = shortfalls(shown)
+    for case, after, crossed in zip(shown, behind, fitted, strict=True):
+        best = max(
+            (name for name in case.marks if name != LADDER), key=lambda name: (case.accuracy(name), name == HEAD)
+        )
         rows.append(
-            f"| {case.source}, {SAID[case.size]} | {percent(case.accuracy(HEAD))} | {percent(case.accuracy(LADDER))} | "
-            f"{percent(case.accuracy(best))} | {best} | {100 * behind[-1]:.1f} | {100 * fitted[-1]:.1f} |"
+            f"| {case.source}, {SAID[case.size]}, seed {case.seed} | {percent(case.accuracy(HEAD))} | "
+            f"{percent(case.accuracy(LADDER))} | {percent(case.accuracy(best))} | {best} | {100 * after:.1f} | {100 * crossed:.1f} |"
         )
     if shown:
         heads, ladders = (percent(mean(case.accuracy(name) for case in shown)) for name in (HEAD, LADDER))

@@ -21,11 +21,13 @@ SAID = {"5": "5 a class", "20": "20 a class", str(QUICK): f"up to {QUICK} in all
 
 @dataclass(frozen=True)
 class Answered:
-    """A contestant in a case: accuracy, seconds to the model, and `right`, a 1 per right answer by path, where that was kept."""
+    """A contestant in a case: accuracy, seconds to the model, and `right`, a 1 per right answer by path, where that was kept; of
+    Headstart, the paired 95 % interval of its gain over its own best head, where that was kept."""
 
     accuracy: float
     seconds: float
     right: str | None
+    over_head: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,9 @@ def met(cases: Mapping[str, Any]) -> list[Met]:
         for name, row in case["contestants"].items():
             if "failed" in row:
                 continue
-            answered[name] = Answered(row["accuracy"], row["seconds"], row["right"])
+            gain = row.get("over head")
+            interval = (gain["low"], gain["high"]) if gain else None
+            answered[name] = Answered(row["accuracy"], row["seconds"], row["right"], interval)
             for model, title in HEADS.items() if name == OURS else ():
                 same = model == row["chosen"]
                 answered[title] = Answered(row["models"][model], row["first"], row["right"] if same else None)
@@ -76,16 +80,48 @@ def ranked(cases: list[Met], names: tuple[str, ...]) -> list[str]:
     grid = {name: [case.answered[name].accuracy for case in cases] for name in names}
     ranks = rankdata([[-value for value in grid[name]] for name in names], axis=0)
     best = [max(column) for column in zip(*grid.values(), strict=True)]
-    rows = headed(
-        f"| contestant | {' | '.join(SAID[size] for size in sizes)} | mean | mean rank | behind the best | s to the model |"
-    )
+    columns = f"{' | '.join(SAID[size] for size in sizes)} | mean | mean rank | rank by size"
+    rows = headed(f"| contestant | {columns} | behind the best | s to the model |")
     for name, rank in sorted(zip(names, ranks, strict=True), key=lambda pair: -mean(grid[pair[0]])):
         by_size = [mean(case.answered[name].accuracy for case in cases if case.size == size) for size in sizes]
         behind = mean(top - own for top, own in zip(best, grid[name], strict=True))
         seconds = mean(case.answered[name].seconds for case in cases)
         shown = " | ".join(percent(value) for value in [*by_size, mean(grid[name])])
-        rows.append(f"| {name} | {shown} | {rank.mean():.1f} | {percent(behind)} | {seconds:.0f} |")
+        placed = " / ".join(f"{rank[[case.size == size for case in cases]].mean():.1f}" for size in sizes)
+        rows.append(f"| {name} | {shown} | {rank.mean():.1f} | {placed} | {percent(behind)} | {seconds:.0f} |")
     return rows
+
+
+def by_set(cases: list[Met], among: tuple[str, ...] = (HEADS["head"], "LP-FT, 10 and 5 epochs")) -> list[str]:
+    """Headstart's default on each set: the mean of its gains over others in the cases that both have, the least, and in how many
+    cases it is behind, and surely so: by the paired interval over its own head, by McNemar's test at 5 % over others."""
+    columns = [f"| over {name}: cases | mean | least | behind, surely" for name in among]
+    rows = headed(f"| data set | cases | accuracy {' '.join(columns)} |")
+    for source in dict.fromkeys(case.source for case in cases):
+        own = [case for case in cases if case.source == source and OURS in case.answered]
+        cells = [source, str(len(own)), percent(mean(case.answered[OURS].accuracy for case in own))]
+        for name in among:
+            pairs = [(case.answered[OURS], case.answered[name]) for case in shared(own, (name,))]
+            gains = [ours.accuracy - other.accuracy for ours, other in pairs]
+            behind = [pair for pair, gain in zip(pairs, gains, strict=True) if gain < 0]
+            cells += (
+                [str(len(pairs)), *(f"{100 * each:+.1f}" for each in (mean(gains), min(gains)))]
+                if pairs
+                else ["0", "", ""]
+            )
+            cells.append(f"{len(behind)}, {sum(_surely(*pair) for pair in behind)}" if pairs else "")
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
+def _surely(ours: Answered, other: Answered) -> bool:
+    """Whether Headstart is behind by more than chance."""
+    if other.right is None or ours.right is None:
+        return ours.over_head is not None and ours.over_head[1] < 0
+    alone = [
+        sum(x > y for x, y in zip(a, b, strict=True)) for a, b in ((other.right, ours.right), (ours.right, other.right))
+    ]
+    return alone[0] > alone[1] and sign_test(*alone) <= 0.05
 
 
 def duels(cases: list[Met]) -> list[str]:
