@@ -50,7 +50,14 @@ def case_by_case(about: str | None, path: Path, measured: Callable[[Path, int], 
     parser = _asking(about, SETS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     given = parser.parse_args()
-    todo = [(f"{name} seed {seed}", given.data / PLACES[name], seed) for seed in given.seeds for name in given.sets]
+    seed_by_seed(path, measured, given.data, given.sets, given.seeds)
+
+
+def seed_by_seed(
+    path: Path, measured: Callable[[Path, int], Any], data: Path, sets: Iterable[str], seeds: Iterable[int]
+) -> None:
+    """The same of these data sets and seeds."""
+    todo = [(f"{name} seed {seed}", data / PLACES[name], seed) for seed in seeds for name in sets]
     _fill(path, {case: partial(measured, source, seed) for case, source, seed in todo})
 
 

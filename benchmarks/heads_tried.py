@@ -21,13 +21,16 @@ from sklearn.metrics import balanced_accuracy_score
 from averaging import SIZES, draw_by_draw
 from cells import headed, percent
 from common import SETS
+from contest import LITE
 from depth import Case
+from headstart.features.engine import normalize
 from headstart.features.extract import batches
 from headstart.features.settle import transform_of
 from headstart.heads import logistic_scores, solved
 from headstart.solvers import principal_axes
 
 import numpy as np  # isort: skip
+import timm  # isort: skip
 import torch  # isort: skip
 
 RESULTS = Path(__file__).parent / "results" / "heads_tried.json"
@@ -39,16 +42,17 @@ WAYS = (*POOLINGS, "LDA, mean", PLAIN, EQUAL)
 
 
 def pooled(case: Case) -> dict[str, np.ndarray]:
-    """The last stage's outputs of all pictures (N, C), pooled in each way."""
+    """The last feature map of all pictures, pooled to (N, C) in each way; in plain float32."""
     backbone, data = case.engine.backbone, case.dataset
-    last = len(backbone.names)
+    network = timm.create_model(LITE, num_classes=0)
+    network.load_state_dict(dict(backbone.state()))
+    network.eval()
 
     def ways(pictures: np.ndarray) -> tuple[np.ndarray, ...]:
-        flat = case.engine.activations(pictures, last)[0].float()
-        values = backbone.unflatten(last, flat)
-        assert isinstance(values, torch.Tensor)
-        general = values.clamp(min=1e-6).pow(3).mean((2, 3)).pow(1 / 3)
-        return values.mean((2, 3)).numpy(), values.amax((2, 3)).numpy(), general.numpy()
+        with torch.inference_mode():
+            values = network.forward_features(normalize(pictures, backbone.input, torch.device("cpu")))
+            general = values.clamp(min=1e-6).pow(3).mean((2, 3)).pow(1 / 3)
+            return values.mean((2, 3)).numpy(), values.amax((2, 3)).numpy(), general.numpy()
 
     found = [rows for _, rows in batches(data.images, range(len(data)), transform_of(backbone), ways)]
     return {

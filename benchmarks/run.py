@@ -5,6 +5,7 @@
     python benchmarks/run.py --suite depth --data ../shared/data
     python benchmarks/run.py --suite verdict --data ../shared/data
 
+`verdict` goes on to planted leaks and shortcuts (suspicions.py) and planted label errors (labels.py).
 `speed` and `accuracy` lay out the pictures as train/ and test/ with a folder per class (links, nothing is copied), save the weights as
 the peers read them, and run every contestant as a process of its own: same pictures, same split, same weights, same machine, in
 one run. `depth` and `verdict` need no peers. What has been measured is kept in benchmarks/results and not measured again.
@@ -43,7 +44,7 @@ def main() -> None:
     parser.add_argument("--tier", choices=list(accuracy.TIERS), default="quick", help="accuracy: how much is run")
     parser.add_argument("--sizes", nargs="+", choices=accuracy.SIZES, help="accuracy, depth: only these")
     parser.add_argument(
-        "--seeds", nargs="+", type=int, help="accuracy: only these; depth, verdict: these instead of 0, or 0 to 29"
+        "--seeds", nargs="+", type=int, help="accuracy: only these; depth, verdict: these instead of 0, or 0 to 19"
     )
     parser.add_argument("--peers-python", default=sys.executable, help="the Python that the peers are installed for")
     parser.add_argument("--only", nargs="+", help="only these contestants, rungs, or cases of the verdict")

@@ -74,6 +74,18 @@ def shared(cases: Iterable[Met], names: Iterable[str]) -> list[Met]:
     return [case for case in cases if set(names) <= set(case.answered)]
 
 
+def standing(cases: list[Met], names: tuple[str, ...]) -> dict[str, tuple[float, float, int]]:
+    """Mean accuracy and mean seconds to the model of everybody, and how many cases these are."""
+    return {
+        name: (
+            mean(case.answered[name].accuracy for case in cases),
+            mean(case.answered[name].seconds for case in cases),
+            len(cases),
+        )
+        for name in names
+    }
+
+
 def ranked(cases: list[Met], names: tuple[str, ...]) -> list[str]:
     """Means of accuracy by size and in all, of rank, of the distance from the best in hindsight, of seconds; the best first."""
     sizes = [size for size in SIZES if any(case.size == size for case in cases)]

@@ -11,6 +11,7 @@ from headstart.baselines import Thumbnails
 from headstart.data.audit import Finding, gravest_first
 from headstart.data.dataset import Dataset
 from headstart.diagnosis.doubts import Doubt, doubts
+from headstart.diagnosis.gap import gap
 from headstart.diagnosis.growth import Growth, growth
 from headstart.diagnosis.leaks import leaks, suspected
 from headstart.diagnosis.overfit import drift, overfit
@@ -61,6 +62,7 @@ def diagnose(
     came; past `deadline` (on `time.monotonic`'s clock) it runs no picture any more to look for leaks."""
     near = suspected(dataset, heads, features, engine, store, deadline=deadline, progress=progress)
     findings = (
+        *gap(heads, proof.report),
         *leaks(dataset, near),
         *shortcuts(dataset, heads, thumbs),
         *slices(dataset, proof.indices, proof.rivals["final"].calibrated.argmax(1)),
