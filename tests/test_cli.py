@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -400,3 +401,27 @@ def test_a_picture_from_a_pipe_of_another_shape(headstart: Headstart, trained: T
     Image.new("1", (1, 1)).save(tmp_path / "dot.png")
     said = headstart("predict", trained.run, tmp_path / "flat.png", tmp_path / "dot.png")
     assert said.code == 0 and all(row["label"].startswith("turn") for row in said.rows)
+
+
+def test_the_process_ends_at_once_with_all_that_was_printed_and_the_right_code(tmp_path: Path) -> None:
+    """A process of its own: what `main` leaves by, `command` ends with, and nothing that was written is lost."""
+
+    def ended(script: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        code = f"import atexit, sys; from headstart import cli\n{script}\ncli.command(); print('never')"
+        given = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        return subprocess.run(
+            [sys.executable, "-c", code], text=True, check=False, stderr=subprocess.PIPE, env=given, **options
+        )
+
+    long = "cli.main = lambda: (atexit.register(print, 'tidied'), print('x' * 100_000), sys.exit(7))"
+    done = ended(long, stdout=subprocess.PIPE)
+    assert (done.returncode, done.stdout) == (7, "x" * 100_000 + "\ntidied\n")
+    assert ended("cli.main = lambda: print('fine')", stdout=subprocess.PIPE).returncode == 0
+    said = ended("cli.main = lambda: sys.exit('in words')", stdout=subprocess.PIPE)
+    assert (said.returncode, said.stderr) == (1, "in words\n")
+    raised = ended("def main(): raise ValueError('a fault')\ncli.main = main", stdout=subprocess.PIPE)
+    assert raised.returncode == 1 and "a fault" in raised.stderr
+    if Path("/dev/full").exists():
+        with Path("/dev/full").open("w") as full:
+            lost = ended("cli.main = lambda: print('x')", stdout=full)
+        assert lost.returncode == 2 and "not all could be printed: No space left on device" in lost.stderr

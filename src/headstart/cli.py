@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -47,6 +49,26 @@ Unreadable = Annotated[str, typer.Option(help="What to do with unreadable files:
 Rare = Annotated[str, typer.Option(help="What to do with a class of one image: train (on it, untested), drop, error.")]
 Seed = Annotated[int, typer.Option(help="Decides splits, views and training; the same seed gives the same run.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
+
+
+def command() -> None:
+    """The process `headstart`: `main`, and then its end at once. Taking an interpreter with torch in it apart takes a second."""
+    code: int | str | None = 0
+    try:
+        main()
+    except SystemExit as left:
+        code = left.code
+    if isinstance(code, str):
+        _say(code)
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = 141
+    except OSError as error:
+        _say(f"error: not all could be printed: {error.strerror}")
+        code = 2
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def main() -> None:
