@@ -13,7 +13,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -27,6 +27,7 @@ from contest import MOBILE, Contestant, Ran, linked, ran
 RESULTS = Path(__file__).parent / "results" / "accuracy.json"
 TESTED, QUICK = 600, 600  # pictures at most: tested, and trained on in the quick tier
 READ_BY_ALL = (".jpg", ".jpeg", ".png", ".bmp")
+AUTOGLUON = "AutoGluon MultiModal, equal time"  # it needs other packages than the other peers
 
 CONTESTANTS = {
     "linear probe, scikit-learn": Contestant(("sklearn_features.py",)),
@@ -34,10 +35,11 @@ CONTESTANTS = {
     "fastai, fine_tune(5)": Contestant(("fastai_fine_tune.py",)),
     "Keras guide, 20 and 10 epochs, MobileNetV2": Contestant(("keras_guide.py", "20", "10"), MOBILE),
     "LP-FT, 10 and 5 epochs": Contestant(("plain_lpft.py", "10", "5")),
+    AUTOGLUON: Contestant(("autogluon_multimodal.py",), equal="Headstart, default"),
     "full fine-tuning, best of three rates": Contestant(("full_search.py",)),
     "BiT-HyperRule": Contestant(("bit_hyperrule.py",)),
 }
-CHEAP, SLOW, SLOWEST = (tuple(CONTESTANTS)[part] for part in (slice(2), slice(2, 5), slice(5, None)))
+CHEAP, SLOW, SLOWEST = (tuple(CONTESTANTS)[part] for part in (slice(2), slice(2, 6), slice(6, None)))
 UNLIKE = ("satellite", "signs", "flowers")
 SIZES = ("5", "20", str(QUICK), "all")  # pictures a class; then pictures in all, each class its share
 
@@ -113,7 +115,7 @@ def draws(source: Path, sizes: Iterable[str], seed: int, capped: bool) -> list[D
 def row(done: Ran, tested: list[str]) -> dict[str, Any]:
     """What is kept of a contestant in a case; `right` has a 1 per right answer, in the order of the test paths."""
     right = "".join(str(int(done.answers.get(path) == path.split("/")[0])) for path in tested)
-    kept = {key: done.row[key] for key in ("seconds", "first", "whole", "rate", "versions") if key in done.row}
+    kept = {key: done.row[key] for key in ("seconds", "first", "whole", "rate", "limit", "versions") if key in done.row}
     found = {"accuracy": right.count("1") / len(right), "right": right, **kept}
     if done.told:
         models = done.told["test"]["models"]
@@ -136,9 +138,19 @@ def suite(given: argparse.Namespace) -> None:
         for title, source, draw, seed in _asked(given):
             key = f"{source}, size {draw.size}, seed {seed}"
             facts = {"set": source, "size": draw.size, "seed": seed}
-            case = record["cases"].setdefault(key, {**facts, "contestants": {}})
+            case = record["cases"].get(key, {**facts, "contestants": {}})
             if title in case["contestants"]:
                 continue
+            who = CONTESTANTS[title]
+            if who.equal:
+                seconds = case["contestants"].get(who.equal, {}).get("seconds")
+                if seconds is None:
+                    print(
+                        f"{key}: {title}: left out, for {who.equal!r} has no time there yet; run it first", flush=True
+                    )
+                    continue
+                who = replace(who, arguments=(*who.arguments, str(seconds)))
+            python = given.autogluon_python if title == AUTOGLUON else given.peers_python
             place = (given.data / SETS[source]).resolve()
             with tempfile.TemporaryDirectory(dir=name) as folder:
                 tree = Path(folder) / "pictures"
@@ -147,10 +159,11 @@ def suite(given: argparse.Namespace) -> None:
                 tested = sorted(path.relative_to(tree / "test").as_posix() for path in (tree / "test").rglob("*.*"))
                 found = {"commit": commit(), "load": os.getloadavg()[0]}
                 try:
-                    found |= row(ran(CONTESTANTS[title], title, tree, Path(folder), given.peers_python), tested)
+                    found |= row(ran(who, title, tree, Path(folder), python), tested)
                 except subprocess.CalledProcessError as error:
                     found["failed"] = error.returncode
             case["contestants"][title] = found
+            record["cases"][key] = case
             keep(record, RESULTS)
             told = "failed" if "failed" in found else f"{100 * found['accuracy']:.1f} %, {found['seconds']:.0f} s"
             print(f"{key}: {title}: {told}", flush=True)

@@ -1,6 +1,7 @@
 """What the suites that set Headstart beside other tools share: the same pictures, the same weights, a process for every contestant.
 
-The peers live in an environment of their own: `pip install torch torchvision timm fastai scikit-learn tensorflow-cpu safetensors`.
+The peers live in an environment of their own: `pip install torch torchvision timm fastai scikit-learn tensorflow-cpu safetensors`,
+and AutoGluon in another: `pip install autogluon.multimodal`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ LITE, MOBILE = "tf_efficientnet_lite0", "mobilenetv2_100"
 
 @dataclass(frozen=True)
 class Contestant:
-    """What is run: a script of benchmarks/peers with its arguments, or Headstart's options; `warm` after the run it names.
+    """What is run: a script of benchmarks/peers with its arguments, or Headstart's options; `warm` after the run it names; for as
+    many seconds, its last argument, as the contestant took who is named by `equal`.
 
     Headstart may use no network but the one whose `weights` all have; with "", those of its installation, as it does by default.
     """
@@ -34,6 +36,7 @@ class Contestant:
     weights: str = LITE
     runs: int = 1
     warm: str = ""
+    equal: str = ""
 
     @property
     def is_peer(self) -> bool:

@@ -8,7 +8,8 @@
 `verdict` goes on to planted leaks and shortcuts (suspicions.py) and planted label errors (labels.py).
 `speed` and `accuracy` lay out the pictures as train/ and test/ with a folder per class (links, nothing is copied), save the weights as
 the peers read them, and run every contestant as a process of its own: same pictures, same split, same weights, same machine, in
-one run. `depth` and `verdict` need no peers. What has been measured is kept in benchmarks/results and not measured again.
+one run; AutoGluon may have an environment of its own. `depth` and `verdict` need no peers. What has been measured is kept in
+benchmarks/results and not measured again.
 """
 
 from __future__ import annotations
@@ -47,8 +48,12 @@ def main() -> None:
         "--seeds", nargs="+", type=int, help="accuracy: only these; depth, verdict: these instead of 0, or 0 to 19"
     )
     parser.add_argument("--peers-python", default=sys.executable, help="the Python that the peers are installed for")
+    parser.add_argument(
+        "--autogluon-python", help="accuracy: the one that AutoGluon is installed for; else --peers-python"
+    )
     parser.add_argument("--only", nargs="+", help="only these contestants, rungs, or cases of the verdict")
     given = parser.parse_args()
+    given.autogluon_python = given.autogluon_python or given.peers_python
     for name in given.only or []:
         if name not in NAMES[given.suite]:
             parser.error(f"--only {name!r}: the suite has {', '.join(map(repr, NAMES[given.suite]))}")

@@ -121,19 +121,19 @@ def by_set(cases: list[Met], among: tuple[str, ...] = (HEADS["head"], "LP-FT, 10
                 if pairs
                 else ["0", "", ""]
             )
-            cells.append(f"{len(behind)}, {sum(_surely(*pair) for pair in behind)}" if pairs else "")
+            sure = [_surely(*pair) for pair in behind]
+            cells.append(f"{len(behind)}, {'?' if None in sure else sum(map(bool, sure))}" if pairs else "")
         rows.append(f"| {' | '.join(cells)} |")
     return rows
 
 
-def _surely(ours: Answered, other: Answered) -> bool:
-    """Whether Headstart is behind by more than chance."""
+def _surely(ours: Answered, other: Answered) -> bool | None:
+    """Whether Headstart is behind by more than chance; None where that was not kept."""
     if other.right is None or ours.right is None:
-        return ours.over_head is not None and ours.over_head[1] < 0
-    alone = [
-        sum(x > y for x, y in zip(a, b, strict=True)) for a, b in ((other.right, ours.right), (ours.right, other.right))
-    ]
-    return alone[0] > alone[1] and sign_test(*alone) <= 0.05
+        return None if ours.over_head is None else ours.over_head[1] < 0
+    pairs = list(zip(other.right, ours.right, strict=True))
+    theirs, own = sum(x > y for x, y in pairs), sum(x < y for x, y in pairs)
+    return theirs > own and sign_test(theirs, own) <= 0.05
 
 
 def duels(cases: list[Met]) -> list[str]:
