@@ -104,7 +104,21 @@ def ranked(cases: list[Met], names: tuple[str, ...]) -> list[str]:
     return rows
 
 
-def by_set(cases: list[Met], among: tuple[str, ...] = (HEADS["head"], "LP-FT, 10 and 5 epochs")) -> list[str]:
+RIVALS = (HEADS["head"], "LP-FT, 10 and 5 epochs")
+
+
+def surely_behind(cases: list[Met], among: tuple[str, ...] = RIVALS) -> tuple[int, int, int]:
+    """In how many cases Headstart's default is behind one of them by more than chance, in how many that is not known, "
+    "and of how many."""
+    found = []
+    for case in cases:
+        ours = case.answered.get(OURS)
+        rivals = [case.answered[name] for name in among if name in case.answered] if ours else []
+        found.append([_surely(ours, other) for other in rivals if ours and other.accuracy > ours.accuracy])
+    return sum(True in each for each in found), sum(None in each for each in found), len(found)
+
+
+def by_set(cases: list[Met], among: tuple[str, ...] = RIVALS) -> list[str]:
     """Headstart's default on each set: the mean of its gains over others in the cases that both have, the least, and in how many
     cases it is behind, and surely so: by the paired interval over its own head, by McNemar's test at 5 % over others."""
     columns = [f"| over {name}: cases | mean | least | behind, surely" for name in among]

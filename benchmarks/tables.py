@@ -457,8 +457,9 @@ def compared(suite: dict[str, Any]) -> list[str]:
         "each a process of its own; Headstart's default may use no network but the one whose weights all have. Test "
         "pictures are those that Headstart seals for the seed, 600 at most. Means in percent; "
         "*behind the best* is the mean distance, in points, from whoever shown is best in a case, which only hindsight knows. "
-        "Headstart's heads come from the run of its default; their seconds are those to its first model. AutoGluon is not among them: "
-        "it could not be installed where this ran. With fewer than 500 training pictures Headstart weighs what other runs let expect "
+        "Headstart's heads come from the run of its default; their seconds are those to its first model. AutoGluon trains for as "
+        "many seconds as Headstart's default took there; its imports come on top. With fewer than 500 training "
+        "pictures Headstart weighs what other runs let expect "
         "of fine-tuning, and six of these sets are among those that it learnt that from ([left "
         "out](#what-fine-tuning-may-be-expected-to-gain), they are foretold less well). "
         f"Before a case the load average was up to {busiest:.1f}: where other work went on, seconds are upper bounds.",
