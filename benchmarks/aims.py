@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from statistics import mean
 from typing import Any
 
@@ -10,9 +10,9 @@ from calibration import ENOUGH
 from cells import headed, percent
 from forecast import held_up
 from regret import depths, shortfalls
-from standings import HEADS, OURS, met, parties, shared, standing, surely_behind
+from standings import HEADS, OURS, met, standing, surely_behind, together
 
-Loaded = Callable[[str], dict[str, Any] | None]
+Results = Mapping[str, Any]  # what a file of benchmarks/results holds, by its name
 FASTAI, PLAIN, KERAS = (
     "fastai, fine_tune(5)",
     "plain PyTorch, 10 frozen epochs",
@@ -40,9 +40,9 @@ def at_most(what: str, wanted: float, found: list[float], unit: str = "×", digi
     )
 
 
-def of_speed(load: Loaded) -> Iterator[str]:
+def of_speed(results: Results) -> Iterator[str]:
     """Side by side with other tools, and against the limits of the machine."""
-    suite, limits, sizes = (load(name) for name in ("speed", "limits", "scaling"))
+    suite, limits, sizes = map(results.get, ("speed", "limits", "scaling"))
     if suite is not None:
         sets = [case["medians"] for case in suite["cases"].values()]
 
@@ -90,28 +90,29 @@ def _range(cases: list[dict[str, Any]]) -> str:
     return f"{counts[0]:,} to {counts[-1]:,}"
 
 
-def of_judgement(load: Loaded) -> Iterator[str]:
+def of_judgement(results: Results) -> Iterator[str]:
     """How right the answers, the choices and the verdicts are."""
-    right, deep, verdicts, doubtful, wrong, strange = (
-        load(name) for name in ("accuracy", "depth", "verdict", "suspicions", "labels", "unknown")
+    right, deep, verdicts, doubtful, wrong, strange = map(
+        results.get, ("accuracy", "depth", "verdict", "suspicions", "labels", "unknown")
     )
     if right is not None:
         cases = met(right["cases"])
         behind, unknown, count = surely_behind(cases)
         said = f"{behind} of {count}" + f", {unknown} not known" * bool(unknown)
         yield row("cases behind its own head or LP-FT by more than chance", "0", said, not behind + unknown)
-        for names in parties(cases):
-            yield from _standing(standing(shared(cases, names), names))
+        for names, common in together(cases):
+            yield from _standing(standing(common, names))
     if deep is not None:
         behind, fitted = shortfalls(depths(deep["cases"]))
         said = f"{100 * mean(behind):.1f} in hindsight, {100 * mean(fitted):.1f} cross-fitted"
         yield row("points behind the best depth, mean", "≤ 0.5", said, mean(behind) <= 0.005)
         yield row("points behind the best depth, worst", "≤ 2", f"{100 * max(behind):.1f}", max(behind) <= 0.02)
-        rank, saved, lost = held_up(deep["cases"])
-        yield row("rank correlation of expected and true gains, sets left out", "≥ 0.7", f"{rank:.2f}", rank >= 0.7)
+        held = held_up(deep["cases"])
+        said = f"{held.rank:.2f}"
+        yield row("rank correlation of expected and true gains, sets left out", "≥ 0.7", said, held.rank >= 0.7)
         yield row(
-            "ladder's passes saved by skipping, and points lost", "≥ 40 %, ≤ 0.2", f"{100 * saved:.0f} %, {100 * lost:.2f}",
-            saved >= 0.4 and lost <= 0.002,
+            "ladder's passes saved by skipping, and points lost", "≥ 40 %, ≤ 0.2", f"{100 * held.saved:.0f} %, {100 * held.lost:.2f}",
+            held.saved >= 0.4 and held.lost <= 0.002,
         )  # fmt: skip
     if verdicts is not None:
         runs = [(case["truth"], run) for case in verdicts["cases"].values() for run in case["runs"].values()]
@@ -190,49 +191,3 @@ def _standing(found: Mapping[str, tuple[float, float, int]]) -> Iterator[str]:
 def table(rows: Iterator[str]) -> list[str]:
     """All aims."""
     return [*headed("| what | aim | reached | enough |"), *rows]
-
-
-IN_THE_WAY = [
-    "## What stands in the way",
-    "",
-    "Of aims that were not reached, where the time or the error lies, and what was tried.",
-    "",
-    "- *Head only, cold and again.* Importing torch and timm, building and cutting the network take as long as running several "
-    "hundred pictures ([where the seconds go](#beside-other-tools)); again, hardly anything else is left. Tried: "
-    "compilers take longer to "
-    "set up than a short job lasts, `torch.compile` loses to folded copies on a CPU, and OpenVINO's bfloat16 is too coarse "
-    "([what runs the frozen stages](#what-runs-the-frozen-stages)); stand-ins for what torchvision and timm import "
-    "save nothing, as both "
-    "ask for torch's compiler; recording the network with numbers instead of meta tensors takes as long. Decoding while torch is "
-    "imported, and pausing the garbage collector meanwhile, save time, and stayed.",
-    "- *The whole default.* Fine-tuning and the small network take nearly all of it, and as long as each other, since a fair opponent "
-    "gets as much time. Tried: less time for the small network, which would make it look worse than it is "
-    "([how long it needs](#how-long-the-small-network-needs)); bfloat16 throughout, a fused optimizer and compiled steps "
-    "([what a step costs](#what-a-step-of-fine-tuning-costs)).",
-    "- *From 1,000 to 100,000 pictures* the time a picture falls: in small runs it holds what is set up once. These "
-    "rows are from before "
-    "the building of the network was timed apart, and other work ran beside the second.",
-    "- *Behind its own head.* Steel with five pictures a class, where the frozen head is right for nearly all and a "
-    "rung is kept for what it "
-    "was worth on other data; 30 held-out pictures without a mistake cannot say that it harms. Averages of weights do not help "
-    "([measured](#averaging-weights)); with 20 pictures a class it does not happen.",
-    "- *Behind the best depth.* That best is chosen by the test pictures themselves; where half of them choose, the other half shows "
-    "nothing on the mean. At worst a data set of two classes with five pictures each is left with its frozen head: "
-    "nothing tells from ten "
-    "pictures that a rung would pay. Tried: five folds instead of three, what is likelier in place of what is right, forecasts from "
-    "other terms.",
-    "- *Expected gains, and rungs that are skipped.* Ten other sets of terms rank no better, the luck of the test "
-    "alone keeps the true gains "
-    "from a perfect rank, and knowing them would skip fewer passes than aimed at "
-    "([measured](#what-fine-tuning-may-be-expected-to-gain)).",
-    "- *Calibration.* With five pictures a class few answers decide the temperature, and those are answers of heads "
-    "that have seen a fifth "
-    "less. Groceries come with a test set of their own, which is harder than what was held out (a warning of the run says so), and no "
-    "temperature made from training pictures knows that. Tried: a factor and a constant for each class, averaging with "
-    "the mirror image; "
-    "even the temperature that suits the test best leaves more than was aimed at "
-    "([measured](#averaging-answers-and-a-temperature-for-each-class)).",
-    "- *A class that was left out* often looks like one that was not. Eight scores were tried "
-    "([measured](#pictures-of-something-else)); none tells more at as few known pictures lost.",
-    "",
-]

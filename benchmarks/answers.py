@@ -9,12 +9,10 @@ temperature that Headstart uses. Accuracy, log-loss in nats and calibration erro
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from averaging import SIZES, draw_by_draw
-from cells import headed, percent
+from averaging import draw_by_draw
 from depth import Case
 from headstart.features.extract import batches, columns
 from headstart.features.settle import transform_of
@@ -73,25 +71,6 @@ def measured(name: str, place: Path, size: str, seed: int) -> dict[str, Any]:
         beliefs = softmax(logits)
         row[way] = [score(truth, beliefs) for score in (accuracy, log_loss, ece)]
     return row
-
-
-def by_way(cases: Mapping[str, Any]) -> list[str]:
-    """Means over the cases of each size, and in how many a way is ahead of the head as it is."""
-    rows = headed(
-        "| training pictures | answers | accuracy | better, worse | log-loss | better, worse | calibration error |"
-    )
-    for size in SIZES:
-        those = [case for case in cases.values() if case["size"] == size]
-        for way in WAYS if those else ():
-            scores, plain = (np.array([case[each] for case in those]) for each in (way, WAYS[0]))
-            right, loss, error = scores.mean(0)
-            ahead = (scores - plain)[:, :2] * (1, -1)
-            more = [f"{(ahead[:, column] > 0).sum()}, {(ahead[:, column] < 0).sum()}" for column in (0, 1)]
-            rows.append(
-                f"| {size} a class, {len(those)} cases | {way} | {percent(right)} | {more[0] if way != WAYS[0] else ''} | "
-                f"{loss:.3f} | {more[1] if way != WAYS[0] else ''} | {percent(error)} |"
-            )
-    return rows
 
 
 if __name__ == "__main__":

@@ -13,13 +13,12 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
 from unittest.mock import patch
 
-from cells import headed, percent
 from common import PLACES, commit, keep, results
 from depth import Case
 from headstart import runtime  # noqa: F401  (before torch, which then takes its patience with threads)
@@ -92,22 +91,6 @@ def measured(name: str, place: Path, size: str, seed: int) -> dict[str, Any]:
     own = case._shown(net.backbone, whole)
     row["folds averaged"] = [float(case._right(own).mean()), float(case._with(own, head).mean())]
     return row
-
-
-def by_average(cases: Mapping[str, Any]) -> list[str]:
-    """Means over the cases of each size, in percent."""
-    rows = headed("| training pictures | weights | alone | with the head |")
-    for size in SIZES:
-        those = [case for case in cases.values() if case["size"] == size]
-        said = f"{size} a class, {len(those)} cases"
-        for title in (key for key, value in those[0].items() if isinstance(value, list)) if those else ():
-            means = [percent(float(np.mean([case[title][place] for case in those]))) for place in (0, 1)]
-            rows.append(f"| {said} | {title} | {' | '.join(means)} |")
-        if those:
-            rows.append(
-                f"| {said} | none: the head alone | | {percent(float(np.mean([case['head'] for case in those])))} |"
-            )
-    return rows
 
 
 def draw_by_draw(

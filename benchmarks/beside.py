@@ -8,18 +8,15 @@ place, answers together with the frozen head of EfficientNet-Lite1; and without 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from averaging import draw_by_draw
-from cells import headed
 from depth import Case
 from headstart.backbones.catalog import load_backbone
 from headstart.choice import likelier, paired_gain
 from headstart.features.engine import Engine
 from headstart.features.extract import extract
-from headstart.judge import SURER
 from headstart.planner import FEW_LADDER, cut_for, rung_from
 from headstart.race import race
 from headstart.tasks.classification import fit_temperature
@@ -78,28 +75,6 @@ def measured(name: str, place: Path, size: str, seed: int) -> dict[str, Any]:
             "gain": paired_gain(now, shown, answers)[0],
         }
     return row
-
-
-def told(cases: Mapping[str, Any]) -> list[str]:
-    """What those give that are taken by accuracy, and by likelihood."""
-    rows = headed("| the rung | taken where | of | gain of these, mean | least | gain of the others |")
-    for title in ("alone", "beside another"):
-        found = [case[title] for case in cases.values()]
-        gain = 100 * np.array([each["gain"] for each in found])
-        right, surer = (
-            np.array([each[key] for each in found]) for key in ("held_out_gain", "likelier")
-        )  # each with its standard error
-        for rule, taken in (
-            ("right more often, by a standard error", right[:, 0] > right[:, 1]),
-            (
-                f"labels likelier, by {SURER:g} of them",
-                (surer[:, 0] > SURER * surer[:, 1]) & (right[:, 0] >= -right[:, 1]),
-            ),
-        ):
-            cells = [f"{gain[taken].mean():+.1f}", f"{gain[taken].min():+.1f}"] if taken.any() else ["", ""]
-            others = f"{gain[~taken].mean():+.1f}" if (~taken).any() else ""
-            rows.append(f"| {title} | {rule} | {taken.sum()} of {len(found)} | {' | '.join(cells)} | {others} |")
-    return rows
 
 
 if __name__ == "__main__":

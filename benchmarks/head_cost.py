@@ -14,12 +14,11 @@ import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from cells import headed, percent
 from common import commit, keep, results
 from headstart import runtime  # noqa: F401  (before torch, which then takes its patience with threads)
 from headstart.backbones.catalog import load_backbone
@@ -27,6 +26,7 @@ from headstart.features.extract import Features
 from headstart.features.store import Store
 from headstart.heads import LOGISTIC_STRENGTHS
 from headstart.race import Race, race
+from tables_cost import raced_in
 
 import numpy as np  # isort: skip
 from sklearn.linear_model import LogisticRegressionCV  # isort: skip
@@ -107,22 +107,6 @@ def measured(pictures: int, classes: int) -> dict[str, Any]:
         "best": found.best.accuracy,
         "scikit-learn": by_sklearn(rows[:, -widths[-1] :], labels, folds),
     }
-
-
-def raced_in(cases: Mapping[str, Any]) -> list[str]:
-    """A row per size: seconds of the race and of scikit-learn on the last stage, and how right both are out of fold."""
-    rows = headed(
-        "| pictures | features, last stage of all | classes | folds | heads raced | seconds, whole race | accuracy, last stage | "
-        "winner | scikit-learn, last stage alone: seconds | accuracy | load |"
-    )
-    for case in cases.values():
-        widths, plain = case["widths"], case["scikit-learn"]
-        rows.append(
-            f"| {case['pictures']:,} | {widths[-1]:,} of {sum(widths):,} | {case['classes']} | {case['folds']} | {case['heads']} | "
-            f"{case['seconds']:.1f} | {percent(case['last'])} | {percent(case['best'])} | {plain['seconds']:.1f} | "
-            f"{percent(plain['accuracy'])} | {case['load']:.1f} |"
-        )
-    return rows
 
 
 def main() -> None:

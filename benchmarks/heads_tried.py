@@ -10,7 +10,6 @@ that weigh the same, by scikit-learn, beside one without weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 
 from averaging import SIZES, draw_by_draw
-from cells import headed, percent
 from common import SETS
 from contest import LITE
 from depth import Case
@@ -28,6 +26,7 @@ from headstart.features.extract import batches
 from headstart.features.settle import transform_of
 from headstart.heads import logistic_scores, solved
 from headstart.solvers import principal_axes
+from tables_heads import EQUAL, PLAIN
 
 import numpy as np  # isort: skip
 import timm  # isort: skip
@@ -37,8 +36,6 @@ RESULTS = Path(__file__).parent / "results" / "heads_tried.json"
 SEEDS = (0,)
 POOLINGS = {"mean": ("mean",), "largest": ("largest",), "generalised mean": ("general",),
             "mean and largest": ("mean", "largest"), "mean and generalised mean": ("mean", "general")}  # fmt: skip
-EQUAL, PLAIN = "logistic, classes weigh the same", "logistic, by scikit-learn"
-WAYS = (*POOLINGS, "LDA, mean", PLAIN, EQUAL)
 
 
 def pooled(case: Case) -> dict[str, np.ndarray]:
@@ -90,28 +87,6 @@ def measured(name: str, place: Path, size: str, seed: int) -> dict[str, Any]:
         head_of = LogisticRegression(C=1 / (strength * len(pool)), class_weight=weight, max_iter=2000)
         told(way, head_of.fit(rows[pool], labels).predict(rows[test]))
     return row
-
-
-def by_head(cases: Mapping[str, Any]) -> list[str]:
-    """Means over the cases of each size, and in how many a way is ahead of the mean's logistic head."""
-    rows = headed(
-        "| training pictures | head on the last stage | accuracy | better, worse | balanced accuracy | better, worse |"
-    )
-    for size in dict.fromkeys(case["size"] for case in cases.values()):
-        those = [case for case in cases.values() if case["size"] == size]
-        for way in WAYS:
-            scores, usual = (
-                np.array([case[each] for case in those]) for each in (way, PLAIN if way == EQUAL else WAYS[0])
-            )
-            right, even = scores.mean(0)
-            more = [
-                f"{(scores > usual)[:, k].sum()}, {(scores < usual)[:, k].sum()}" * (way != WAYS[0]) for k in (0, 1)
-            ]
-            label = f"{size} a class" if int(size) < 100 else f"up to {size}"
-            rows.append(
-                f"| {label}, {len(those)} cases | {way} | {percent(right)} | {more[0]} | {percent(even)} | {more[1]} |"
-            )
-    return rows
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from cells import headed, percent
 from common import SETS, commit, keep, results
 
 RESULTS = Path(__file__).parent / "results" / "main_job.json"
@@ -48,6 +49,26 @@ def whole(source: Path, seed: int) -> dict[str, Any]:
         "stages": plan["stages"],
         "reasons": plan["reasons"],
     }
+
+
+def whole_runs(cases: dict[str, Any]) -> list[str]:
+    """One row per whole run: every model's accuracy, the verdict, what was trained, time and memory."""
+    rows = headed(
+        "| data set | test images | final | 95 % interval | best head | last-stage head | small network | pixels | verdict | "
+        "rungs kept of tried | seconds | peak GB | commit |"
+    )
+    for case in cases.values():
+        found = case["accuracy"]
+        final = found["final"]
+        kept = sum(rung["kept"] for rung in case["rungs"])
+        verdict = case["verdict"] + (", overkill" if case["overkill"] else "")
+        rows.append(
+            f"| {case['set']} | {case['test_images']} | **{percent(final['value'])}** | {percent(final['low'])} to "
+            f"{percent(final['high'])} | {percent(found['head']['value'])} | {percent(found['last_stage_head']['value'])} | "
+            f"{percent(found['scratch_cnn']['value'])} | {percent(found['pixels']['value'])} | {verdict} | "
+            f"{kept} of {len(case['rungs'])} | {case['seconds']:.0f} | {case['peak_memory_bytes'] / 1e9:.2f} | {case['commit']} |"
+        )
+    return rows
 
 
 def main() -> None:

@@ -22,7 +22,6 @@ import numpy as np
 import torch
 
 from accuracy import drawn
-from cells import headed, percent
 from common import backbone_by_backbone, commit
 from headstart import runtime
 from headstart.backbones.backbone import Backbone
@@ -42,7 +41,6 @@ from headstart.race import race
 
 RESULTS = Path(__file__).parent / "results" / "precision.json"
 PICTURES, ROUNDS, RACED = 160, 3, 400
-HEADS = {"last": "last-stage head", "best": "winner of the race"}
 
 
 def settled(backbone: Backbone, pictures: np.ndarray) -> dict[str, Engine]:
@@ -142,25 +140,6 @@ def measured(name: str, source: Path) -> dict[str, Any]:
         "rates": {label: median(found) for label, found in rates.items()},
         "heads": raced(dataset, {**ways, "float32": plain}),
     }
-
-
-def kept(cases: Mapping[str, Any]) -> list[str]:
-    """A row per case and way: least cosines with plain float32, and how right heads are on both."""
-    told = " | ".join(f"{name}, float32 | as taken | difference" for name in HEADS.values())
-    rows = headed(f"| data set | backbone | pictures | taken | least cosine, last stage | of all stages | {told} |")
-    for case in cases.values():
-        heads = case.get("heads", {"ways": {}})
-        for label, way in heads["ways"].items():
-            if label == "float32":
-                continue
-            cells = [case["set"], case["backbone"], f"{heads['pictures']}", way["way"]]
-            cells += [f"{cosine:.4f}" for cosine in (way["least"][-1], min(way["least"]))]
-            for name in HEADS:
-                both = (heads["ways"]["float32"][name], way[name])
-                cells += [f"{percent(score['accuracy'])} ± {percent(score['se'])}" for score in both]
-                cells.append(f"{100 * way[name]['gain']:+.1f} ± {percent(way[name]['gain_se'])}")
-            rows.append(f"| {' | '.join(cells)} |")
-    return rows
 
 
 if __name__ == "__main__":

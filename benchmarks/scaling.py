@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from cells import headed, percent
 from common import commit, keep, results
 
 RESULTS = Path(__file__).parent / "results" / "scaling.json"
@@ -83,6 +84,22 @@ def measured(table: Path, work: Path) -> dict[str, Any]:
         "peak_memory_bytes": found["peak_memory_bytes"], "store_bytes": store,
         "accuracy": found["test"]["models"]["final"]["accuracy"]["value"],
     }  # fmt: skip
+
+
+def scaled(cases: dict[str, Any]) -> list[str]:
+    """One row per size: milliseconds a picture by phase, and memory."""
+    rows = headed(
+        "| pictures | audit, ms a picture | extraction, ms a picture | heads, s | s to a usable model | s in all | peak GB | "
+        "store GB | test accuracy |"
+    )
+    for case in cases.values():
+        phases, count = case["phases"], case["pictures"]
+        rows.append(
+            f"| {count:,} | {1000 * phases['audit'] / count:.2f} | {1000 * phases['extract'] / (0.8 * count):.2f} | "
+            f"{phases['head']:.1f} | {case['usable_seconds']:.0f} | {case['whole_seconds']:.0f} | "
+            f"{case['peak_memory_bytes'] / 1e9:.2f} | {case['store_bytes'] / 1e9:.2f} | {percent(case['accuracy'])} |"
+        )
+    return rows
 
 
 def main() -> None:

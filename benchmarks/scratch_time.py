@@ -9,12 +9,10 @@ that wins the race on EfficientNet-Lite0's frozen features. Time is not measured
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from cells import headed, percent
 from common import PLACES, commit, keep, results
 from depth import Case
 from headstart.baselines import thumbnails
@@ -42,15 +40,6 @@ def measured(name: str, place: Path, size: str, seed: int) -> dict[str, Any]:
         "accuracy": {str(epochs): float(case._right(run.logits).mean()) for epochs, run in runs.items()},
         "rate": {str(epochs): run.rate for epochs, run in runs.items()},
     }
-
-
-def by_epochs(cases: Mapping[str, Any]) -> list[str]:
-    """A row per case: accuracy by epochs, and the frozen head's."""
-    rows = headed("| data set | training pictures | " + " | ".join(f"{e} epochs" for e in EPOCHS) + " | frozen head |")
-    for key, case in cases.items():
-        found = " | ".join(percent(case["accuracy"][str(epochs)]) for epochs in EPOCHS)
-        rows.append(f"| {key.split(',')[0]} | {case['images']:,} | {found} | {percent(case['head'])} |")
-    return rows
 
 
 def main() -> None:

@@ -15,8 +15,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from cells import headed, percent
 from common import commit, keep, results
-from contest import MOBILE, Contestant, linked, ran
+from contest import LITE, MOBILE, Contestant, linked, ran
 
 RESULTS = Path(__file__).parent / "results" / "speed.json"
 HEAD_ONLY, DEFAULT = "Headstart, head only", "Headstart, default, one network"
@@ -60,6 +61,40 @@ def medians(contestants: Mapping[str, list[dict[str, Any]]]) -> dict[str, dict[s
             if ours in found:
                 each[f"times {name}"] = each["seconds"] / found[ours][key]
     return found
+
+
+def side_by_side(case: dict[str, Any]) -> list[str]:
+    """One row per contestant: medians, and how many times as long as Headstart's head-only and default fit it took."""
+    rows = headed("| contestant | runs | s to the model | s in all | test accuracy | × head only | × default, in all |")
+    for name, found in medians(case["contestants"]).items():
+        times = [f"{found[key]:.1f}" if key in found else "" for key in ("times head only", "times default")]
+        rows.append(
+            f"| {name} | {len(case['contestants'][name])} | {found['seconds']:.1f} | {found['whole']:.1f} | "
+            f"{percent(found['accuracy'])} | {' | '.join(times)} |"
+        )
+    return rows
+
+
+def by_phase(case: dict[str, Any]) -> list[str]:
+    """Where the time of Headstart's own runs goes: median seconds of every phase, and what lies outside of all of them."""
+    ours = {name: runs for name, runs in case["contestants"].items() if name.startswith("Headstart") and runs}
+    phases = list(dict.fromkeys(phase for runs in ours.values() for phase in runs[0]["phases"] if phase != "total"))
+    rows = headed(f"| run | {' | '.join(phases)} | start and end |")
+    for name, runs in ours.items():
+        times = [median(run["phases"].get(phase, 0.0) for run in runs) for phase in phases]
+        times.append(median(run["whole"] - run["phases"]["total"] for run in runs))
+        rows.append(f"| {name} | {' | '.join(f'{seconds:.1f}' for seconds in times)} |")
+    return rows
+
+
+def points(case: dict[str, Any]) -> list[tuple[str, float, float]]:
+    """Contestant, median seconds, in all of the default, and median accuracy; left out are repeated runs, and Headstart's with other
+    weights than the rest."""
+    return [
+        (name, found["whole" if name == DEFAULT else "seconds"], found["accuracy"])
+        for name, found in medians(case["contestants"]).items()
+        if (who := CONTESTANTS[name]).is_peer or (who.weights == LITE and not who.warm)
+    ]
 
 
 def suite(given: argparse.Namespace) -> None:

@@ -74,6 +74,11 @@ def shared(cases: Iterable[Met], names: Iterable[str]) -> list[Met]:
     return [case for case in cases if set(names) <= set(case.answered)]
 
 
+def together(cases: list[Met]) -> list[tuple[tuple[str, ...], list[Met]]]:
+    """Who is shown together, and the cases that these have in common."""
+    return [(names, common) for names in parties(cases) if (common := shared(cases, names))]
+
+
 def standing(cases: list[Met], names: tuple[str, ...]) -> dict[str, tuple[float, float, int]]:
     """Mean accuracy and mean seconds to the model of everybody, and how many cases these are."""
     return {
@@ -197,3 +202,18 @@ def points(cases: list[Met], names: tuple[str, ...]) -> list[tuple[str, float, f
     """Contestant, mean seconds to the model, mean accuracy."""
     answers = {name: [case.answered[name] for case in cases] for name in names}
     return [(name, mean(a.seconds for a in own), mean(a.accuracy for a in own)) for name, own in answers.items()]
+
+
+def busiest(cases: Mapping[str, Any]) -> float:
+    """The highest load average before anybody ran."""
+    return max(row["load"] for case in cases.values() for row in case["contestants"].values())
+
+
+def failed(cases: Mapping[str, Any]) -> list[str]:
+    """Who ended with an error, and where."""
+    return [
+        f"{who} on {name}"
+        for name, case in cases.items()
+        for who, row in case["contestants"].items()
+        if "failed" in row
+    ]

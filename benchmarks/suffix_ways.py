@@ -16,7 +16,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from cells import headed
 from common import commit, keep, results
 from headstart import runtime  # noqa: F401  (before torch, which then takes its patience with threads)
 from headstart.backbones.catalog import load_backbone
@@ -25,6 +24,7 @@ from headstart.plan import Rung
 from headstart.planner import FEW_LADDER, LADDER, cut_for, frozen_share
 from headstart.suffix import Net, training
 from headstart.train import optimizer_for
+from tables_cost import by_step
 
 import numpy as np  # isort: skip
 import torch  # isort: skip
@@ -73,22 +73,6 @@ def timed(step: Callable[[], None]) -> float:
     return (time.perf_counter() - began) / STEPS
 
 
-def by_way(cases: dict[str, Any]) -> list[str]:
-    """A row per cut and way."""
-    rows = headed("| frozen share | way | ms a step | times as fast | s before the first | steps that pay for them |")
-    for case in cases.values():
-        plain = case["ways"][WAYS[0]]
-        for way, found in case["ways"].items():
-            saved = plain["step"] - found["step"]
-            extra = max(0.0, found["first"] - plain["first"])
-            pays = f"{extra / saved:,.0f}" if saved > 0 and way == WAYS[-1] else ""
-            rows.append(
-                f"| {100 * case['frozen']:.0f} % | {way} | {1000 * found['step']:.0f} | {plain['step'] / found['step']:.2f} | "
-                f"{found['first']:.1f} | {pays} |"
-            )
-    return rows
-
-
 def main() -> None:
     """Measure every way from both cuts."""
     record = results(RESULTS)
@@ -104,7 +88,7 @@ def main() -> None:
             },
         }  # fmt: skip
         keep(record, RESULTS)
-    print("\n".join(by_way(record["cases"])))
+    print("\n".join(by_step(record["cases"])))
 
 
 if __name__ == "__main__":

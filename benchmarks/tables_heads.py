@@ -1,0 +1,116 @@
+"""Tables of heads on frozen features: what was tried, how they are chosen, on which views and networks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import mean
+from typing import Any
+
+import numpy as np
+
+from cells import by_size, headed, percent, sets_of, ways_of
+from standings import SAID
+
+EQUAL, PLAIN = "logistic, classes weigh the same", "logistic, by scikit-learn"
+
+
+def standardised(means: list[dict[str, Any]]) -> list[str]:
+    """What each floor under the variances gives, out of fold and on unseen pictures."""
+    rows = headed("| floor | head | out of fold | refitted per fold | unseen | log-loss, unseen |")
+    return rows + [
+        f"| {row['floor']:g} | {row['head']} | {percent(row['out_of_fold'])} | {percent(row['refit'])} | {percent(row['test'])} | "
+        f"{row['test_log_loss']:.3f} |"
+        for row in means
+    ]
+
+
+def chosen(means: list[dict[str, Any]]) -> list[str]:
+    """What is told of heads, and what unseen pictures give, by number of training pictures."""
+    rows = headed(
+        "| training pictures | cases | best of many, out of fold | best, unseen | chosen, out of fold | chosen, as told | chosen, "
+        "unseen | last stage, unseen |"
+    )
+    keys = ("best_out_of_fold", "best_test", "chosen_out_of_fold", "chosen_told", "chosen_test", "last_test")
+    return rows + [
+        f"| {row['size']} | {row['cases']} | " + " | ".join(percent(row[key]) for key in keys) + " |" for row in means
+    ]
+
+
+def by_head(cases: Mapping[str, Any]) -> list[str]:
+    """Means over the cases of each size, and in how many a way is ahead of the mean's logistic head."""
+    rows = headed(
+        "| training pictures | head on the last stage | accuracy | better, worse | balanced accuracy | better, worse |"
+    )
+    for size, those in by_size(cases):
+        for way in (ways := ways_of(those[0])):
+            scores, usual = (
+                np.array([case[each] for case in those]) for each in (way, PLAIN if way == EQUAL else ways[0])
+            )
+            right, even = scores.mean(0)
+            more = [
+                f"{(scores > usual)[:, k].sum()}, {(scores < usual)[:, k].sum()}" * (way != ways[0]) for k in (0, 1)
+            ]
+            label = f"{size} a class" if int(size) < 100 else f"up to {size}"
+            rows.append(
+                f"| {label}, {len(those)} cases | {way} | {percent(right)} | {more[0]} | {percent(even)} | {more[1]} |"
+            )
+    return rows
+
+
+def seen_again(cases: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Heads on the clean view and on more: mean over sets of the mean over seeds, by how many pictures were drawn."""
+    rows = headed(
+        "| training pictures | draws | last stage | with views | the race's choice | with views | draws that this won, tied, lost | "
+        "views stayed |"
+    )
+    for size in ("5", "20", "600"):
+        by_set = {
+            name: [row for sizes in those for row in sizes if row["size"] == size]
+            for name, those in sets_of(cases).items()
+        }
+        draws = [row for those in by_set.values() for row in those]
+        means = [percent(over_sets(by_set, name)) for name in ("last_clean", "last_views", "clean", "views")]
+        won, lost = (sum((row["views"] - row["clean"]) * sign > 0 for row in draws) for sign in (1, -1))
+        kept = f"{sum(row['taken'] for row in draws)} of {len(draws)}"
+        rows.append(
+            f"| {SAID[size]} | {len(draws)} of {len(by_set)} sets | {' | '.join(means)} | "
+            f"{won}, {len(draws) - won - lost}, {lost} | {kept} |"
+        )
+    return rows
+
+
+def lined_up(cases: dict[str, Any]) -> list[str]:
+    """Heads on one backbone and on what the line-up chose: mean over sets of the mean over seeds, by pictures of each class."""
+    rows = headed("| pictures of each class | draws | last stage | one backbone | line-up | two were chosen |")
+    for size in ("5", "20", "all"):
+        by_set = sets_of({case: sizes[size] for case, sizes in cases.items() if size in sizes})
+        if not by_set:
+            continue
+        means = [percent(over_sets(by_set, name)) for name in ("last_stage", "alone", "line_up")]
+        draws = [row for those in by_set.values() for row in those]
+        two = 100 * mean(len(row["chosen"]) == 2 for row in draws)
+        rows.append(f"| {size} | {len(draws)} of {len(by_set)} sets | {' | '.join(means)} | {two:.0f} % |")
+    return rows
+
+
+def over_sets(by_set: Mapping[str, list[dict[str, Any]]], name: str) -> float:
+    """The mean over data sets of the mean over the draws of each."""
+    return mean(mean(row[name] for row in those) for those in by_set.values())
+
+
+def by_answer(cases: Mapping[str, Any]) -> list[str]:
+    """Means over the cases of each size, and in how many a way is ahead of the head as it is."""
+    rows = headed(
+        "| training pictures | answers | accuracy | better, worse | log-loss | better, worse | calibration error |"
+    )
+    for size, those in by_size(cases):
+        for way in (ways := ways_of(those[0])):
+            scores, plain = (np.array([case[each] for case in those]) for each in (way, ways[0]))
+            right, loss, error = scores.mean(0)
+            ahead = (scores - plain)[:, :2] * (1, -1)
+            more = [f"{(ahead[:, k] > 0).sum()}, {(ahead[:, k] < 0).sum()}" * (way != ways[0]) for k in (0, 1)]
+            rows.append(
+                f"| {size} a class, {len(those)} cases | {way} | {percent(right)} | {more[0]} | {loss:.3f} | {more[1]} | "
+                f"{percent(error)} |"
+            )
+    return rows

@@ -1,0 +1,83 @@
+"""Tables of what trains: the first rung, what held-out pictures tell of it, averages of its weights, the small network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from cells import by_size, headed, percent, ways_of
+from headstart.judge import SURER
+
+
+def started(cases: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """One row per data set and way to begin a rung."""
+    rows = headed(
+        "| case | start | lr body | lr head | held out | test | frozen winner, held out | frozen winner, test |"
+    )
+    for case, ways in cases.items():
+        for way in ways:
+            best = max(way["shares"], key=lambda each: each["held_out"])
+            rows.append(
+                f"| {case} | {way['start']} | {way['rung']['lr_body']:g} | {way['rung']['lr_head']:g} | "
+                f"{percent(best['held_out'])} | {percent(best['test'])} | {percent(way['frozen_held_out']['winner'])} | "
+                f"{percent(way['frozen_test']['winner'])} |"
+            )
+    return rows
+
+
+def without_room(cases: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Test accuracy of a rung by what is cached for it, and bytes of that, a picture."""
+    rows = headed("| case | frozen head | cut | kept in | views | kB a picture | test accuracy |")
+    for case, ways in cases.items():
+        for way in ways:
+            rows.append(
+                f"| {case} | {percent(way['frozen'])} | {way['cut']} | {way['kept']} | {way['views']} | {way['bytes'] / 1000:.0f} | "
+                f"{percent(way['accuracy'])} |"
+            )
+    return rows
+
+
+def told_best(cases: Mapping[str, Any]) -> list[str]:
+    """What those give that are taken by accuracy, and by likelihood."""
+    rows = headed("| the rung | taken where | of | gain of these, mean | least | gain of the others |")
+    for title in ("alone", "beside another"):
+        found = [case[title] for case in cases.values()]
+        gain = 100 * np.array([each["gain"] for each in found])
+        right, surer = (
+            np.array([each[key] for each in found]) for key in ("held_out_gain", "likelier")
+        )  # each with its standard error
+        for rule, taken in (
+            ("right more often, by a standard error", right[:, 0] > right[:, 1]),
+            (
+                f"labels likelier, by {SURER:g} of them",
+                (surer[:, 0] > SURER * surer[:, 1]) & (right[:, 0] >= -right[:, 1]),
+            ),
+        ):
+            cells = [f"{gain[taken].mean():+.1f}", f"{gain[taken].min():+.1f}"] if taken.any() else ["", ""]
+            others = f"{gain[~taken].mean():+.1f}" if (~taken).any() else ""
+            rows.append(f"| {title} | {rule} | {taken.sum()} of {len(found)} | {' | '.join(cells)} | {others} |")
+    return rows
+
+
+def by_average(cases: Mapping[str, Any]) -> list[str]:
+    """Means over the cases of each size, in percent."""
+    rows = headed("| training pictures | weights | alone | with the head |")
+    for size, those in by_size(cases):
+        said = f"{size} a class, {len(those)} cases"
+        for title in ways_of(those[0]):
+            alone, together = np.mean([case[title] for case in those], axis=0)
+            rows.append(f"| {said} | {title} | {percent(alone)} | {percent(together)} |")
+        rows.append(f"| {said} | none: the head alone | | {percent(np.mean([case['head'] for case in those]))} |")
+    return rows
+
+
+def by_epochs(cases: Mapping[str, Any]) -> list[str]:
+    """A row per case: accuracy by epochs, and the frozen head's."""
+    columns = " | ".join(f"{epochs} epochs" for epochs in next(iter(cases.values()))["accuracy"])
+    rows = headed(f"| data set | training pictures | {columns} | frozen head |")
+    for key, case in cases.items():
+        found = " | ".join(map(percent, case["accuracy"].values()))
+        rows.append(f"| {key.split(',')[0]} | {case['images']:,} | {found} | {percent(case['head'])} |")
+    return rows
