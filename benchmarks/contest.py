@@ -115,12 +115,12 @@ def ran(who: Contestant, name: str, tree: Path, work: Path, python: str) -> Ran:
         if who.weights:
             command += ["--backbone", who.weights, "--weights", str(weights_of(who.weights, work))]
         whole, usable = timed(command, cache, out / "model.json")
-        found = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+        found, plan = (json.loads((out / file).read_text(encoding="utf-8")) for file in ("metrics.json", "plan.json"))
         with (out / "predictions.csv").open(encoding="utf-8", newline="") as stream:
             answers = {row["path"].removeprefix("test/"): row["predicted"] for row in DictReader(stream)}
     seconds = found["seconds"]
-    # A ladder was climbed, or heads were fitted to more pictures or networks: the first model was not the last.
-    later = bool(found["rungs"]) or not who.weights or seconds["views"] > 1
+    # Rungs were tried, or heads fitted to more views or on other networks: the first model was not the last.
+    later = bool(found["rungs"]) or not who.weights or plan["evidence"]["views"] > 0
     row = {
         "seconds": whole - sum(seconds[phase] for phase in PROOF) if later else usable,
         "first": usable,
