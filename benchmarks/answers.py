@@ -2,7 +2,7 @@
 
     python benchmarks/answers.py --data ../shared/data
 
-The head that wins the race on EfficientNet-Lite0, on the draws of `--suite depth` with few pictures. Scaled by class is vector scaling
+The head that wins the race on EfficientNet-Lite0, on the draws of `--suite depth`. Scaled by class is vector scaling
 (Guo et al. 2017, arXiv 1706.04599): a factor and a constant for each class, fitted to out-of-fold answers, drawn towards the single
 temperature that Headstart uses. Accuracy, log-loss in nats and calibration error on the test pictures.
 """
@@ -12,7 +12,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from averaging import draw_by_draw
+from averaging import SIZES, draw_by_draw
+from common import SETS
 from depth import Case
 from headstart.features.extract import batches, columns
 from headstart.features.settle import transform_of
@@ -22,7 +23,11 @@ import numpy as np  # isort: skip
 import torch  # isort: skip
 
 RESULTS = Path(__file__).parent / "results" / "answers.json"
-SEEDS, DRAWN = (0, 1), 0.1  # nats a picture that a class pays for a factor of e, or a constant of one
+DRAWS, SEEDS, DRAWN = (
+    (*SIZES, "600"),
+    (0, 1),
+    0.1,
+)  # nats a picture that a class pays for a factor of e, or a constant of one
 WAYS = ("as it is", "with the mirror image", "scaled by class", "both", "at the best temperature in hindsight")
 
 
@@ -74,4 +79,4 @@ def measured(name: str, place: Path, size: str, seed: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    draw_by_draw(__doc__, RESULTS, SEEDS, measured)
+    draw_by_draw(__doc__, RESULTS, SEEDS, measured, DRAWS, list(SETS))

@@ -32,7 +32,7 @@ def sets_of(cases: Mapping[str, Case]) -> dict[str, list[Case]]:
     """The cases of each data set, the first word of their names."""
     found: dict[str, list[Case]] = {}
     for name, case in cases.items():
-        found.setdefault(name.split()[0], []).append(case)
+        found.setdefault(name.split()[0].rstrip(","), []).append(case)
     return found
 
 

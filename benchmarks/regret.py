@@ -6,6 +6,7 @@ behind that best, and *cross-fitted*, where one half of the test pictures choose
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
@@ -18,6 +19,7 @@ from standings import SAID
 
 HEAD, LADDER, WITH = "the head alone", "the plan's ladder", ", with the head"
 JUDGED = "the deep rung, judged"  # by held-out pictures alone: no answer to the test is recorded
+DEPTH = re.compile(rf"({HEAD}|from \d(, then from \d)?({WITH})?)")  # what the choice of a depth is a choice from
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,8 +94,8 @@ def by_depth(cases: Sequence[Depths]) -> list[str]:
 
 
 def shortfalls(cases: Sequence[Depths]) -> tuple[list[float], list[float]]:
-    """By how much the ladder is behind the best of all in every case that it was run in: in hindsight, and cross-fitted."""
-    among = [[name for name in case.marks if name != LADDER] for case in cases]
+    """By how much the ladder is behind the best depth in every case that it was run in: in hindsight, and cross-fitted."""
+    among = [[name for name in case.marks if DEPTH.fullmatch(name)] for case in cases]
     pairs = [(case, names) for case, names in zip(cases, among, strict=True) if LADDER in case.marks]
     return (
         [case.behind(LADDER, names) for case, names in pairs],
@@ -102,14 +104,12 @@ def shortfalls(cases: Sequence[Depths]) -> tuple[list[float], list[float]]:
 
 
 def laddered(cases: Sequence[Depths]) -> list[str]:
-    """The ladder's choice beside the head alone, each single rung, and the best of all in hindsight."""
+    """The ladder's choice beside the head alone and the best depth in hindsight."""
     rows = headed("| case | head alone | ladder | best in hindsight | that is | behind it | behind, cross-fitted |")
     shown = [case for case in cases if LADDER in case.marks]
     behind, fitted = shortfalls(shown)
     for case, after, crossed in zip(shown, behind, fitted, strict=True):
-        best = max(
-            (name for name in case.marks if name != LADDER), key=lambda name: (case.accuracy(name), name == HEAD)
-        )
+        best = max(filter(DEPTH.fullmatch, case.marks), key=lambda name: (case.accuracy(name), name == HEAD))
         rows.append(
             f"| {case.source}, {SAID[case.size]}, seed {case.seed} | {percent(case.accuracy(HEAD))} | "
             f"{percent(case.accuracy(LADDER))} | {percent(case.accuracy(best))} | {best} | {100 * after:.1f} | {100 * crossed:.1f} |"

@@ -50,10 +50,26 @@ def by_head(cases: Mapping[str, Any]) -> list[str]:
             more = [
                 f"{(scores > usual)[:, k].sum()}, {(scores < usual)[:, k].sum()}" * (way != ways[0]) for k in (0, 1)
             ]
-            label = f"{size} a class" if int(size) < 100 else f"up to {size}"
             rows.append(
-                f"| {label}, {len(those)} cases | {way} | {percent(right)} | {more[0]} | {percent(even)} | {more[1]} |"
+                f"| {SAID[size]}, {len(those)} cases | {way} | {percent(right)} | {more[0]} | {percent(even)} | {more[1]} |"
             )
+    return rows
+
+
+def by_weight(cases: Mapping[str, Any]) -> list[str]:
+    """Means over the seeds of each data set and over all, and in how many cases a way is ahead of the head as it is."""
+    rows = headed(
+        "| data set | head | accuracy at these frequencies | better, worse | balanced accuracy | better, worse |"
+    )
+    by_set = {**sets_of(cases), f"**all {len(cases)} cases**": list(cases.values())}
+    for name, those in by_set.items():
+        for way in (ways := ways_of(those[0])):
+            scores, plain = (np.array([case[each] for case in those]) for each in (way, ways[0]))
+            right, even = scores.mean(0)
+            more = [
+                f"{(scores > plain)[:, k].sum()}, {(scores < plain)[:, k].sum()}" * (way != ways[0]) for k in (0, 1)
+            ]
+            rows.append(f"| {name} | {way} | {percent(right)} | {more[0]} | {percent(even)} | {more[1]} |")
     return rows
 
 
@@ -110,7 +126,7 @@ def by_answer(cases: Mapping[str, Any]) -> list[str]:
             ahead = (scores - plain)[:, :2] * (1, -1)
             more = [f"{(ahead[:, k] > 0).sum()}, {(ahead[:, k] < 0).sum()}" * (way != ways[0]) for k in (0, 1)]
             rows.append(
-                f"| {size} a class, {len(those)} cases | {way} | {percent(right)} | {more[0]} | {loss:.3f} | {more[1]} | "
+                f"| {SAID[size]}, {len(those)} cases | {way} | {percent(right)} | {more[0]} | {loss:.3f} | {more[1]} | "
                 f"{percent(error)} |"
             )
     return rows

@@ -403,7 +403,7 @@ def test_a_picture_from_a_pipe_of_another_shape(headstart: Headstart, trained: T
     assert said.code == 0 and all(row["label"].startswith("turn") for row in said.rows)
 
 
-def test_the_process_ends_at_once_with_all_that_was_printed_and_the_right_code(tmp_path: Path) -> None:
+def test_the_process_ends_at_once_with_all_that_was_printed_and_the_right_code() -> None:
     """A process of its own: what `main` leaves by, `command` ends with, and nothing that was written is lost."""
 
     def ended(script: str, **options: Any) -> subprocess.CompletedProcess[str]:

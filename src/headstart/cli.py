@@ -60,7 +60,7 @@ def command() -> None:
         code = left.code
     if isinstance(code, str):
         _say(code)
-    atexit._run_exitfuncs()
+    atexit._run_exitfuncs()  # private, but the only way to run what was registered without ending the interpreter
     try:
         sys.stdout.flush()
     except BrokenPipeError:

@@ -83,6 +83,18 @@ def line_up(
         labels, folds = dataset.labels[indices], dataset.fold[indices]
         return race(found, labels, folds, len(dataset.classes), indices, store=store, progress=progress)
 
+    def left_out(name: str, other: Engine) -> str:
+        """Why `other` is not tried on the whole sample; empty where it is."""
+        pace = _pace(other, dataset, store, sample, progress)
+        needed = len(unsealed) * pace
+        if needed > _SHARE * (deadline - time.monotonic()):
+            return f"{name} was not tried: to run all pictures through it would take about {needed:.0f} s"
+        if pace * (len(sample) - len(few)) > LONG:
+            found = extract(other.backbone, dataset, store, engine=other, only=few, progress=progress)
+            if _surely_better(raced(features, few), raced(found, few), dataset.labels[few]):
+                return f"{name} was dropped after {len(few)} training pictures: it is surely less right"
+        return ""
+
     spec = {
         "data": dataset.digest,
         "first": engine.backbone.digest(),
@@ -96,17 +108,9 @@ def line_up(
     candidates = [_Candidate(_named(engine), engine, features, raced(features, sample))]
     for name in names:
         other = load(name)
-        if stored is None:
-            pace = _pace(other, dataset, store, sample, progress)
-            needed = len(unsealed) * pace
-            if needed > _SHARE * (deadline - time.monotonic()):
-                reasons.append(f"{name} was not tried: to run all pictures through it would take about {needed:.0f} s")
-                continue
-            if pace * (len(sample) - len(few)) > LONG:
-                found = extract(other.backbone, dataset, store, engine=other, only=few, progress=progress)
-                if _surely_better(raced(features, few), raced(found, few), dataset.labels[few]):
-                    reasons.append(f"{name} was dropped after {len(few)} training pictures: it is surely less right")
-                    continue
+        if stored is None and (reason := left_out(name, other)):
+            reasons.append(reason)
+            continue
         found = extract(other.backbone, dataset, store, engine=other, only=sample, progress=progress)
         candidates.append(_Candidate(name, other, found, raced(found, sample)))
     first = candidates[0]
@@ -127,7 +131,7 @@ def line_up(
     )
     # What helped on the sample need not help on all of them.
     engines, features, heads = answering(engines, features, lambda found: raced(found, pool))
-    reasons += [_said(first, others, engines, heads)] if others else []
+    reasons += [_said(first, others, engines, heads, pair)] if others else []
     entrants = [candidate.engine for candidate in (first, *rivals)] if whole else engines
     return Lineup(tuple(engines), features, heads, tried if whole else features, tuple(entrants), tuple(reasons))
 
@@ -166,11 +170,16 @@ def _used(features: Features, heads: Race) -> list[bool]:
     return [any(start <= tap < end for tap in heads.best.taps) for start, end in pairwise(ends)]
 
 
-def _said(first: _Candidate, others: Sequence[_Candidate], engines: Sequence[Engine], heads: Race) -> str:
+def _said(first: _Candidate, others: Sequence[_Candidate], engines: Sequence[Engine], heads: Race, pair: bool) -> str:
     alone = ", ".join(f"{each.name} {100 * each.heads.accuracy:.1f} %" for each in (first, *others))
     count = len(first.heads.pool)
     if len(engines) == 1:
-        return f"{first.name} answers alone: no other network adds to it beyond chance (on {count} training pictures, {alone})"
+        why = (
+            "no other network adds to it beyond chance"
+            if pair
+            else "a pair was not wanted, and no other is surely better"
+        )
+        return f"{first.name} answers alone: {why} (on {count} training pictures, {alone})"
     cost = sum(sum(each.backbone.flops) for each in engines) / max(1, sum(engines[0].backbone.flops))
     names = " and ".join(map(_named, engines))
     return (

@@ -119,8 +119,9 @@ def transfer(
     with story.phase("finetune"):
         # The network from scratch is given the time that transfer took, so transfer may use half of what is left.
         halfway = time.monotonic() + 0.5 * (deadline - time.monotonic())
-        way: dict[str, Any] = {"deadline": halfway, "pair": options.pair, "progress": progress}
-        tuned = finetune(engines[0], heads, features, dataset, plan, store, **way)
+        tuned = finetune(
+            engines[0], heads, features, dataset, plan, store, deadline=halfway, pair=options.pair, progress=progress
+        )
         story.finetuned(tuned)
         if tuned.together:  # the second of the two is the original network, whose stages no rung has touched
             engines, features = (engines[0], engines[0]), together([features, features])

@@ -62,14 +62,13 @@ def decide_verdict(
     found = _outcome(gain, len(present))
     outcome: Outcome = "not distinguishable" if found == "helped" and unfinished is not None else found
     simple = _simple_tie(report, final, present)
+    decided = [_decided(gain, found, len(present)), *([_instead(BASELINES[best])] if outcome == "hurt" else [])]
     return Verdict(
         outcome=outcome,
         overkill=simple is not None,
         baseline=best,
         sentence=_sentence(report, final, best, gain, outcome),
-        reasons=tuple(
-            _reasons(report, final, head, _decided(gain, found, len(present)), simple, outcome, BASELINES[best])
-        ),
+        reasons=(*decided, *_reasons(report, final, head, simple)),
         warnings=tuple(_warnings(report, final, gain, unfinished)),
     )
 
@@ -137,15 +136,15 @@ def _sentence(report: TestReport, final: str, best: str, gain: Difference, outco
     )
 
 
-def _reasons(
-    report: TestReport, final: str, head: str, decided: str, simple: str | None, outcome: Outcome, opponent: str
-) -> list[str]:
-    reasons = [decided]
-    if outcome == "hurt":
-        reasons.append(
-            f"What these weights know is in the way here. Next: try others (headstart backbones lists them), or do without, as "
-            f"{opponent} does; and look whether the images are of the kind that these weights were made for."
-        )
+def _instead(opponent: str) -> str:
+    return (
+        f"What these weights know is in the way here. Next: try others (headstart backbones lists them), or do without, as "
+        f"{opponent} does; and look whether the images are of the kind that these weights were made for."
+    )
+
+
+def _reasons(report: TestReport, final: str, head: str, simple: str | None) -> list[str]:
+    reasons = []
     added = report.difference(final, head)
     if added is not None:
         reasons.append(_added(added))

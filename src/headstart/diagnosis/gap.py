@@ -18,7 +18,7 @@ def gap(heads: Race, report: TestReport) -> tuple[Finding, ...]:
 
     Both are of pictures that it has not seen, and on the test it has seen more of the others: the test should be the easier one.
     """
-    if report.protocol != "sealed test" or "head" not in report.models:
+    if report.protocol != "sealed test":
         return ()
     told, tested = heads.accuracy, report.models["head"].accuracy.value
     error = float(np.hypot(_error(told, len(heads.pool)), _error(tested, report.images)))
