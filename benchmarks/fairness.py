@@ -34,21 +34,31 @@ PEERS = {
 }
 Environment = Mapping[str, str]
 ONE: Environment = {"OMP_NUM_THREADS": "1"}
+ITS_OWN: Environment = {"PEER_WORKERS": ""}  # fastai chooses: as many as cores
 SLEEPY: Environment = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "4000"}
 
 
-def with_torch(first: str, *counts: int) -> dict[str, Environment]:
-    """The `first` setting and other numbers of workers, with all threads of torch and with one."""
-    others = {f"{count} worker{'s' * (count != 1)}": {"PEER_WORKERS": str(count)} for count in counts}
-    workers: dict[str, Environment] = {first: {}, **others}
-    alone = {f"{name}, one thread": {**given, **ONE} for name, given in workers.items()}
-    return {**workers, **alone, f"{first}, threads that sleep soon": SLEEPY}
+def with_threads(settings: Mapping[str, Environment]) -> dict[str, Environment]:
+    """The settings with all threads of torch and with one."""
+    return {**settings, **{f"{name}, one thread": {**given, **ONE} for name, given in settings.items()}}
+
+
+def workers(*counts: int) -> dict[str, Environment]:
+    """So many processes that decode."""
+    return {f"{count} worker{'s' * (count != 1)}": {"PEER_WORKERS": str(count)} for count in counts}
 
 
 # The first of each is what the speed suite gives.
 SETTINGS: dict[str, dict[str, Environment]] = {
-    "fastai": with_torch("as many workers as cores", 0, 1, 4),
-    "plain PyTorch": {**with_torch("2 workers", 0, 4), "2 workers, float32": {"PEER_BFLOAT16": "0"}},
+    "fastai": {
+        **with_threads({"0 workers": {}, "as many workers as cores": ITS_OWN, **workers(1, 4)}),
+        "as many workers as cores, threads that sleep soon": {**ITS_OWN, **SLEEPY},
+    },
+    "plain PyTorch": {
+        **with_threads({"2 workers": {}, **workers(0, 4)}),
+        "2 workers, threads that sleep soon": SLEEPY,
+        "2 workers, float32": {"PEER_BFLOAT16": "0"},
+    },
     "Keras guide": {"TensorFlow": {"KERAS_BACKEND": "tensorflow"}, "PyTorch": {"KERAS_BACKEND": "torch"}},
 }
 

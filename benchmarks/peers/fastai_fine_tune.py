@@ -5,7 +5,8 @@
 TREE holds train/ and test/ with a folder per class; WEIGHTS are those of the timm network. A fifth of train/ is its validation
 set, as `ImageDataLoaders.from_folder` has it in the tutorial; the weights are loaded into the body that fastai makes of it. Its
 batches of 64 become as small as four fifths of train/ where that holds fewer: fastai would train on none.
-PEER_WORKERS=N in the environment is for benchmarks/fairness.py; without it, fastai chooses.
+The process that trains decodes as well, which two cores like better than fastai's own choice of workers (benchmarks/fairness.py);
+PEER_WORKERS=N in the environment asks for others, and an empty one for that choice.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def main(tree: Path, weights: Path, out: Path, tuned: int = 5) -> None:
         seed=42,
         item_tfms=Resize(224),
         batch_tfms=[*aug_transforms(), Normalize.from_stats(*mean_and_std)],
-        num_workers=int(workers) if (workers := os.environ.get("PEER_WORKERS")) else None,
+        num_workers=int(workers) if (workers := os.environ.get("PEER_WORKERS", "0")) else None,
     )
     learner = vision_learner(loaders, BACKBONE, pretrained=False, normalize=False, metrics=accuracy)
     learner.model[0].model.load_state_dict(load_file(weights), strict=True)
