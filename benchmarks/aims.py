@@ -10,7 +10,7 @@ from calibration import ENOUGH
 from cells import headed, percent
 from forecast import held_up
 from regret import depths, shortfalls
-from standings import HEADS, OURS, met, standing, surely_behind, together
+from standings import HEADS, OURS, SAID, hours, met, ranks_by_size, standing, surely_behind, together
 
 Results = Mapping[str, Any]  # what a file of benchmarks/results holds, by its name
 FASTAI, PLAIN, KERAS = (
@@ -76,6 +76,11 @@ def of_speed(results: Results) -> Iterator[str]:
             1.3,
             [case["limit"] / case["prediction_rate"] for case in cases],
         )
+        yield at_most(
+            "1,000 predictions with the start of the process against the limit",
+            1.3,
+            [case["prediction_seconds"] * case["limit"] / 1000 for case in cases],
+        )
         yield at_most("the first prediction", 3, [case["first_prediction_seconds"] for case in cases], " s", 1)
     if sizes is not None:
         cases = list(sizes["cases"].values())
@@ -102,6 +107,15 @@ def of_judgement(results: Results) -> Iterator[str]:
         yield row("cases behind its own head or LP-FT by more than chance", "0", said, not behind + unknown)
         for names, common in together(cases):
             yield from _standing(standing(common, names))
+            ranks = ranks_by_size(common, names)
+            ours, others = (", ".join(f"{pair[k]:.1f}" for pair in ranks.values()) for k in (0, 1))
+            sizes = ", ".join(SAID[size] for size in ranks)
+            yield row(
+                f"mean rank in these with {sizes}", "first at every size", f"{ours}; the best other's {others}",
+                all(own < other for own, other in ranks.values()),
+            )  # fmt: skip
+        whole, first = hours(right["cases"]), hours(right["cases"], 0)
+        yield row("all of these", "≤ 2 h", f"{whole:.1f} h, {first:.1f} of them the first seed", whole <= 2)
     if deep is not None:
         behind, fitted = shortfalls(depths(deep["cases"]))
         said = f"{100 * mean(behind):.1f} in hindsight, {100 * mean(fitted):.1f} cross-fitted"

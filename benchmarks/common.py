@@ -88,4 +88,5 @@ def _fill(path: Path, cases: Mapping[str, Callable[[], Any]]) -> None:
     for case, measured in cases.items():
         if case not in record["cases"]:
             record["cases"][case] = measured()
+            record.setdefault("commits", {})[case] = commit()
             keep(record, path)

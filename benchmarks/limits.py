@@ -32,7 +32,7 @@ from headstart.data.dataset import Images
 from headstart.data.images import Transform, load_view
 from headstart.data.load import load_dataset
 from headstart.features.activations import cache_activations
-from headstart.features.engine import BATCH, Engine
+from headstart.features.engine import Engine
 from headstart.features.extract import extract
 from headstart.features.settle import settle, transform_of
 from headstart.features.store import Store
@@ -98,7 +98,7 @@ def measured(source: Path, seed: int) -> dict[str, Any]:
         engine = Engine(backbone)
         settle(engine, dataset, Store(work / "settling"))
         pictures = np.stack([load_view(dataset.images, i, transform) for i in range(count)])
-        parts = [pictures[start : start + BATCH] for start in range(0, count, BATCH)]
+        parts = [pictures[start : start + engine.batch] for start in range(0, count, engine.batch)]
         rounds: dict[str, list[float]] = {"decode": [], "decode, processes": [], "engine": [], "extract": []}
         decoded = partial(discarded, dataset.images, transform)
         for number in range(ROUNDS):
@@ -133,7 +133,7 @@ def measured(source: Path, seed: int) -> dict[str, Any]:
             own = load_backbone("tf_efficientnet_lite0")
             own.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             raw = torch.from_numpy(features.stages(taps))
-            net = Net(own, head, where, raw.mean(0), spread(raw))
+            net = Net(own, head, where, raw.mean(0), spread(raw)).to(engine.device)
             data = FromStore(own, cached) if where else FromImages(Engine(own, precision="float32"), dataset, 0, 0)
             rung = Rung(cut=where, epochs=2, views=1)
             with training(net, "float32" if "float32" in label else fastest(runtime.device())) as precision:

@@ -109,6 +109,23 @@ def ranked(cases: list[Met], names: tuple[str, ...]) -> list[str]:
     return rows
 
 
+def ranks_by_size(cases: list[Met], names: tuple[str, ...]) -> dict[str, tuple[float, float]]:
+    """By size: the mean rank of Headstart's default, and the best mean rank of a contestant that is not Headstart."""
+    found = {}
+    for size in dict.fromkeys(case.size for case in cases):
+        grid = [[-case.answered[name].accuracy for case in cases if case.size == size] for name in names]
+        ranks = dict(zip(names, rankdata(grid, axis=0).mean(axis=1), strict=True))
+        others = [rank for name, rank in ranks.items() if name not in {OURS, *HEADS.values()}]
+        found[size] = (float(ranks[OURS]), float(min(others)))
+    return found
+
+
+def hours(cases: Mapping[str, Any], seed: int | None = None) -> float:
+    """What all processes took, or those of a seed."""
+    chosen = [case for case in cases.values() if seed in {None, case["seed"]}]
+    return sum(row.get("whole", 0.0) for case in chosen for row in case["contestants"].values()) / 3600
+
+
 RIVALS = (HEADS["head"], "LP-FT, 10 and 5 epochs")
 
 
@@ -196,6 +213,19 @@ def held(cases: list[Met]) -> str:
     sets, seeds = (sorted({getattr(case, key) for case in cases}) for key in ("source", "seed"))
     sizes = [SAID[size] for size in SIZES if any(case.size == size for case in cases)]
     return f"{len(cases)} cases: {', '.join(sets)}; {', '.join(sizes)}; seeds {', '.join(map(str, seeds))}"
+
+
+def drawn(cases: Iterable[str]) -> str:
+    """Which draws they are, from names like "flowers, size 20, seed 0": by size the data sets with their seeds."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for name in cases:
+        source, size, seed = (part.split()[-1] for part in name.split(", "))
+        found.setdefault(size, {}).setdefault(source, []).append(seed)
+    said = (
+        f"{SAID[size]}: {', '.join(f'{source} ({' '.join(seeds)})' for source, seeds in sets.items())}"
+        for size, sets in found.items()
+    )
+    return f"Draws, with their seeds. {'; '.join(said)}."
 
 
 def points(cases: list[Met], names: tuple[str, ...]) -> list[tuple[str, float, float]]:

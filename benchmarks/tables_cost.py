@@ -16,14 +16,14 @@ def rounded(cases: Mapping[str, Any]) -> list[str]:
     rows = headed(
         "| backbone | data set | "
         + " | ".join(f"{exact} exact" for exact in depths)
-        + " | taken | pictures/s | float32 |"
+        + " | taken | pictures/s | float32 | OpenVINO takes | pictures/s |"
     )
     for case in cases.values():
         least = [f"{each['least']:.4f}" for each in case["depths"]]
         rates = case["rates"]
         rows.append(
             f"| {case['backbone']} | {case['set']} | {' | '.join(least)} | {case['taken']} | {rates['taken']:.0f} | "
-            f"{rates['float32']:.0f} |"
+            f"{rates['float32']:.0f} | {case['heads']['ways']['openvino']['way']} | {rates['openvino']:.0f} |"
         )
     return rows
 
@@ -97,7 +97,8 @@ def against_limits(cases: Mapping[str, Any]) -> list[str]:
     """Rates of decoding, engine, extraction and prediction, against what they could be."""
     rows = headed(
         "| case | decoding alone, pictures/s | in processes | engine alone | limit | both on the same cores | "
-        "extraction | limit ÷ extraction | first prediction, s | predictions/s | limit ÷ predictions |"
+        "extraction | limit ÷ extraction | first prediction, s | predictions/s | limit ÷ predictions | "
+        "1,000 predictions with the start, s | × the limit |"
     )
     for name, case in cases.items():
         rates = case["rates"]
@@ -105,7 +106,8 @@ def against_limits(cases: Mapping[str, Any]) -> list[str]:
             f"| {name} | {rates['decode']:.0f} | {rates['decode, processes']:.0f} | {rates['engine']:.0f} | {case['limit']:.0f} | "
             f"{case['together']:.0f} | {rates['extract']:.0f} | {case['limit'] / rates['extract']:.2f} | "
             f"{case['first_prediction_seconds']:.1f} | {case['prediction_rate']:.0f} | "
-            f"{case['limit'] / case['prediction_rate']:.2f} |"
+            f"{case['limit'] / case['prediction_rate']:.2f} | {case['prediction_seconds']:.1f} | "
+            f"{case['prediction_seconds'] * case['limit'] / 1000:.2f} |"
         )
     return rows
 

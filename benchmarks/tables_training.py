@@ -11,22 +11,6 @@ from cells import by_size, headed, percent, ways_of
 from headstart.judge import SURER
 
 
-def started(cases: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """One row per data set and way to begin a rung."""
-    rows = headed(
-        "| case | start | lr body | lr head | held out | test | frozen winner, held out | frozen winner, test |"
-    )
-    for case, ways in cases.items():
-        for way in ways:
-            best = max(way["shares"], key=lambda each: each["held_out"])
-            rows.append(
-                f"| {case} | {way['start']} | {way['rung']['lr_body']:g} | {way['rung']['lr_head']:g} | "
-                f"{percent(best['held_out'])} | {percent(best['test'])} | {percent(way['frozen_held_out']['winner'])} | "
-                f"{percent(way['frozen_test']['winner'])} |"
-            )
-    return rows
-
-
 def without_room(cases: dict[str, list[dict[str, Any]]]) -> list[str]:
     """Test accuracy of a rung by what is cached for it, and bytes of that, a picture."""
     rows = headed("| case | frozen head | cut | kept in | views | kB a picture | test accuracy |")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import csv
+import importlib
 import json
 import os
 import re
@@ -143,6 +144,14 @@ def _pipeline(command: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_the_page_of_results_is_what_the_results_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    tables = importlib.import_module("tables")
+    results = tables.loaded(ROOT / "benchmarks" / "results")
+    assert tables.page("results.md.jinja", results) == (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    assert tables.page("readme.md.jinja", results) in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def test_every_command_and_every_python_block_runs(document: Path, desk: Path) -> None:
     names: dict[str, Any] = {"images": torch.rand(2, 3, 224, 224)}  # what docs/backbones.md calls `images`
     for block in blocks(document):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Thread
+from threading import Thread, get_ident
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,35 @@ def test_threads_share_a_compiled_engine(runner: Runner) -> None:
         thread.join()
     assert len(found) == 80
     assert all(np.array_equal(alone, other) for other in found)
+
+
+def test_with_graphs_one_thread_of_its_own_records_and_runs_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU needs, run on the CPU: CUDA graphs belong to the thread that recorded them."""
+    real, ran = torch.compile, list[int]()
+
+    def noted(tail: torch.nn.Module, *, fullgraph: bool, mode: str) -> Callable[[Tensor], Tensor]:
+        assert mode == "reduce-overhead"
+        run = real(tail, fullgraph=fullgraph, backend="aot_eager")
+
+        def once(activation: Tensor) -> Tensor:
+            ran.append(get_ident())
+            return torch.as_tensor(run(activation))
+
+        return once
+
+    monkeypatch.setattr(torch, "compile", noted)
+    entering, threads = torch.randn(4, 3, 32, 32), torch.get_num_threads()
+    tail = room._Tail(tiny_backbone(), 0).eval()
+    program = room._inductor(tail, entering, torch.float32, graphs=True)
+    assert len(ran) == 3, "a graph is recorded after two runs"
+    inputs = [torch.randn(4, 3, 32, 32) for _ in range(6)]
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(program, inputs))
+    assert len(ran) == 9 and len(set(ran)) == 1 and get_ident() not in ran
+    assert torch.get_num_threads() == threads
+    for activation, rows in zip(inputs, found, strict=True):
+        with torch.inference_mode():
+            torch.testing.assert_close(rows, tail(activation), rtol=1e-4, atol=1e-5)
 
 
 def test_new_weights_are_compiled_anew() -> None:

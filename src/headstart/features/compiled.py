@@ -72,7 +72,11 @@ def compiled(runner: Runner, backbone: Backbone, start: int, entering: Tensor, p
             f"OpenVINO runs on the CPU here, and this run uses {entering.device}. Use --engine compile, or eager."
         )
     with _failing(f"{name} cannot compile this backbone here"):
-        program = (_openvino if runner == "openvino" else _inductor)(tail, entering, precision)
+        program = (
+            _openvino(tail, entering, precision)
+            if runner == "openvino"
+            else _inductor(tail, entering, precision, graphs=entering.is_cuda)
+        )
 
     def padded(activation: Tensor) -> Tensor:
         # Programs are made for one shape: that is faster, and no shape waits for another compilation.
@@ -155,8 +159,8 @@ def _openvino(tail: _Tail, entering: Tensor, precision: torch.dtype) -> Program:
     return program
 
 
-def _inductor(tail: _Tail, entering: Tensor, precision: torch.dtype) -> Program:
-    how: dict[str, Any] = {"mode": "reduce-overhead"} if entering.is_cuda else {"options": {"cpp.threads": 1}}
+def _inductor(tail: _Tail, entering: Tensor, precision: torch.dtype, *, graphs: bool) -> Program:
+    how: dict[str, Any] = {"mode": "reduce-overhead"} if graphs else {"options": {"cpp.threads": 1}}
     run = torch.compile(tail, fullgraph=True, **how)
 
     def program(activation: Tensor) -> Tensor:
@@ -168,10 +172,10 @@ def _inductor(tail: _Tail, entering: Tensor, precision: torch.dtype) -> Program:
     # that recorded them, and have one set of buffers: there a thread of their own runs them all.
     own = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
     before = torch.get_num_threads()
-    for _ in range(3 if entering.is_cuda else 1):  # the graph is recorded after two runs
+    for _ in range(3 if graphs else 1):  # the graph is recorded after two runs
         own.submit(program, entering).result()
     torch.set_num_threads(before)
-    if not entering.is_cuda:
+    if not graphs:
         own.shutdown()
         return program
     return lambda activation: own.submit(program, activation).result()
