@@ -221,10 +221,10 @@ def drawn(cases: Iterable[str]) -> str:
     for name in cases:
         source, size, seed = (part.split()[-1] for part in name.split(", "))
         found.setdefault(size, {}).setdefault(source, []).append(seed)
-    said = (
-        f"{SAID[size]}: {', '.join(f'{source} ({' '.join(seeds)})' for source, seeds in sets.items())}"
-        for size, sets in found.items()
-    )
+    said = []
+    for size, sets in found.items():
+        those = [f"{source} ({', '.join(seeds)})" for source, seeds in sets.items()]
+        said.append(f"{SAID[size]}: {', '.join(those)}")
     return f"Draws, with their seeds. {'; '.join(said)}."
 
 
