@@ -144,14 +144,6 @@ def _pipeline(command: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_the_page_of_results_is_what_the_results_give(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    tables = importlib.import_module("tables")
-    results = tables.loaded(ROOT / "benchmarks" / "results")
-    assert tables.page("results.md.jinja", results) == (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    assert tables.page("readme.md.jinja", results) in (ROOT / "README.md").read_text(encoding="utf-8")
-
-
 def test_every_command_and_every_python_block_runs(document: Path, desk: Path) -> None:
     names: dict[str, Any] = {"images": torch.rand(2, 3, 224, 224)}  # what docs/backbones.md calls `images`
     for block in blocks(document):
@@ -268,6 +260,14 @@ def test_thresholds_in_the_text_are_those_of_the_code() -> None:
     assert proof.REPEATS == 3 and "in three repeats of five-fold" in decides
     assert f"falls by a factor {Rung.model_fields['lr_decay'].default} per stage" in decides
     assert f"Below {load.SMALL_POOL} pictures no test set is cut" in _flowing("README.md")
+
+
+def test_the_page_of_results_is_what_the_results_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    tables = importlib.import_module("tables")
+    results = tables.loaded(ROOT / "benchmarks" / "results")
+    assert tables.page("results.md.jinja", results) == (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    assert tables.page("readme.md.jinja", results) in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_edge_of_likeness_is_where_the_benchmark_has_it() -> None:
