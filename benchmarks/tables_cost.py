@@ -112,6 +112,15 @@ def against_limits(cases: Mapping[str, Any]) -> list[str]:
     return rows
 
 
+def decoding(cases: Mapping[str, Any]) -> str:
+    """The share of decoding in the work of extraction, case by case."""
+    shares = {
+        name.split()[0]: rates["engine"] / (rates["decode"] + rates["engine"])
+        for name, rates in ((name, case["rates"]) for name, case in cases.items())
+    }
+    return " and ".join(f"{percent(share, 0)} % ({name})" for name, share in shares.items())
+
+
 def epochs_against_limits(cases: Mapping[str, Any]) -> list[str]:
     """An epoch of partial fine-tuning beside one of the whole network, against what it could be."""
     rows = headed(
