@@ -1,11 +1,10 @@
-"""Heads that were thought of and measured: other poolings, discriminant analysis, and classes that weigh the same.
+"""Heads that were thought of and measured: other poolings, and discriminant analysis.
 
     python benchmarks/heads_tried.py --data ../shared/data
 
 On the draws of `--suite depth`, the last stage of EfficientNet-Lite0. Poolings: the mean as Headstart takes it, the largest value, the
 generalised mean with an exponent of 3 (Radenović et al. 2018, arXiv 1711.02512), two side by side; each with the logistic head whose
-strength is best out of fold. LDA with Ledoit and Wolf's shrinkage, by scikit-learn. Weighted: the same logistic head with classes
-that weigh the same, by scikit-learn, beside one without weights.
+strength is best out of fold. LDA with Ledoit and Wolf's shrinkage, by scikit-learn.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 
 from averaging import SIZES, draw_by_draw
@@ -26,7 +24,6 @@ from headstart.features.extract import batches
 from headstart.features.settle import transform_of
 from headstart.heads import logistic_scores, solved
 from headstart.solvers import principal_axes
-from tables_heads import EQUAL, PLAIN
 
 import numpy as np  # isort: skip
 import timm  # isort: skip
@@ -69,23 +66,18 @@ def measured(name: str, place: Path, size: str, seed: int) -> dict[str, Any]:
         truth = data.labels[test]
         row[way] = [float(np.mean(answers == truth)), float(balanced_accuracy_score(truth, answers))]
 
-    strength = 0.0
     for way, parts in POOLINGS.items():
         rows = np.concatenate([stages[part] for part in parts], 1)
         axes = principal_axes(rows[pool])
         best, *_ = logistic_scores(axes, labels, data.fold[pool], classes, (0,), 0)
         head = solved(axes, labels, classes, "logistic", (0,), best.strength, best.temperature)
         told(way, head.logits(rows[test]).argmax(1))
-        strength = strength or best.strength
     mean, spread = stages["mean"][pool].mean(0), stages["mean"][pool].std(0) + 1e-6
     rows = (stages["mean"] - mean) / spread
     told(
         "LDA, mean",
         LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(rows[pool], labels).predict(rows[test]),
     )
-    for way, weight in ((PLAIN, None), (EQUAL, "balanced")):
-        head_of = LogisticRegression(C=1 / (strength * len(pool)), class_weight=weight, max_iter=2000)
-        told(way, head_of.fit(rows[pool], labels).predict(rows[test]))
     return row
 
 

@@ -11,8 +11,6 @@ import numpy as np
 from cells import by_size, headed, percent, sets_of, ways_of
 from standings import SAID
 
-EQUAL, PLAIN = "logistic, classes weigh the same", "logistic, by scikit-learn"
-
 
 def standardised(means: list[dict[str, Any]]) -> list[str]:
     """What each floor under the variances gives, out of fold and on unseen pictures."""
@@ -43,9 +41,7 @@ def by_head(cases: Mapping[str, Any]) -> list[str]:
     )
     for size, those in by_size(cases):
         for way in (ways := ways_of(those[0])):
-            scores, usual = (
-                np.array([case[each] for case in those]) for each in (way, PLAIN if way == EQUAL else ways[0])
-            )
+            scores, usual = (np.array([case[each] for case in those]) for each in (way, ways[0]))
             right, even = scores.mean(0)
             more = [
                 f"{(scores > usual)[:, k].sum()}, {(scores < usual)[:, k].sum()}" * (way != ways[0]) for k in (0, 1)
