@@ -8,7 +8,7 @@ from typing import Any
 
 from calibration import ENOUGH
 from cells import headed, percent
-from forecast import held_up
+from forecast import held_up, planned_away
 from regret import depths, shortfalls
 from standings import HEADS, OURS, SAID, hours, met, ranks_by_size, standing, surely_behind, together
 
@@ -128,6 +128,11 @@ def of_judgement(results: Results) -> Iterator[str]:
             "ladder's passes saved by skipping, and points lost", "≥ 40 %, ≤ 0.2", f"{100 * held.saved:.0f} %, {100 * held.lost:.2f}",
             held.saved >= 0.4 and held.lost <= 0.002,
         )  # fmt: skip
+        saved, lost = planned_away(deep["cases"])
+        said = f"{percent(saved, 0)} %, {percent(lost, 2)}"
+        yield row(
+            "passes saved by plans in all, and points lost", "≥ 40 %, ≤ 0.2", said, saved >= 0.4 and lost <= 0.002
+        )
     if verdicts is not None:
         runs = [(case["truth"], run) for case in verdicts["cases"].values() for run in case["runs"].values()]
         yield _share("verdicts on constructed cases that are right", 0.95, [run["right"] for _, run in runs])

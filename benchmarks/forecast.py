@@ -18,7 +18,7 @@ from cells import headed
 from contest import LITE
 from headstart.forecast import WORTH, Forecast, terms
 from headstart.planner import FEW_IMAGES, epochs_for
-from regret import JUDGED
+from regret import JUDGED, LADDER
 
 import numpy as np  # isort: skip
 from scipy.optimize import nnls  # isort: skip
@@ -221,6 +221,16 @@ def _saved(recorded: Recorded, told: np.ndarray) -> tuple[float, float]:
     few, work = recorded.images < FEW_IMAGES, recorded.images * np.array([epochs_for(each) for each in recorded.images])
     skipped = few & (told < WORTH)
     return float(work[skipped].sum() / work[few].sum()), float(recorded.gain[skipped].sum() / few.sum())
+
+
+def planned_away(cases: Mapping[str, Any]) -> tuple[float, float]:
+    """Where pictures are few: the share of the passes over them that plans leave out, for whatever reason, and the points lost by it,
+    by what a rung from 4 would have gained with the head."""
+    few = [case for case in cases.values() if case["images"] < FEW_IMAGES and LADDER in case["rungs"]]
+    work = [case["images"] * epochs_for(case["images"]) for case in few]
+    left = [not case["rungs"][LADDER]["rungs"] for case in few]
+    gains = [_share(case["rungs"]["from 4"]["right_with_head"]) - _share(case["right"]["head"]) for case in few]
+    return float(np.dot(left, work) / sum(work)), float(np.dot(left, gains) / len(few))
 
 
 def alternatives(cases: Mapping[str, Any]) -> list[str]:
