@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+BACKBONE = "tf_efficientnet_lite0"
 
 
 def timed(arguments: list[str], out: Path, cache: Path) -> tuple[float, dict[str, Any]]:
@@ -48,12 +49,12 @@ def main() -> None:
                 "verdict": metrics["verdict"], "overkill": metrics["overkill"], "sentence": metrics["sentence"],
             }  # fmt: skip
         else:
-            fit = ["fit", str(given.data), "--plan", "head"]
+            fit = ["fit", str(given.data), "--plan", "head", "--backbone", BACKBONE]
             cold, metrics = timed(fit, scratch / "cold", scratch / "cache")
             warm, again = timed(fit, scratch / "warm", scratch / "cache")
             audit = json.loads((scratch / "cold" / "audit.json").read_text(encoding="utf-8"))
             record |= {
-                "images": audit["usable"], "input": 224, "backbone": "tf_efficientnet_lite0", "cold_seconds": cold,
+                "images": audit["usable"], "input": 224, "backbone": BACKBONE, "cold_seconds": cold,
                 "warm_seconds": warm, "cold_phases": metrics["seconds"], "warm_phases": again["seconds"],
                 "peak_memory_bytes": metrics["peak_memory_bytes"],
             }  # fmt: skip
