@@ -26,8 +26,9 @@ from headstart.diagnosis.growth import FEWEST, Prior, answered, foretell, slopes
 from headstart.features.engine import Engine
 from headstart.features.extract import extract
 from headstart.features.store import Store
-from headstart.heads import Score, fit_head, leaves
+from headstart.heads import Score, leaves
 from headstart.race import race
+from headstart.winner import fit_winner
 
 import numpy as np  # isort: skip
 from scipy.optimize import minimize  # isort: skip
@@ -41,7 +42,8 @@ def measured(source: Path, seed: int) -> list[dict[str, Any]]:
     """All draws from one data set: what there is to foretell from, and what is reached."""
     dataset = load_dataset(source)
     engine = Engine(load_backbone("tf_efficientnet_lite0"))
-    features = extract(engine.backbone, dataset, Store(), engine=engine)
+    store = Store()
+    features = extract(engine.backbone, dataset, store, engine=engine)
     labels, classes = dataset.labels, len(dataset.classes)
     everything = np.array(sorted(range(len(dataset)), key=lambda i: dataset.digests[i]))
 
@@ -60,8 +62,7 @@ def measured(source: Path, seed: int) -> list[dict[str, Any]]:
 
         def fitted(out: int) -> Any:
             fit = pool[fold != out]
-            rows = features.stages(score.taps, fit)
-            head = fit_head(rows, labels[fit], classes, score.kind, score.taps, score.strength, 1.0)
+            head = fit_winner(score, features, labels[fit], classes, fit, store)
             return head.answers(features, test).argmax(1) == labels[test]
 
         return np.mean(list(runtime.parallel(fitted, range(5))), axis=0)

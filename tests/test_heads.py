@@ -177,6 +177,11 @@ def test_scores_are_what_their_logits_say() -> None:
         assert found.log_loss_se == pytest.approx(losses.std() / len(y) ** 0.5, rel=1e-4)
 
 
+def test_a_blend_is_not_fitted_as_if_it_were_one_head() -> None:
+    with pytest.raises(ValueError, match="part by part"):
+        fit_head(np.eye(4, dtype=np.float32), np.array([0, 1, 0, 1]), 2, "blend", (0,), 1e-4)
+
+
 def test_the_same_head_twice() -> None:
     x, y = clouds()
     heads: list[Head] = [fit_head(x, y, 3, "logistic", (0,), 1e-4) for _ in range(2)]

@@ -251,6 +251,9 @@ def fit_head(
 
     Scores of ridge and centroid heads are divided by `temperature`: that of the out-of-fold score, or else the one that suits
     the rows given, which is too sure where they are few.
+
+    Raises:
+        ValueError: of a blend, which is fitted part by part (`winner.fit_winner`).
     """
     axes = principal_axes(features)
     head = solved(axes, labels, classes, kind, taps, strength, 1.0 if temperature is None else temperature)
@@ -270,6 +273,8 @@ def solved(
     temperature: float,
 ) -> Head:
     """`fit_head` on features that are in their principal axes."""
+    if kind == "blend":
+        raise ValueError("A blend is fitted part by part, each on its own stages: see winner.fit_winner.")
     targets = one_hot(labels, classes, axes.power.device)
     if kind == "logistic":
         axes, everyone = axes.leading(), torch.ones(1, len(labels), device=targets.device)

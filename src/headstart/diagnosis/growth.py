@@ -35,7 +35,7 @@ class Prior:
     """The exponent before anything is measured, `exponent` ± `spread`, as seven data sets have it (`benchmarks/growth.py`), and by how
     much the one to come may differ from the one that is measured, `drift`: the data sets hardly tell values below 0.2 apart."""
 
-    exponent: float = 0.3
+    exponent: float = 0.4
     spread: float = 0.4
     drift: float = 0.1
 
