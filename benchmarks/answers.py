@@ -23,11 +23,8 @@ import numpy as np  # isort: skip
 import torch  # isort: skip
 
 RESULTS = Path(__file__).parent / "results" / "answers.json"
-DRAWS, SEEDS, DRAWN = (
-    (*SIZES, "600"),
-    (0, 1),
-    0.1,
-)  # nats a picture that a class pays for a factor of e, or a constant of one
+DRAWS, SEEDS = (*SIZES, "600"), (0, 1)
+DRAWN = 0.1  # nats a picture that a class pays for a factor of e, or a constant of one
 WAYS = ("as it is", "with the mirror image", "scaled by class", "both", "at the best temperature in hindsight")
 
 

@@ -32,7 +32,7 @@ WAYS = (PLAIN, WEIGHED, SHIFTED)
 
 
 def tailed(labels: np.ndarray, classes: int, seed: int) -> np.ndarray:
-    """Places of the pictures that are left of `labels`; of every class three at least."""
+    """Places of the pictures that are left of `labels`; of every class three at least, where it has them."""
     draw = np.random.default_rng(seed)
     rank, most = draw.permutation(classes), np.bincount(labels).max()
     left = []

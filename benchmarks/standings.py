@@ -130,8 +130,8 @@ RIVALS = (HEADS["head"], "LP-FT, 10 and 5 epochs")
 
 
 def surely_behind(cases: list[Met], among: tuple[str, ...] = RIVALS) -> tuple[int, int, int]:
-    """In how many cases Headstart's default is behind one of them by more than chance, in how many that is not known, "
-    "and of how many."""
+    """In how many cases Headstart's default is behind one of them by more than chance, in how many that is not known, and of how
+    many."""
     found = []
     for case in cases:
         ours = case.answered.get(OURS)

@@ -33,7 +33,7 @@ def kept(cases: Mapping[str, Any]) -> list[str]:
     told = " | ".join(f"{name}, float32 | as taken | difference" for name in HEADS.values())
     rows = headed(f"| data set | backbone | pictures | taken | least cosine, last stage | of all stages | {told} |")
     for case in cases.values():
-        heads = case.get("heads", {"ways": {}})
+        heads = case["heads"]
         for label, way in heads["ways"].items():
             if label == "float32":
                 continue
