@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from scaling import EXTRACTED
+
 
 def accuracy_against_time(shown: dict[str, list[tuple[str, float, float]]], path: Path) -> None:
     """Accuracy against time, a panel each, of (contestant, seconds, accuracy): what a person gets, and how long it takes. The time
@@ -36,8 +38,8 @@ def pace_and_memory(cases: dict[str, Any], path: Path) -> None:
     pyplot = plain_plots()
     figure, (pace, memory) = pyplot.subplots(1, 2, figsize=(9.6, 3.4), layout="constrained")
     counts = [case["pictures"] for case in cases.values()]
-    for phase in ("audit", "extract", "head"):
-        times = [1000 * case["phases"][phase] / case["pictures"] for case in cases.values()]
+    for phase, share in (("audit", 1.0), ("extract", EXTRACTED), ("head", EXTRACTED)):
+        times = [1000 * case["phases"][phase] / (share * case["pictures"]) for case in cases.values()]
         pace.plot(counts, times, marker="o", label=phase)
     pace.set(xscale="log", ylim=(0, None), xlabel="pictures", ylabel="ms a picture")
     pace.legend(frameon=False)

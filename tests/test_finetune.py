@@ -406,9 +406,7 @@ def test_a_rung_that_is_not_right_more_often_may_answer_together_with_the_frozen
 
 
 def test_without_a_pair_no_rung_answers_together_with_the_frozen_head() -> None:
-    ladder = start(striped(150, contrast=20)).ladder(
-        TOGETHER, judge="folds"
-    )  # with a pair this very rung is kept together
+    ladder = start(striped(150, contrast=20)).ladder(TOGETHER, judge="folds")  # with a pair it is kept together
     tuned = replace(ladder, pair=False).climb()
     assert not tuned.together and not any(result.together for result in tuned.rungs)
     assert tuned.rungs[0].with_head is None, "not even looked at"
