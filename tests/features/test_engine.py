@@ -108,6 +108,23 @@ def test_bfloat16_is_taken_only_where_it_is_native_and_agrees(monkeypatch: pytes
     assert (plain.settled, plain.way) == ("float32", PLAIN)
 
 
+def test_features_that_only_a_middle_stage_spoils_do_not_agree() -> None:
+    """Heads read every stage: that the last one agrees is not enough."""
+    engine = Engine(tiny_backbone(), precision="float32")
+    truth = torch.from_numpy(engine.pooled(pictures()))
+    assert engine._agreement(truth, truth) == 1
+    widths = engine.backbone.widths
+    for stage, width in enumerate(widths):
+        spoilt = truth.clone()
+        first = sum(widths[:stage])
+        spoilt[2, first : first + width] += truth[2, first : first + width].abs().max()
+        assert engine._agreement(truth, spoilt) < COSINE
+    dark = truth.clone()
+    dark[:, : widths[0]] = 0.0
+    assert engine._agreement(dark, dark) == 1, "nothing but zeros has no direction, and agrees with itself"
+    assert engine._agreement(dark, truth) < COSINE
+
+
 @pytest.mark.parametrize("folded", [False, True])
 def test_early_stages_run_in_float32_where_rounding_them_does_the_harm(
     monkeypatch: pytest.MonkeyPatch, folded: bool

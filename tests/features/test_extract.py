@@ -31,15 +31,20 @@ Passes = Callable[[], int]
 
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> Passes:
-    """How many pictures went through a backbone since the last call."""
+    """How many pictures an engine has run since the last call."""
     ran: list[int] = []
-    whole = Backbone.run_and_pool
+    pooled, activations = Engine.pooled, Engine.activations
 
-    def counted(self: Backbone, activation: torch.Tensor, start: int, stop: int):  # type: ignore[no-untyped-def]
-        ran.append(len(activation))
-        return whole(self, activation, start, stop)
+    def counted(engine: Engine, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+        ran.append(len(pictures))
+        return pooled(engine, pictures)
 
-    monkeypatch.setattr(Backbone, "run_and_pool", counted)
+    def counted_at(engine: Engine, pictures: NDArray[np.uint8], cut: int) -> tuple[torch.Tensor, NDArray[np.float32]]:
+        ran.append(len(pictures))
+        return activations(engine, pictures, cut)
+
+    monkeypatch.setattr(Engine, "pooled", counted)
+    monkeypatch.setattr(Engine, "activations", counted_at)
 
     def since() -> int:
         total = sum(ran)

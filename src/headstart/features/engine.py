@@ -20,13 +20,14 @@ from headstart.features.compiled import Program, Runner, compiled, version
 from headstart.features.folded import can_fold, fold
 from headstart.features.precision import Precision, autocast, has_fast_bfloat16, synchronize
 
-COSINE = 0.999  # the least agreement with float32, per picture, that a faster precision must keep
+COSINE = 0.999  # the least agreement with float32, per picture and stage, that a faster precision must keep
 AGREES = 0.9995  # what it must reach on the sample, so that other pictures keep that as well
 CHEAP = 0.1  # leading stages with so small a share of the forward pass stay in float32 unasked: rounded, they harm most
 SAMPLE = 8  # pictures
 # Pictures that a worker runs at a time. More do not fit a processor's caches, and are slower (EfficientNet-Lite0, two workers). What
 # a GPU likes best has not been measured; it likes more.
 BATCH, BATCH_CUDA = 4, 64
+_ROUNDED = "means kept"  # how folded weights are rounded (`rounding`): features depend on it
 SAME = 1 - 1e-5  # and at which a folded copy in float32 is, which differs by rounding only
 
 
@@ -42,8 +43,8 @@ def normalize(pictures: NDArray[np.uint8], spec: InputSpec, device: torch.device
 
 @dataclass(frozen=True)
 class Way:
-    """How a backbone is run: `stages[:exact]` in float32, the others at `precision`; whether in folded copies; the least cosine
-    with plain float32, per picture, of the pooled features (None where nothing was compared); and what runs the others."""
+    """How a backbone is run: `stages[:exact]` in float32, the others at `precision`; whether in folded copies; the least cosine of any
+    picture's pooled features of any stage with plain float32 (None where nothing was compared); and what runs the others."""
 
     precision: Precision
     exact: int = 0
@@ -58,7 +59,8 @@ class Way:
     def before_compiling(self) -> str:
         """The way of activations at a cut, which no compiler runs, as text."""
         after = f" after {self.exact}" if self.precision != "float32" and self.exact else ""
-        return f"{self.precision}{after}{' folded' * self.folded}"
+        folded = " folded" if self.precision == "float32" else f" folded, {_ROUNDED}"
+        return f"{self.precision}{after}{folded * self.folded}"
 
 
 PLAIN = Way("float32")
@@ -80,12 +82,12 @@ class Engine:
     """A backbone on a device in some way, behind NumPy in and NumPy out.
 
     `precision` "auto" takes bfloat16 where the device multiplies in it natively, but for as many leading stages as it takes for
-    the pooled features of the first batch to agree with float32 (see `AGREES`): rounded weights of the first few stages, on which
-    all others build, do nearly all of the harm. The choice depends on no clock, so it repeats. A precision that is named is taken
-    as it is, with `exact` leading stages in float32. With `folded`, a CPU runs copies whose norms are folded into their
-    convolutions, if those agree as well. A `runner` that is named compiles the stages that are not exact, at the same precision
-    if that agrees, else all of them in float32; "auto" leaves it to `hasten`. The backbone is taken to the device, to channels_last
-    and to evaluation mode; threads may share the engine.
+    the pooled features of every stage, of the first pictures, to agree with float32 (see `AGREES`): rounded weights of the first few
+    stages, on which all others build, do most of the harm. The choice depends on no clock, so it repeats. A precision that is named is
+    taken as it is, with `exact` leading stages in float32. With `folded`, a CPU runs copies whose norms are folded into their
+    convolutions, if those compute the same in float32. A `runner` that is named compiles the stages that are not exact, at the same
+    precision if that agrees, else all of them in float32; "auto" leaves it to `hasten`. The backbone is taken to the device, to
+    channels_last and to evaluation mode; threads may share the engine.
     """
 
     def __init__(
@@ -138,7 +140,7 @@ class Engine:
             "fold": self._fold,
             "runner": "eager" if self.runner == "auto" else f"{self.runner} {version(self.runner)}",
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device),
-            "bfloat16": has_fast_bfloat16(self.device),
+            "bfloat16": has_fast_bfloat16(self.device) and f"{_ROUNDED}, every stage within {AGREES}",
             "machine": runtime.environment()["processor"],
             "torch": torch.__version__,
         }
@@ -187,10 +189,8 @@ class Engine:
         made = replace(now, way=replace(now.way, runner=runner))
         made = replace(made, program=self._program(made, sample))
         plain = _Settled(PLAIN, (self.backbone, self.backbone), now.state)
-        width = self.backbone.widths[-1]
         with torch.inference_mode():
-            truth, found = self._features(plain, sample), self._pooled(made, sample)[:, -width:]
-        least = float(torch.nn.functional.cosine_similarity(truth, found, dim=1).min())
+            least = self._agreement(self._pooled(plain, sample), self._pooled(made, sample))
         enough = SAME if now.way.precision == "float32" else COSINE if self._wanted == "bfloat16" else AGREES
         if not least >= enough:
             raise BackboneError(
@@ -242,28 +242,34 @@ class Engine:
     def _compared(self, sample: NDArray[np.uint8], wanted: Precision | Literal["auto"]) -> _Settled:
         """The first way of the precision wanted that agrees with plain float32 on the sample, the fastest first."""
         state, native = self._state(), has_fast_bfloat16(self.device)
-        plain = _Settled(PLAIN, (self.backbone, self.backbone), state)
-        # oneDNN refuses bfloat16 where the processor lacks it; torch's own kernels only take longer.
+        plain = exactly = _Settled(PLAIN, (self.backbone, self.backbone), state)
         first: Precision = "bfloat16" if wanted == "bfloat16" or (wanted == "auto" and native) else "float32"
-        folds = self._fold and (native or first == "float32")
-        nets = self._nets(Way(first, folded=folds))
-        folds = nets[1] is not self.backbone
-        ways: list[tuple[Way, float]] = []
-        if first == "bfloat16" and wanted == "auto":
+        # oneDNN refuses bfloat16 where the processor lacks it; torch's own kernels only take longer.
+        nets = self._nets(Way(first, folded=self._fold and (native or first == "float32")))
+        folds = nets[0] is not self.backbone
+        if first == "float32" and not folds:
+            return plain
+        with torch.inference_mode():
+            truth = self._pooled(plain, sample)
+
+            def beside(way: Way, nets: tuple[Backbone, Backbone]) -> _Settled:
+                tried = _Settled(way, nets, state)
+                return replace(tried, way=replace(way, agreement=self._agreement(truth, self._pooled(tried, sample))))
+
+            if folds:
+                folded = beside(Way("float32", folded=True), (nets[0], nets[0]))
+                folds = _agrees(folded.way, SAME)
+                exactly, nets = (folded, nets) if folds else (plain, (self.backbone, self.backbone))
+            if first == "float32":
+                return exactly
+            if wanted == "bfloat16":
+                return beside(Way(first, self._exact, folds), nets)
             done = np.cumsum(self.backbone.flops) / max(1, sum(self.backbone.flops))
-            least, most = int((done <= CHEAP).sum()), len(self.backbone.stages) // 2
-            ways += [(Way(first, exact, folds), AGREES) for exact in range(least, most + 1)]
-        elif first == "bfloat16" and folds:
-            ways.append((Way(first, self._exact, True), COSINE))
-        if folds and wanted != "bfloat16":
-            ways.append((Way("float32", folded=True), SAME))
-        truth = self._features(plain, sample) if ways else torch.empty(0)
-        for way, enough in ways:
-            tried = _Settled(way, nets if way.precision == first else (nets[0], nets[0]), state)
-            cosines = torch.nn.functional.cosine_similarity(truth, self._features(tried, sample), dim=1)
-            if float(cosines.min()) >= enough:
-                return replace(tried, way=replace(way, agreement=float(cosines.min())))
-        return replace(plain, way=Way("bfloat16", self._exact)) if wanted == "bfloat16" else plain
+            for exact in range(int((done <= CHEAP).sum()), len(self.backbone.stages) // 2 + 1):
+                tried = beside(Way(first, exact, folds), nets)
+                if _agrees(tried.way, AGREES):
+                    return tried
+        return exactly
 
     def alike(self, backbone: Backbone) -> Engine:
         """An engine for other weights of the same network, at the precision settled on here."""
@@ -350,12 +356,17 @@ class Engine:
                     best[place] = min(best[place], (time.perf_counter() - began) / len(pictures))
         return best
 
-    def _features(self, now: _Settled, pictures: NDArray[np.uint8]) -> Tensor:
-        with torch.inference_mode():
-            activation: Activation = normalize(pictures, self.backbone.input, self.device)
-            for net, first, end in self._parts(now, 0, len(self.backbone.stages)):
-                activation = net.run(activation, first, end)
-            return self.backbone.pool(len(self.backbone.stages) - 1, activation)
+    def _agreement(self, truth: Tensor, found: Tensor) -> float:
+        """The least cosine of any picture's pooled features of any stage, of rows (N, sum of widths)."""
+        widths = list(self.backbone.widths)
+        stages = zip(torch.split(truth, widths, dim=1), torch.split(found, widths, dim=1), strict=True)
+        # A stage whose features are all zero has no direction; it agrees with itself.
+        cosines = [torch.cosine_similarity(a, b, dim=1).where((a != b).any(dim=1), 1.0) for a, b in stages]
+        return float(torch.stack(cosines).min())
+
+
+def _agrees(way: Way, enough: float) -> bool:
+    return way.agreement is not None and way.agreement >= enough
 
 
 def as_activation(backbone: Backbone, rows: NDArray[Any], cut: int, device: torch.device) -> Activation:

@@ -2,20 +2,24 @@
 
 In evaluation mode BatchNorm is an affine map per channel, which the convolution before it can take over (Jacob et al. 2018,
 arXiv 1712.05877, section 3.2); oneDNN applies the activation while the result is still in the cache. The results equal the
-original ones up to rounding. Nothing is compiled, so that a short job pays nothing for it.
+original ones up to rounding, which is made to do little harm (`rounding`). Nothing is compiled, so that a short job pays nothing
+for it.
 """
 
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import Any, final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from headstart.backbones.backbone import Backbone
+from headstart.features.rounding import leaves, lost, rounded
 
 # What oneDNN can do to the result of a convolution at no cost, by the class of the module that would do it.
 _FUSED: dict[str, tuple[str, list[float]]] = {
@@ -23,6 +27,17 @@ _FUSED: dict[str, tuple[str, list[float]]] = {
     "Hardswish": ("hardswish", []),
 }  # fmt: skip
 _NORMS = ("BatchNorm2d", "BatchNormAct2d")  # torch's, and timm's with an activation inside
+_DRAWN = 4  # pictures that tell the channels' means
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Names of a convolution and of the norm that alone follows it; (height, width) and channels' means (C,) of what enters it."""
+
+    conv: str
+    norm: str
+    size: tuple[int, int]
+    means: Tensor
 
 
 def can_fold(device: torch.device) -> bool:
@@ -40,23 +55,29 @@ def fold(backbone: Backbone, *dtypes: torch.dtype) -> tuple[Backbone, ...]:
     Which pairs belong together is seen in one forward pass: the norm's input is the very tensor that the convolution gave.
     Whether somebody else read that tensor, too, is not seen: compare what the copy computes with the original.
     """
-    pairs = _pairs(backbone)
+    pairs = _pairs(backbone, 1 if set(dtypes) == {torch.float32} else _DRAWN)
     copies = []
     for dtype in dtypes if pairs else ():
         # The copy runs its stages, and has no use for the original network, which would be copied with it.
         made = copy.deepcopy(backbone, {id(backbone._network): ()})
-        for conv, norm, size in pairs:
-            _replace(made, conv, Folded(made.get_submodule(conv), made.get_submodule(norm), size, dtype))
-            _replace(made, norm, nn.Identity())
+        for pair in pairs:
+            conv, norm = made.get_submodule(pair.conv), made.get_submodule(pair.norm)
+            _replace(made, pair.conv, Folded(conv, norm, pair.size, dtype, pair.means))
+            _replace(made, pair.norm, nn.Identity())
         copies.append(made.eval())
     return tuple(copies)
 
 
 @final
 class Folded(nn.Module):
-    """A convolution with the norm after it folded in: (N, C, *size) to (N, K, H, W), in `dtype`."""
+    """A convolution with the norm after it folded in: (N, C, *size) to (N, K, H, W), in `dtype`.
 
-    def __init__(self, conv: nn.Module, norm: nn.Module, size: tuple[int, int], dtype: torch.dtype) -> None:
+    `means` (C,) are those of the channels that enter, about: with them weights are rounded so that those that leave keep theirs.
+    """
+
+    def __init__(
+        self, conv: nn.Module, norm: nn.Module, size: tuple[int, int], dtype: torch.dtype, means: Tensor
+    ) -> None:
         super().__init__()
         assert isinstance(conv, nn.Conv2d)
         assert isinstance(norm, nn.BatchNorm2d)
@@ -70,10 +91,9 @@ class Folded(nn.Module):
         # Where one pixel more is padded at the end than at the start, a row and column of zeros before the kernel make the padding
         # even, which spares a padded copy of the input.
         kernel = functional.pad(weight.detach(), (leading[1], 0, leading[0], 0))
-        self.weight = kernel.to(dtype).to(memory_format=torch.channels_last)
-        self.bias = (
-            bias.detach().float()
-        )  # in float32 also beside bfloat16 weights: its rounding would move every pixel
+        self.weight = rounded(kernel, dtype).to(memory_format=torch.channels_last)
+        # In float32 also beside bfloat16 weights: its rounding would move every pixel.
+        self.bias: Tensor = bias.detach().float() + lost(kernel, self.weight, conv.groups, means)
         act = getattr(norm, "act", nn.Identity())
         self.attribute, self.scalars = _FUSED.get(type(act).__name__, _FUSED["Identity"])
         self.then = nn.Identity() if type(act).__name__ in _FUSED else act
@@ -99,19 +119,21 @@ def _padding(conv: nn.Conv2d, size: tuple[int, int]) -> tuple[list[int], list[in
     return leading, both
 
 
-def _pairs(backbone: Backbone) -> list[tuple[str, str, tuple[int, int]]]:
-    """Names of convolutions and of the norms that alone follow them in the same stage, and (height, width) of the input."""
-    found: list[tuple[str, str, tuple[int, int]]] = []
+def _pairs(backbone: Backbone, pictures: int) -> list[_Pair]:
+    """Convolutions and the norms that alone follow them in the same stage, seen with so many drawn pictures."""
+    found: list[_Pair] = []
     calls: dict[str, int] = {}
-    last: list[Any] = [None, None, (0, 0)]
+    last: list[Any] = ["", None, None]  # the convolution that ran last, its output and input
 
     def watch(name: str) -> Any:
         def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             calls[name] = calls.get(name, 0) + 1
             if _is_plain(module):
-                last[:] = [name, output, tuple(inputs[0].shape[2:])]
+                last[:] = [name, output, inputs[0]]
             elif inputs and inputs[0] is last[1] and name.split(".")[:2] == last[0].split(".")[:2]:
-                found.append((last[0], name, last[2]))
+                entering = last[2]
+                means = entering.mean((0, 2, 3), dtype=torch.float64)
+                found.append(_Pair(last[0], name, tuple(entering.shape[2:]), means))
 
         return hook
 
@@ -122,12 +144,18 @@ def _pairs(backbone: Backbone) -> list[tuple[str, str, tuple[int, int]]]:
     ]
     try:
         with torch.inference_mode():
-            device = next(backbone.parameters()).device
-            backbone(torch.zeros(1, 3, *backbone.input.size, device=device))
+            backbone(_drawn(backbone, pictures))
     finally:
         for handle in handles:
             handle.remove()
-    return [pair for pair in found if calls[pair[0]] == calls[pair[1]] == 1]
+    return [pair for pair in found if calls[pair.conv] == calls[pair.norm] == 1]
+
+
+def _drawn(backbone: Backbone, count: int) -> Tensor:
+    """Drawn pictures as the backbone takes them: (N, 3, H, W) float32."""
+    spec = backbone.input
+    pixels = (leaves(count, *spec.size) / 255 - np.array(spec.mean)) / np.array(spec.std)
+    return torch.from_numpy(pixels).float().permute(0, 3, 1, 2).to(next(backbone.parameters()).device)
 
 
 def _is_plain(module: nn.Module) -> bool:
