@@ -50,7 +50,7 @@ def thumbnails(
     missing = table.missing(dataset.digests)
     if missing:
         with progress("Making thumbnails", len(missing)) as advance:
-            for chunk, pictures in batches(dataset.images, missing, transform, lambda x: x, size=128):
+            for chunk, pictures in batches(dataset.images, missing, [transform], lambda x: x, size=128):
                 table.append([dataset.digests[i] for i in chunk], pictures.reshape(len(chunk), -1))
                 advance(len(chunk))
     return Thumbnails(table, table.locate(dataset.digests), side)

@@ -21,7 +21,7 @@ from headstart.choice import clearly_better
 from headstart.data.dataset import Dataset
 from headstart.data.splits import thinned
 from headstart.features.engine import Engine
-from headstart.features.extract import Features, extract, together
+from headstart.features.extract import Features, extract, extract_all, together
 from headstart.features.store import Store
 from headstart.race import Race, race
 
@@ -106,12 +106,14 @@ def line_up(
     stored = memo.load()
     names, reasons = (names, []) if stored is None else (stored[0]["tried"], stored[0]["reasons"])
     candidates = [_Candidate(_named(engine), engine, features, raced(features, sample))]
+    entering: dict[str, Engine] = {}
     for name in names:
         other = load(name)
-        if stored is None and (reason := left_out(name, other)):
-            reasons.append(reason)
-            continue
-        found = extract(other.backbone, dataset, store, engine=other, only=sample, progress=progress)
+        reason = left_out(name, other) if stored is None else ""
+        reasons += [reason] * bool(reason)
+        entering |= {} if reason else {name: other}
+    seen = extract_all(list(entering.values()), dataset, store, only=sample, progress=progress)
+    for (name, other), found in zip(entering.items(), seen, strict=True):
         candidates.append(_Candidate(name, other, found, raced(found, sample)))
     first = candidates[0]
     for candidate in candidates[1:]:
@@ -126,9 +128,7 @@ def line_up(
         memo.save({"tried": [other.name for other in candidates[1:]], "reasons": reasons}, {})
     whole = len(sample) == len(pool)
     engines: Sequence[Engine] = [candidate.engine for candidate in chosen]
-    features = together(
-        [extract(each.backbone, dataset, store, engine=each, only=unsealed, progress=progress) for each in engines]
-    )
+    features = together(extract_all(engines, dataset, store, only=unsealed, progress=progress))
     # What helped on the sample need not help on all of them.
     engines, features, heads = answering(engines, features, lambda found: raced(found, pool))
     reasons += [_said(first, others, engines, heads, pair)] if others else []

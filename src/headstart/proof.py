@@ -19,7 +19,7 @@ from headstart.cost import judgings, scratch_epochs, seconds_of
 from headstart.data.dataset import Dataset
 from headstart.data.splits import assign_folds, fold_count
 from headstart.evaluate import TestReport, evaluate
-from headstart.features.extract import Features, extract, together
+from headstart.features.extract import Features, extract_all, together
 from headstart.features.store import Store
 from headstart.finetune import Finetuned
 from headstart.model import Model
@@ -210,9 +210,7 @@ def prove(
 
     def final(one: Pass) -> tuple[NDArray[np.float32], float]:
         asked = dataset.select(one.asked)
-        tested = together(
-            [extract(engine.backbone, asked, store, engine=engine, progress=progress) for engine in model.engines]
-        )
+        tested = together(extract_all(model.engines, asked, store, progress=progress))
         return model.head.answers(tested, np.arange(len(asked))), model.temperature
 
     def out_of_fold(one: Pass) -> tuple[NDArray[np.float32], float]:

@@ -21,7 +21,7 @@ from headstart.data.dataset import Dataset
 from headstart.diagnosis.diagnosis import diagnose
 from headstart.evidence import planned
 from headstart.features.engine import Engine
-from headstart.features.extract import Features, extract, together, with_views
+from headstart.features.extract import Features, extract, extract_all, together, with_views
 from headstart.features.settle import settle
 from headstart.features.store import Store
 from headstart.finetune import Finetuned, finetune
@@ -136,9 +136,7 @@ def transfer(
         against = proof.baselines(dataset, store, plan, tuned, deadline=deadline, seed=options.seed, progress=progress)
     with story.phase("evaluate"):  # the sealed test set is opened here, once
         if len(dataset.indices("test")):
-            features = together(
-                [extract(each.backbone, dataset, store, engine=each, progress=progress) for each in engines]
-            )
+            features = together(extract_all(engines, dataset, store, progress=progress))
             features = tried = with_views(features, engines, dataset, store, views, only=pool, **how)
         result = proof.prove(model, heads, tuned, tried, dataset, against, store, seed=options.seed, progress=progress)
     with story.phase("diagnose"):

@@ -264,7 +264,10 @@ def test_views_depend_on_content_number_and_seed_alone(tmp_path_factory: pytest.
     forwards = [load_view(images, i, transform, view, 7) for i in range(3) for view in range(4)]
     backwards = [load_view(images, i, transform, view, 7) for i in reversed(range(3)) for view in reversed(range(4))]
     assert all(np.array_equal(a, b) for a, b in zip(forwards, reversed(backwards), strict=True))
-    assert np.array_equal(load_views(images, 0, transform, range(4), 7), np.stack(forwards[:4]))
+    other = Transform((24, 24))
+    for transforms in ([transform], [transform, other], [other, transform]):
+        found = load_views(images, 0, transforms, range(4), 7)
+        assert np.array_equal(found[transforms.index(transform)], np.stack(forwards[:4]))
     assert np.array_equal(forwards[2], forwards[10])  # the copy, under another name
     assert len({view.tobytes() for view in forwards[:8]}) == 8
     assert not np.array_equal(forwards[1], load_view(images, 0, transform, 1, 8))

@@ -16,13 +16,13 @@ from PIL import Image
 from headstart.backbones.backbone import Backbone
 from headstart.backbones.from_module import load_module
 from headstart.data.dataset import Dataset
-from headstart.data.images import load_view
+from headstart.data.images import decode, load_view
 from headstart.data.load import load_dataset
 from headstart.errors import DamagedStore, StoreError, UnreadableImage
 from headstart.features.activations import activation_bytes, cache_activations
 from headstart.features.engine import BATCH, Engine, normalize
-from headstart.features.extract import Features, columns, extract
-from headstart.features.settle import transform_of
+from headstart.features.extract import Features, columns, extract, extract_all, together, with_views
+from headstart.features.settle import settle, transform_of
 from headstart.features.store import Store, Table
 from tests.toys import SPEC, TinyNet, folder, striped, stripes, tiny_backbone
 
@@ -92,6 +92,43 @@ def test_a_second_extraction_runs_nothing(passes: Passes) -> None:
     second = features(dataset, tiny_backbone())
     assert passes() == 0
     assert np.array_equal(every_stage(first), every_stage(second))
+
+
+def test_several_backbones_share_a_decoded_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = load_dataset(folder(tmp_path / "photos", 30))
+    wide = replace(SPEC, size=(40, 40))
+    nets = [tiny_backbone(), load_module(TinyNet(3), wide), load_module(TinyNet(4), SPEC)]
+    engines = [Engine(net, precision="float32") for net in nets]
+    alone = [
+        extract(net, dataset, Store(tmp_path / "alone"), engine=engine)
+        for net, engine in zip(nets, engines, strict=True)
+    ]
+    for engine in engines:
+        settle(engine, dataset, Store())
+    decoded: list[int] = []
+    monkeypatch.setattr("headstart.data.images.decode", lambda *given: decoded.append(1) or decode(*given))
+    asked, ready = np.arange(20), Store(tmp_path / "ready")
+    found = extract_all(engines, dataset, Store(), only=asked)
+    assert len(decoded) == 20
+    for one, other in zip(found, alone, strict=True):
+        pictures = [one.stages(range(5), asked), other.stages(range(5), asked)]
+        np.testing.assert_allclose(*pictures, rtol=1e-4, atol=1e-5)
+    # One that lacks other pictures than the rest is run by itself; what is there is not run again.
+    for engine, indices in zip(engines, (asked, asked[:5], asked), strict=True):
+        extract(engine.backbone, dataset, ready, engine=engine, only=indices)
+    decoded.clear()
+    again = extract_all(engines, dataset, ready, only=asked)
+    assert len(decoded) == 15
+    for one, other in zip(again, found, strict=True):
+        np.testing.assert_allclose(one.stages((4,), asked), other.stages((4,), asked), rtol=1e-4, atol=1e-5)
+    decoded.clear()
+    both = with_views(together(found), engines, dataset, Store(), 2, only=asked)
+    assert len(decoded) == 20
+    for place, net in enumerate(nets):
+        for view in (1, 2):
+            single = extract(net, dataset, Store(tmp_path / "views"), engine=engines[place], only=asked, view=view)
+            ours = both.of(place).views[view - 1]
+            np.testing.assert_allclose(ours.stages((4,), asked), single.stages((4,), asked), rtol=1e-4, atol=1e-5)
 
 
 def test_rows_that_a_power_cut_left_as_zeros_are_not_used() -> None:

@@ -256,22 +256,25 @@ class Transform:
 
 
 def load_views(
-    images: Images, index: int, transform: Transform, views: Sequence[int], seed: int = 0
-) -> NDArray[np.uint8]:
-    """Several views of one picture from one decode: (len(views), H, W, 3) uint8; view 0 is the clean one.
+    images: Images, index: int, transforms: Sequence[Transform], views: Sequence[int], seed: int = 0
+) -> list[NDArray[np.uint8]]:
+    """Several views of one picture for each transform, (len(views), H, W, 3) uint8; view 0 is the clean one. The picture is decoded
+    once for all transforms that decode it at the same scale.
 
     Raises:
         UnreadableImage: with the picture's name and the reason.
     """
     content, open_picture = images.fetch(index)
-    with open_picture() as opened:
-        try:
-            picture = decode(opened, transform.needed_side)
-        except UnreadableImage as error:
-            raise UnreadableImage(f"{images.names[index]}: {error}") from error
-    return np.stack(
-        [transform.clean(picture) if view == 0 else transform.view(picture, content, view, seed) for view in views]
-    )
+    decoded = _decoded(open_picture)
+    try:
+        pictures = [decoded(transform.needed_side) for transform in transforms]
+    except UnreadableImage as error:
+        name = images.names[index]
+        raise UnreadableImage(f"{name}: {str(error).removeprefix(f'{name}: ')}") from error
+    return [
+        np.stack([each.clean(picture) if view == 0 else each.view(picture, content, view, seed) for view in views])
+        for each, picture in zip(transforms, pictures, strict=True)
+    ]
 
 
 def clean_views(open_picture: Callable[[], Image.Image], transforms: Sequence[Transform]) -> list[NDArray[np.uint8]]:
@@ -280,17 +283,23 @@ def clean_views(open_picture: Callable[[], Image.Image], transforms: Sequence[Tr
     Raises:
         UnreadableImage: with the reason.
     """
-    decoded: dict[tuple[int, int], Image.Image] = {}
-    views = []
-    for transform in transforms:
-        side = transform.needed_side
+    decoded = _decoded(open_picture)
+    return [transform.clean(decoded(transform.needed_side)) for transform in transforms]
+
+
+def _decoded(open_picture: Callable[[], Image.Image]) -> Callable[[int], Image.Image]:
+    """The picture by the shortest side that is needed (`decode`), decoded once for all sides that come to the same scale."""
+    at_scale: dict[tuple[int, int], Image.Image] = {}
+
+    def decoded(side: int) -> Image.Image:
         with open_picture() as opened:
             opened.draft(None, (side, side))
             scale = opened.size
-            if scale not in decoded:
-                decoded[scale] = decode(opened, side)
-        views.append(transform.clean(decoded[scale]))
-    return views
+            if scale not in at_scale:
+                at_scale[scale] = decode(opened, side)
+        return at_scale[scale]
+
+    return decoded
 
 
 def load_view(images: Images, index: int, transform: Transform, view: int = 0, seed: int = 0) -> NDArray[np.uint8]:
@@ -299,5 +308,5 @@ def load_view(images: Images, index: int, transform: Transform, view: int = 0, s
     Raises:
         UnreadableImage: with the picture's name and the reason.
     """
-    pixels: NDArray[np.uint8] = load_views(images, index, transform, (view,), seed)[0]
+    pixels: NDArray[np.uint8] = load_views(images, index, (transform,), (view,), seed)[0][0]
     return pixels

@@ -113,7 +113,7 @@ def _cells(
     describe = _descriptor(looked_at(np.stack(sample)))
     parts = []
     for chunk, cells in batches(
-        dataset.images, indices.tolist(), transform, lambda pictures: describe(looked_at(pictures)), size=engine.batch
+        dataset.images, indices.tolist(), [transform], lambda pictures: describe(looked_at(pictures)), size=engine.batch
     ):
         parts.append(cells)
         advance(len(chunk))

@@ -94,7 +94,7 @@ def cache_activations(
             for chunk, (flat, pooled) in batches(
                 dataset.images,
                 indices.tolist(),
-                transform,
+                [transform],
                 lambda x: engine.activations(x, cut),
                 views=which,
                 seed=seed,

@@ -26,8 +26,8 @@ T = TypeVar("T")
 def batches(
     images: Images,
     indices: Sequence[int],
-    transform: Transform,
-    work: Callable[[NDArray[np.uint8]], T],
+    transforms: Sequence[Transform],
+    work: Callable[..., T],
     *,
     views: Sequence[int] = (0,),
     seed: int = 0,
@@ -36,21 +36,23 @@ def batches(
 ) -> Iterator[tuple[list[int], T]]:
     """Decode and work, batch by batch, in order: (indices, results) of several batches, both done by the same worker.
 
-    `work` takes pictures (N·V, H, W, 3) uint8, the V views of the first picture, then those of the next, and gives an array, a
-    tensor or a tuple of them with as many rows. Each picture is decoded once.
+    `work` takes pictures (N·V, H, W, 3) uint8 for each of the transforms, the V views of the first picture, then those of the next,
+    and gives an array, a tensor or a tuple of them with as many rows. Each picture is decoded once (`load_views`).
     """
     step = max(1, size // len(views))
     # Writing costs the same for one batch and for many; yet every worker should get its share of a short job.
     share = max(step, min(8 * step, len(indices) // (4 * runtime.cpu_count())) // step * step)
     chunks = [list(indices[start : start + share]) for start in range(0, len(indices), share)]
 
-    def decoded(index: int) -> NDArray[np.uint8]:
-        found = None if ahead is None else ahead.take(index, transform)
-        return load_views(images, index, transform, views, seed) if found is None else found[None]
+    def decoded(index: int) -> list[NDArray[np.uint8]]:
+        found = [] if ahead is None else [ahead.take(index, transform) for transform in transforms]
+        ready = [clean[None] for clean in found if clean is not None]
+        return ready if len(ready) == len(transforms) else load_views(images, index, transforms, views, seed)
 
     def run(chunk: list[int]) -> tuple[list[int], T]:
         parts = [chunk[start : start + step] for start in range(0, len(chunk), step)]
-        return chunk, _joined([work(np.concatenate([decoded(i) for i in part])) for part in parts])
+        pictures = (zip(*map(decoded, part), strict=True) for part in parts)
+        return chunk, _joined([work(*map(np.concatenate, each)) for each in pictures])
 
     return runtime.parallel(run, chunks)
 
@@ -150,12 +152,34 @@ def extract(
         DamagedStore: where what it holds does not match its checksums.
     """
     engine = Engine(backbone) if engine is None else engine
+    (found,) = extract_all([engine], dataset, store, only=only, view=view, seed=seed, ahead=ahead, progress=progress)
+    return found
+
+
+def extract_all(
+    engines: Sequence[Engine],
+    dataset: Dataset,
+    store: Store,
+    *,
+    only: NDArray[np.int64] | None = None,
+    view: int = 0,
+    seed: int = 0,
+    ahead: Ahead | None = None,
+    progress: runtime.Progress = runtime.silent,
+) -> list[Features]:
+    """`extract` for several backbones: a picture is decoded once for all that lack the same pictures.
+
+    Raises:
+        UnreadableImage: where a picture cannot be decoded.
+        StoreError: where the store cannot be written.
+        DamagedStore: where what it holds does not match its checksums.
+    """
     wanted = np.arange(len(dataset)) if only is None else only
     taken = ahead if view == 0 else None
-    (found,) = _extracted(engine, dataset, store, wanted, (view,), seed, "Extracting features", progress, taken)
+    found = _extracted(engines, dataset, store, wanted, (view,), seed, "Extracting features", progress, taken)
     if ahead is not None:
         ahead.drop()
-    return found
+    return [features for (features,) in found]
 
 
 def with_views(
@@ -179,19 +203,21 @@ def with_views(
         DamagedStore: where what it holds does not match its checksums.
     """
     which, title = tuple(range(1, views + 1)), f"Extracting {views} more views"
-    return together(
-        [
-            replace(
-                features.of(place),
-                views=_extracted(engine, dataset, store, only, which, seed, title, progress),
-            )
-            for place, engine in enumerate(engines)
-        ]
-    )
+    found = _extracted(engines, dataset, store, only, which, seed, title, progress)
+    return together([replace(features.of(place), views=each) for place, each in enumerate(found)])
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What one backbone is run for: a table a view, and the pictures of which one lacks a row, in the order in which they are run."""
+
+    engine: Engine
+    tables: tuple[Table, ...]
+    missing: tuple[int, ...]
 
 
 def _extracted(
-    engine: Engine,
+    engines: Sequence[Engine],
     dataset: Dataset,
     store: Store,
     wanted: NDArray[np.int64],
@@ -200,37 +226,64 @@ def _extracted(
     title: str,
     progress: runtime.Progress,
     ahead: Ahead | None = None,
-) -> tuple[Features, ...]:
-    """Features of each of the views; pictures decoded ahead are clean ones."""
-    backbone = engine.backbone
-    way = settle(engine, dataset, store, ahead.enough if ahead else runtime.nothing)
-    specs = [key_of(backbone, None, view, seed, dataset.mirror) | {"precision": str(way)} for view in views]
-    tables = [store.table("pooled", spec, "float32", sum(backbone.widths)) for spec in specs]
-    # In the order of the contents: who shares a batch moves the last bits, and names and order of files must not.
+) -> list[tuple[Features, ...]]:
+    """Features by engine and view; pictures decoded ahead are clean ones."""
     digests = [dataset.digests[i] for i in wanted]
-    for table in tables:
-        table.check(table.locate(digests))
-    lacking = {place for table in tables for place in table.missing(digests)}
-    missing = sorted((int(wanted[place]) for place in lacking), key=lambda i: dataset.digests[i])
-    if missing:
-        store.make_room(len(missing) * sum(table.row_bytes for table in tables))
-        with progress(title, len(missing)) as advance:
-            if ahead is not None:
-                ahead.enough()
-            for chunk, rows in batches(
-                dataset.images,
-                missing,
-                transform_of(backbone, dataset.mirror),
-                engine.pooled,
-                views=views,
-                seed=seed,
-                size=engine.batch,
-                ahead=ahead,
-            ):
-                for place, table in enumerate(tables):
-                    table.append([dataset.digests[i] for i in chunk], rows[place :: len(views)])
-                advance(len(chunk))
-    return tuple(Features(table, table.locate(dataset.digests), tuple(backbone.widths)) for table in tables)
+    each: list[_Wanted] = []
+    for engine in engines:
+        way = settle(engine, dataset, store, ahead.enough if ahead else runtime.nothing)
+        specs = [key_of(engine.backbone, None, view, seed, dataset.mirror) | {"precision": str(way)} for view in views]
+        width = sum(engine.backbone.widths)
+        tables = tuple(store.table("pooled", spec, "float32", width) for spec in specs)
+        for table in tables:
+            table.check(table.locate(digests))
+        lacking = {place for table in tables for place in table.missing(digests)}
+        # In the order of the contents: who shares a batch moves the last bits, and names and order of files must not.
+        missing = sorted((int(wanted[place]) for place in lacking), key=lambda i: dataset.digests[i])
+        each.append(_Wanted(engine, tables, tuple(missing)))
+    for lacked in dict.fromkeys(one.missing for one in each if one.missing):
+        _run([one for one in each if one.missing == lacked], dataset, store, views, seed, title, progress, ahead)
+    return [
+        tuple(Features(table, table.locate(dataset.digests), tuple(one.engine.backbone.widths)) for table in one.tables)
+        for one in each
+    ]
+
+
+def _run(
+    group: Sequence[_Wanted],
+    dataset: Dataset,
+    store: Store,
+    views: tuple[int, ...],
+    seed: int,
+    title: str,
+    progress: runtime.Progress,
+    ahead: Ahead | None,
+) -> None:
+    """Run the pictures that all of the group lack, and keep what comes out."""
+    missing = group[0].missing
+    store.make_room(len(missing) * sum(table.row_bytes for one in group for table in one.tables))
+
+    def work(*pictures: NDArray[np.uint8]) -> tuple[NDArray[np.float32], ...]:
+        return tuple(one.engine.pooled(part) for one, part in zip(group, pictures, strict=True))
+
+    with progress(title, len(missing)) as advance:
+        if ahead is not None:
+            ahead.enough()
+        for chunk, found in batches(
+            dataset.images,
+            missing,
+            [transform_of(one.engine.backbone, dataset.mirror) for one in group],
+            work,
+            views=views,
+            seed=seed,
+            size=min(one.engine.batch for one in group),
+            ahead=ahead,
+        ):
+            digests = [dataset.digests[i] for i in chunk]
+            for one, rows in zip(group, found, strict=True):
+                for place, table in enumerate(one.tables):
+                    table.append(digests, rows[place :: len(views)])
+            advance(len(chunk))
 
 
 def decode_seconds(dataset: Dataset, backbone: Backbone, count: int = 8) -> float:
