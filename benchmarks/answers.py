@@ -54,7 +54,7 @@ def measured(name: str, place: Path, size: str, seed: int) -> dict[str, Any]:
     turned = batches(
         data.images,
         test.tolist(),
-        transform_of(case.engine.backbone),
+        [transform_of(case.engine.backbone)],
         lambda pictures: case.engine.pooled(np.ascontiguousarray(pictures[:, :, ::-1])),
     )
     mirrored = np.concatenate([rows for _, rows in turned])

@@ -48,7 +48,7 @@ def pooled(case: Case) -> dict[str, np.ndarray]:
             general = values.clamp(min=1e-6).pow(3).mean((2, 3)).pow(1 / 3)
             return values.mean((2, 3)).numpy(), values.amax((2, 3)).numpy(), general.numpy()
 
-    found = [rows for _, rows in batches(data.images, range(len(data)), transform_of(backbone), ways)]
+    found = [rows for _, rows in batches(data.images, range(len(data)), [transform_of(backbone)], ways)]
     return {
         name: np.concatenate([rows[place] for rows in found])
         for place, name in enumerate(("mean", "largest", "general"))

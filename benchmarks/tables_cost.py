@@ -11,7 +11,8 @@ HEADS = {"last": "last-stage head", "best": "winner of the race"}
 
 
 def rounded(cases: Mapping[str, Any]) -> list[str]:
-    """Least cosine with float32 by number of exact leading stages, what the engine takes, and its rate beside float32's."""
+    """Least cosine with float32 by number of exact leading stages, simply rounded and with means kept, what the engine takes, and its
+    rate beside float32's."""
     depths = range(max(len(case["depths"]) for case in cases.values()))
     rows = headed(
         "| backbone | data set | "
@@ -19,7 +20,7 @@ def rounded(cases: Mapping[str, Any]) -> list[str]:
         + " | taken | pictures/s | float32 | OpenVINO takes | pictures/s |"
     )
     for case in cases.values():
-        least = [f"{each['least']:.4f}" for each in case["depths"]]
+        least = [f"{each['plain']['least']:.4f}, {each['kept']['least']:.4f}" for each in case["depths"]]
         rates = case["rates"]
         rows.append(
             f"| {case['backbone']} | {case['set']} | {' | '.join(least)} | {case['taken']} | {rates['taken']:.0f} | "
