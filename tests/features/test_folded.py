@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from headstart.backbones.bundled import BUNDLED
 from headstart.backbones.catalog import load_backbone
 from headstart.backbones.from_module import load_module
-from headstart.features.engine import BATCH, SAME, Engine
+from headstart.features.engine import BATCH, Engine
 from headstart.features.folded import Folded, can_fold, fold
-from headstart.features.precision import has_fast_bfloat16
+from headstart.features.precision import SAME, has_fast_bfloat16
 from tests.toys import SPEC, stripes, tiny_backbone
 
 CPU = torch.device("cpu")
@@ -49,7 +49,7 @@ def test_the_folded_copy_of_a_real_architecture_agrees_in_every_stage(name: str,
     network = settle_statistics(timm.create_model(name, num_classes=0))
     backbone = load_module(network, SPEC)
     backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    (copy,) = fold(backbone, torch.float32)
+    (copy,) = fold(backbone)
     assert count(copy) == pairs
     assert not count(backbone)
     x = torch.randn(3, 3, 32, 32)
@@ -106,7 +106,7 @@ def test_every_kind_of_convolution_and_activation(act: nn.Module, settings: dict
         x = torch.randn(2, 4, 31, 32).to(memory_format=torch.channels_last)
         with torch.inference_mode():
             expected = norm(conv(x))
-            means = x.double().mean((0, 2, 3))
+            means = x.mean((0, 2, 3))
             found = Folded(conv, norm, (31, 32), torch.float32, means)(x.clone())
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
             if has_fast_bfloat16(CPU):

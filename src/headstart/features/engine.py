@@ -18,7 +18,7 @@ from headstart.backbones.backbone import Activation, Backbone, InputSpec
 from headstart.errors import BackboneError
 from headstart.features.compiled import Program, Runner, compiled, version
 from headstart.features.folded import can_fold, fold
-from headstart.features.precision import Precision, autocast, has_fast_bfloat16, synchronize
+from headstart.features.precision import SAME, Precision, agreement, autocast, has_fast_bfloat16, synchronize
 
 COSINE = 0.999  # the least agreement with float32, per picture and stage, that a faster precision must keep
 AGREES = 0.9995  # what it must reach on the sample, so that other pictures keep that as well
@@ -28,7 +28,6 @@ SAMPLE = 8  # pictures
 # a GPU likes best has not been measured; it likes more.
 BATCH, BATCH_CUDA = 4, 64
 _ROUNDED = "means kept"  # how folded weights are rounded (`rounding`): features depend on it
-SAME = 1 - 1e-5  # and at which a folded copy in float32 is, which differs by rounding only
 
 
 def normalize(pictures: NDArray[np.uint8], spec: InputSpec, device: torch.device) -> Tensor:
@@ -235,41 +234,34 @@ class Engine:
 
     def _nets(self, way: Way) -> tuple[Backbone, Backbone]:
         """The networks that run the exact stages and the others."""
-        dtypes = dict.fromkeys((torch.float32, getattr(torch, way.precision)))
-        copies = fold(self.backbone, *dtypes) if way.folded else ()
+        copies = fold(self.backbone, *[torch.bfloat16] * (way.precision == "bfloat16")) if way.folded else ()
         return (copies[0], copies[-1]) if copies else (self.backbone, self.backbone)
 
     def _compared(self, sample: NDArray[np.uint8], wanted: Precision | Literal["auto"]) -> _Settled:
         """The first way of the precision wanted that agrees with plain float32 on the sample, the fastest first."""
         state, native = self._state(), has_fast_bfloat16(self.device)
-        plain = exactly = _Settled(PLAIN, (self.backbone, self.backbone), state)
+        plain = _Settled(PLAIN, (self.backbone, self.backbone), state)
         first: Precision = "bfloat16" if wanted == "bfloat16" or (wanted == "auto" and native) else "float32"
         # oneDNN refuses bfloat16 where the processor lacks it; torch's own kernels only take longer.
         nets = self._nets(Way(first, folded=self._fold and (native or first == "float32")))
         folds = nets[0] is not self.backbone
+        if wanted == "bfloat16":
+            return _Settled(Way(first, self._exact, folds), nets, state)
         if first == "float32" and not folds:
             return plain
+        ways = [(Way("float32", folded=True), SAME)] * folds
+        if first == "bfloat16":
+            done = np.cumsum(self.backbone.flops) / max(1, sum(self.backbone.flops))
+            least, most = int((done <= CHEAP).sum()), len(self.backbone.stages) // 2
+            ways = [(Way(first, exact, folds), AGREES) for exact in range(least, most + 1)] + ways
         with torch.inference_mode():
             truth = self._pooled(plain, sample)
-
-            def beside(way: Way, nets: tuple[Backbone, Backbone]) -> _Settled:
-                tried = _Settled(way, nets, state)
-                return replace(tried, way=replace(way, agreement=self._agreement(truth, self._pooled(tried, sample))))
-
-            if folds:
-                folded = beside(Way("float32", folded=True), (nets[0], nets[0]))
-                folds = _agrees(folded.way, SAME)
-                exactly, nets = (folded, nets) if folds else (plain, (self.backbone, self.backbone))
-            if first == "float32":
-                return exactly
-            if wanted == "bfloat16":
-                return beside(Way(first, self._exact, folds), nets)
-            done = np.cumsum(self.backbone.flops) / max(1, sum(self.backbone.flops))
-            for exact in range(int((done <= CHEAP).sum()), len(self.backbone.stages) // 2 + 1):
-                tried = beside(Way(first, exact, folds), nets)
-                if _agrees(tried.way, AGREES):
-                    return tried
-        return exactly
+            for way, enough in ways:
+                tried = _Settled(way, nets if way.precision == first else (nets[0], nets[0]), state)
+                agrees = self._agreement(truth, self._pooled(tried, sample))
+                if agrees >= enough:
+                    return replace(tried, way=replace(way, agreement=agrees))
+        return plain
 
     def alike(self, backbone: Backbone) -> Engine:
         """An engine for other weights of the same network, at the precision settled on here."""
@@ -357,16 +349,9 @@ class Engine:
         return best
 
     def _agreement(self, truth: Tensor, found: Tensor) -> float:
-        """The least cosine of any picture's pooled features of any stage, of rows (N, sum of widths)."""
+        """`agreement` of rows (N, sum of widths)."""
         widths = list(self.backbone.widths)
-        stages = zip(torch.split(truth, widths, dim=1), torch.split(found, widths, dim=1), strict=True)
-        # A stage whose features are all zero has no direction; it agrees with itself.
-        cosines = [torch.cosine_similarity(a, b, dim=1).where((a != b).any(dim=1), 1.0) for a, b in stages]
-        return float(torch.stack(cosines).min())
-
-
-def _agrees(way: Way, enough: float) -> bool:
-    return way.agreement is not None and way.agreement >= enough
+        return agreement(torch.split(truth, widths, dim=1), torch.split(found, widths, dim=1))
 
 
 def as_activation(backbone: Backbone, rows: NDArray[Any], cut: int, device: torch.device) -> Activation:

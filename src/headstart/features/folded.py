@@ -19,6 +19,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from headstart.backbones.backbone import Backbone
+from headstart.features.precision import SAME, agreement
 from headstart.features.rounding import leaves, lost, rounded
 
 # What oneDNN can do to the result of a convolution at no cost, by the class of the module that would do it.
@@ -27,7 +28,7 @@ _FUSED: dict[str, tuple[str, list[float]]] = {
     "Hardswish": ("hardswish", []),
 }  # fmt: skip
 _NORMS = ("BatchNorm2d", "BatchNormAct2d")  # torch's, and timm's with an activation inside
-_DRAWN = 4  # pictures that tell the channels' means
+_DRAWN = 2  # pictures that tell the channels' means: eight tell them no better
 
 
 @dataclass(frozen=True)
@@ -50,21 +51,27 @@ def can_fold(device: torch.device) -> bool:
 
 
 def fold(backbone: Backbone, *dtypes: torch.dtype) -> tuple[Backbone, ...]:
-    """A copy for inference in each of `dtypes`; none at all where no normalisation follows a convolution within a stage.
+    """A copy for inference in float32, and one in each of `dtypes`; none at all where no normalisation follows a convolution within
+    a stage, or where the copy in float32 computes something else.
 
-    Which pairs belong together is seen in one forward pass: the norm's input is the very tensor that the convolution gave.
-    Whether somebody else read that tensor, too, is not seen: compare what the copy computes with the original.
+    Which pairs belong together is seen in one forward pass: the norm's input is the very tensor that the convolution gave. Whether
+    somebody else read that tensor, too, is not seen: that is why the copy is compared.
     """
-    pairs = _pairs(backbone, 1 if set(dtypes) == {torch.float32} else _DRAWN)
-    copies = []
-    for dtype in dtypes if pairs else ():
+    images = _drawn(backbone, _DRAWN if dtypes else 1)
+    pairs, truth = _pairs(backbone, images)
+    copies: list[Backbone] = []
+    for dtype in (torch.float32, *dtypes) if pairs else ():
         # The copy runs its stages, and has no use for the original network, which would be copied with it.
-        made = copy.deepcopy(backbone, {id(backbone._network): ()})
+        made = copy.deepcopy(backbone, {id(backbone._network): ()}).eval()
         for pair in pairs:
             conv, norm = made.get_submodule(pair.conv), made.get_submodule(pair.norm)
             _replace(made, pair.conv, Folded(conv, norm, pair.size, dtype, pair.means))
             _replace(made, pair.norm, nn.Identity())
-        copies.append(made.eval())
+        if not copies:
+            with torch.inference_mode():
+                if not agreement([stage[:1] for stage in truth], made.pooled(images[:1])) >= SAME:  # not: perhaps NaN
+                    return ()
+        copies.append(made)
     return tuple(copies)
 
 
@@ -119,8 +126,8 @@ def _padding(conv: nn.Conv2d, size: tuple[int, int]) -> tuple[list[int], list[in
     return leading, both
 
 
-def _pairs(backbone: Backbone, pictures: int) -> list[_Pair]:
-    """Convolutions and the norms that alone follow them in the same stage, seen with so many drawn pictures."""
+def _pairs(backbone: Backbone, images: Tensor) -> tuple[list[_Pair], tuple[Tensor, ...]]:
+    """Convolutions and the norms that alone follow them in the same stage, and the pooled output of every stage."""
     found: list[_Pair] = []
     calls: dict[str, int] = {}
     last: list[Any] = ["", None, None]  # the convolution that ran last, its output and input
@@ -131,9 +138,7 @@ def _pairs(backbone: Backbone, pictures: int) -> list[_Pair]:
             if _is_plain(module):
                 last[:] = [name, output, inputs[0]]
             elif inputs and inputs[0] is last[1] and name.split(".")[:2] == last[0].split(".")[:2]:
-                entering = last[2]
-                means = entering.mean((0, 2, 3), dtype=torch.float64)
-                found.append(_Pair(last[0], name, tuple(entering.shape[2:]), means))
+                found.append(_Pair(last[0], name, tuple(last[2].shape[2:]), last[2].mean((0, 2, 3))))
 
         return hook
 
@@ -144,11 +149,11 @@ def _pairs(backbone: Backbone, pictures: int) -> list[_Pair]:
     ]
     try:
         with torch.inference_mode():
-            backbone(_drawn(backbone, pictures))
+            pooled = backbone.pooled(images.clone())
     finally:
         for handle in handles:
             handle.remove()
-    return [pair for pair in found if calls[pair.conv] == calls[pair.norm] == 1]
+    return [pair for pair in found if calls[pair.conv] == calls[pair.norm] == 1], pooled
 
 
 def _drawn(backbone: Backbone, count: int) -> Tensor:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 Precision = Literal["float32", "bfloat16"]
+SAME = 1 - 1e-5  # agreement of what differs by rounding in float32 only
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
@@ -28,6 +31,15 @@ def synchronize(device: torch.device) -> None:
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """A context in which torch computes at a precision."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def agreement(truth: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    """The least cosine of any picture's pooled features of any stage, of (N, width) a stage."""
+    # A stage whose features are all zero has no direction; it agrees with itself.
+    cosines = [
+        torch.cosine_similarity(a, b, dim=1).where((a != b).any(dim=1), 1.0) for a, b in zip(truth, found, strict=True)
+    ]
+    return float(torch.stack(cosines).min())
 
 
 def _cpu_flags() -> frozenset[str]:

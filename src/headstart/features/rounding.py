@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-_DISCS, _SMALLEST, _LARGEST = 300, 0.02, 0.5  # per picture; radii as shares of its side
+_DISCS, _SMALLEST, _LARGEST = 100, 0.02, 0.5  # per picture; radii as shares of its side
 
 
 def rounded(kernels: Tensor, dtype: torch.dtype) -> Tensor:
@@ -29,9 +29,11 @@ def rounded(kernels: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def lost(kernels: Tensor, rounded: Tensor, groups: int, means: Tensor) -> Tensor:
-    """What rounding takes off the mean of each output channel, (K,) float32, where input channels have these means (C,) float64."""
+    """What rounding takes off the mean of each output channel, (K,) float32, where input channels have these means (C,)."""
     change = (kernels.double() - rounded.double()).sum((2, 3))
-    moved = torch.einsum("gki,gi->gk", change.view(groups, -1, change.shape[1]), means.view(groups, -1)).flatten()
+    moved = torch.einsum(
+        "gki,gi->gk", change.view(groups, -1, change.shape[1]), means.double().view(groups, -1)
+    ).flatten()
     return moved.to(
         torch.bfloat16
     ).float()  # digits that the order of a sum decides are dropped: threads must not matter
