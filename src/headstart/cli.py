@@ -54,6 +54,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 def command() -> None:
     """The process `headstart`: `main`, and then its end at once. Taking an interpreter with torch in it apart takes a second."""
     code: int | str | None = 0
+    runtime.own_process = True
     try:
         main()
     except SystemExit as left:

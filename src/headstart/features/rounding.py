@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-_DISCS, _SMALLEST, _LARGEST = 100, 0.02, 0.5  # per picture; radii as shares of its side
+_DISCS, _SMALLEST, _LARGEST = 300, 0.02, 0.5  # per picture; radii as shares of its side
 
 
 def rounded(kernels: Tensor, dtype: torch.dtype) -> Tensor:
