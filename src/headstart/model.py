@@ -155,9 +155,15 @@ class Model:
                 yield chunk
 
         def answered(chunk: list[tuple[int, Picture]]) -> tuple[list[Prediction], NDArray[np.float64]]:
-            parts = [chunk[start : start + step] for start in range(0, len(chunk), step)]
-            found = [self._answers([self._loaded(place, item) for place, item in part]) for part in parts]
-            return [row for rows, _ in found for row in rows], np.concatenate([block for _, block in found])
+            named: list[tuple[str, UnreadableImage | None]] = []
+            pooled: list[NDArray[np.float32]] = []
+            for start in range(0, len(chunk), step):
+                loaded = [self._loaded(place, item) for place, item in chunk[start : start + step]]
+                named += [(name, found if isinstance(found, UnreadableImage) else None) for name, found in loaded]
+                read = [found for _, found in loaded if not isinstance(found, UnreadableImage)]
+                if read:
+                    pooled.append(self._pooled([np.stack(views) for views in zip(*read, strict=True)]))
+            return self._answers(named, pooled)
 
         return runtime.parallel(answered, chunks())
 
@@ -169,20 +175,20 @@ class Model:
             return name, UnreadableImage(str(error).removeprefix(f"{name}: "))  # the row names it already
 
     def _answers(
-        self, loaded: list[tuple[str, list[NDArray[np.uint8]] | UnreadableImage]]
+        self, named: Sequence[tuple[str, UnreadableImage | None]], pooled: Sequence[NDArray[np.float32]]
     ) -> tuple[list[Prediction], NDArray[np.float64]]:
-        found = [i for i, (_, picture) in enumerate(loaded) if not isinstance(picture, UnreadableImage)]
-        probabilities, typicality = np.full((len(loaded), len(self.classes)), np.nan), np.full(len(loaded), np.nan)
+        """Answers to pictures by name, or why one could not be read; `pooled` are the features of those that could."""
+        found = [i for i, (_, error) in enumerate(named) if error is None]
+        probabilities, typicality = np.full((len(named), len(self.classes)), np.nan), np.full(len(named), np.nan)
         if found:
-            read = [views for _, views in loaded if not isinstance(views, UnreadableImage)]
-            pooled = self._pooled([np.stack(each) for each in zip(*read, strict=True)])
-            logits = self._headed(pooled)
-            probabilities[found], typicality[found] = self.probabilities(logits), self._typicality(pooled, logits)
+            features = np.concatenate(pooled)
+            logits = self._headed(features)
+            probabilities[found], typicality[found] = self.probabilities(logits), self._typicality(features, logits)
         lost = 0.0 if self.unknown is None else self.unknown.lost
         rows = []
-        for (name, picture), row, typical in zip(loaded, probabilities, typicality, strict=True):
-            if isinstance(picture, UnreadableImage):
-                rows.append(Prediction(name, error=str(picture)))
+        for (name, error), row, typical in zip(named, probabilities, typicality, strict=True):
+            if error is not None:
+                rows.append(Prediction(name, error=str(error)))
                 continue
             first, second = np.argsort(-row, kind="stable")[:2]
             top, next_ = (self.classes[first], float(row[first])), (self.classes[second], float(row[second]))
