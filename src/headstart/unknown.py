@@ -65,8 +65,9 @@ class Cloud:
         for fold, (mean, scale, axes, weights) in enumerate(
             zip(self.mean, self.scale, self.axes, self.weights, strict=True)
         ):
-            apart = (rows - mean) / scale
-            along = np.square(apart @ axes)
+            apart = np.asarray((rows - mean) / scale, np.float32)
+            # By torch: NumPy's own threads would fight with those that predict.
+            along = np.square((torch.from_numpy(apart) @ torch.from_numpy(axes)).numpy())
             across = np.maximum(np.square(apart).sum(1) - along.sum(1), 0.0)
             found[fold] = (along @ weights[:-1] + across * weights[-1]) / rows.shape[1]
         return found
