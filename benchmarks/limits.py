@@ -3,7 +3,7 @@ of partial fine-tuning against one of the whole network.
 
     python benchmarks/limits.py --data ../shared/data --sets satellite signs
 
-Rates are medians of three rounds in turns. The limit of extraction is the slower of decoding on all cores and the engine on
+Rates are medians of three rounds in turns, those of whole processes of seven. The limit of extraction is the slower of decoding on all cores and the engine on
 pictures from memory; what it can be where both share the cores is told as well.
 """
 
@@ -46,7 +46,7 @@ from headstart.train import train
 from headstart.unknown import learn
 
 RESULTS = Path(__file__).parent / "results" / "limits.json"
-PICTURES, WHOLE, FILES, ROUNDS = 600, 96, 1000, 3
+PICTURES, WHOLE, FILES, ROUNDS, PROCESSES = 600, 96, 1000, 3, 7
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -122,7 +122,7 @@ def measured(source: Path, seed: int) -> dict[str, Any]:
         model.unknown = learn(features, dataset, len(features.own), everyone, everyone, logits, store)
         save(model, work / "run")
         files = [str(source / dataset.names[i % count]) for i in range(FILES)]
-        answers = [predicted(work / "run", files, work / "cache") for _ in range(ROUNDS)]
+        answers = [predicted(work / "run", files, work / "cache") for _ in range(PROCESSES)]
         # An epoch from cached activations, and one of the whole network on fewer pictures, each from the same start.
         cut = cut_for(list(backbone.flops), 0.63)
         clean = np.empty(0, np.int64)
