@@ -3,8 +3,8 @@ of partial fine-tuning against one of the whole network.
 
     python benchmarks/limits.py --data ../shared/data --sets satellite signs
 
-Rates are medians of three rounds in turns, those of whole processes of seven. The limit of extraction is the slower of decoding on all cores and the engine on
-pictures from memory; what it can be where both share the cores is told as well.
+Rates are medians of three rounds in turns, those of whole processes of seven. The limit of extraction is the slower of decoding on
+all cores and the engine on pictures from memory; what it can be where both share the cores is told as well.
 """
 
 from __future__ import annotations
