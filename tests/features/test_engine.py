@@ -159,6 +159,8 @@ def test_a_precision_that_was_asked_for_is_kept(monkeypatch: pytest.MonkeyPatch)
         assert engine.way is None
         engine.settle(pictures())
         assert engine.settled == precision
+    assert rough.way is not None and rough.way.agreement is not None, "it is told what that costs"
+    assert rough.way.agreement < COSINE
 
 
 def test_bfloat16_activations_survive_the_way_through_the_store() -> None:

@@ -149,8 +149,13 @@ class Engine:
         self._now = _Settled(way, None, self._state())
 
     def settle(self, pictures: NDArray[np.uint8]) -> None:
-        """Decide how the backbone is run, on the first of these pictures (N, H, W, 3), unless that is decided."""
-        self._ready(pictures)
+        """Decide how the backbone is run, on the first of these pictures (N, H, W, 3), unless that is decided; what a precision costs
+        that was asked for is measured all the same."""
+        now, sample = self._ready(pictures), pictures[:SAMPLE]
+        if now.way.precision == "bfloat16" and now.way.agreement is None:
+            with torch.inference_mode():
+                least = self._agreement(self._pooled(self._plain(), sample), self._pooled(now, sample))
+            self._now = replace(now, way=replace(now.way, agreement=least))
 
     def _ready(self, pictures: NDArray[np.uint8]) -> _Settled:
         now = self._now
@@ -187,9 +192,8 @@ class Engine:
         """
         made = replace(now, way=replace(now.way, runner=runner))
         made = replace(made, program=self._program(made, sample))
-        plain = _Settled(PLAIN, (self.backbone, self.backbone), now.state)
         with torch.inference_mode():
-            least = self._agreement(self._pooled(plain, sample), self._pooled(made, sample))
+            least = self._agreement(self._pooled(self._plain(), sample), self._pooled(made, sample))
         enough = SAME if now.way.precision == "float32" else COSINE if self._wanted == "bfloat16" else AGREES
         if not least >= enough:
             raise BackboneError(
@@ -237,10 +241,14 @@ class Engine:
         copies = fold(self.backbone, *[torch.bfloat16] * (way.precision == "bfloat16")) if way.folded else ()
         return (copies[0], copies[-1]) if copies else (self.backbone, self.backbone)
 
+    def _plain(self) -> _Settled:
+        """The backbone as it is, in float32: what every other way is compared with."""
+        return _Settled(PLAIN, (self.backbone, self.backbone), self._state())
+
     def _compared(self, sample: NDArray[np.uint8], wanted: Precision | Literal["auto"]) -> _Settled:
         """The first way of the precision wanted that agrees with plain float32 on the sample, the fastest first."""
         state, native = self._state(), has_fast_bfloat16(self.device)
-        plain = _Settled(PLAIN, (self.backbone, self.backbone), state)
+        plain = self._plain()
         first: Precision = "bfloat16" if wanted == "bfloat16" or (wanted == "auto" and native) else "float32"
         # oneDNN refuses bfloat16 where the processor lacks it; torch's own kernels only take longer.
         nets = self._nets(Way(first, folded=self._fold and (native or first == "float32")))
