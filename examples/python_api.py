@@ -63,7 +63,7 @@ def with_your_own_loop(source: tuple[np.ndarray, np.ndarray], cut: int = 8) -> N
     optimizer = torch.optim.AdamW(trained, lr=1e-3)
     losses = []
     pool = dataset.indices("train")[:32].tolist()
-    for indices, pictures in batches(dataset.images, pool, transform_of(backbone), lambda views: views):
+    for indices, pictures in batches(dataset.images, pool, [transform_of(backbone)], lambda views: views):
         with torch.no_grad():
             at_cut = backbone.run(normalize(pictures, backbone.input, torch.device("cpu")), 0, cut)
         for _ in range(5):
