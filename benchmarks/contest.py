@@ -127,6 +127,7 @@ def ran(who: Contestant, name: str, tree: Path, work: Path, python: str) -> Ran:
         "whole": whole,
         "accuracy": found["test"]["models"]["final"]["accuracy"]["value"],
         "phases": seconds,
+        "caching": sum(rung.get("caching_seconds", 0.0) for rung in found["rungs"]),
         "peak_memory_bytes": found["peak_memory_bytes"],
     }
     return Ran(row, answers, found)

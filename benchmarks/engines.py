@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal, get_args
 
-from common import backbone_by_backbone
+from common import SETS, backbone_by_backbone
 from headstart import runtime  # noqa: F401  (before torch, which then takes its patience with threads)
 from headstart.backbones.catalog import load_backbone
 from headstart.data.images import load_view
@@ -54,4 +54,4 @@ def measured(name: str, source: Path) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    backbone_by_backbone(__doc__, RESULTS, measured, ["satellite"])
+    backbone_by_backbone(__doc__, RESULTS, measured, {"satellite": SETS["satellite"]})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from statistics import mean
 from typing import Any
 
@@ -103,20 +104,37 @@ def shortfalls(cases: Sequence[Depths]) -> tuple[list[float], list[float]]:
     )
 
 
+RATES = ("from 4, a third of the rate", "from 4", "from 4, thrice the rate")
+
+
+def by_rate(cases: Sequence[Depths]) -> list[str]:
+    """The deep rung at three rates, in the cases that all three were run in, and whichever is best in hindsight."""
+    rows = headed("| training pictures | cases | answers | a third of the rate | the rate | thrice | best of three, in hindsight |")
+    common = [case for case in cases if set(RATES) <= set(case.marks)]
+    for size, shown in product(SAID, ("", WITH)):
+        those = [[case.accuracy(name + shown) for name in RATES] for case in common if case.size == size]
+        if those:
+            cells = [*(mean(column) for column in zip(*those, strict=True)), mean(map(max, those))]
+            said = "with the head" if shown else "alone"
+            rows.append(f"| {SAID[size]} | {len(those)} | {said} | {' | '.join(map(percent, cells))} |")
+    return rows
+
+
 def laddered(cases: Sequence[Depths]) -> list[str]:
     """The ladder's choice beside the head alone and the best depth in hindsight."""
-    rows = headed("| case | head alone | ladder | best in hindsight | that is | behind it | behind, cross-fitted |")
+    rows = headed("| case | depths | head alone | ladder | best in hindsight | that is | behind it | behind, cross-fitted |")
     shown = [case for case in cases if LADDER in case.marks]
     behind, fitted = shortfalls(shown)
     for case, after, crossed in zip(shown, behind, fitted, strict=True):
         best = max(filter(DEPTH.fullmatch, case.marks), key=lambda name: (case.accuracy(name), name == HEAD))
+        count = sum(bool(DEPTH.fullmatch(name)) and not name.endswith(WITH) for name in case.marks) - 1
         rows.append(
-            f"| {case.source}, {SAID[case.size]}, seed {case.seed} | {percent(case.accuracy(HEAD))} | "
+            f"| {case.source}, {SAID[case.size]}, seed {case.seed} | {count} | {percent(case.accuracy(HEAD))} | "
             f"{percent(case.accuracy(LADDER))} | {percent(case.accuracy(best))} | {best} | {100 * after:.1f} | {100 * crossed:.1f} |"
         )
     if shown:
         heads, ladders = (percent(mean(case.accuracy(name) for case in shown)) for name in (HEAD, LADDER))
         rows.append(
-            f"| mean of {len(shown)} | {heads} | {ladders} | | | {100 * mean(behind):.1f} | {100 * mean(fitted):.1f} |"
+            f"| mean of {len(shown)} | | {heads} | {ladders} | | | {100 * mean(behind):.1f} | {100 * mean(fitted):.1f} |"
         )
     return rows

@@ -79,9 +79,10 @@ def by_phase(case: dict[str, Any]) -> list[str]:
     """Where the time of Headstart's own runs goes: median seconds of every phase, and what lies outside of all of them."""
     ours = {name: runs for name, runs in case["contestants"].items() if name.startswith("Headstart") and runs}
     phases = list(dict.fromkeys(phase for runs in ours.values() for phase in runs[0]["phases"] if phase != "total"))
-    rows = headed(f"| run | {' | '.join(phases)} | start and end |")
+    rows = headed(f"| run | {' | '.join(phases)} | of finetune, frozen stages | start and end |")
     for name, runs in ours.items():
         times = [median(run["phases"].get(phase, 0.0) for run in runs) for phase in phases]
+        times.append(median(run.get("caching", 0.0) for run in runs))
         times.append(median(run["whole"] - run["phases"]["total"] for run in runs))
         rows.append(f"| {name} | {' | '.join(f'{seconds:.1f}' for seconds in times)} |")
     return rows

@@ -120,6 +120,12 @@ def test_nobody_stands_beside_the_first_where_a_pair_is_not_wanted(dataset: Data
     assert better.heads.best.accuracy > 0.5, "one that is better still takes the first place"
 
 
+def test_those_with_the_least_computation_are_tried_first(dataset: Dataset, store: Store) -> None:
+    others = {"wide": engine(5, 16), "narrow": engine(6, 4)}
+    late = lined_up(engine(0), others, dataset, store, deadline=time.monotonic() - 1)
+    assert [reason.partition(" ")[0] for reason in late.reasons] == ["narrow", "wide"]
+
+
 def test_a_slow_network_that_is_surely_worse_is_dropped_early(
     dataset: Dataset, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

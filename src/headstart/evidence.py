@@ -95,7 +95,8 @@ def planned(
         forecast=None if far is None else forecast(loss, far, len(pool), len(dataset.classes), backbone=name),
         beside_seconds=float(sum(_speed(other, store, "forward", other.stage_seconds).sum() for other in engines[1:])),
     )
-    budget = Budget(seconds=options.budget, spent_seconds=spent, store_bytes=options.store_limit)
+    room = None if options.store_limit is None else max(0, options.store_limit - store.in_use())
+    budget = Budget(seconds=options.budget, spent_seconds=spent, store_bytes=room)
     plan = decide(
         evidence,
         budget,

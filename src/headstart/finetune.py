@@ -42,7 +42,8 @@ class RungResult:
     likelier, and the standard error. `alpha`: the interpolation share chosen. `curves`: one per judged split. `complete` is false
     where time ran out in the middle. `together`: all that is told here is of its answers together with the frozen head's. `with_head`:
     `likelier` as it would be with that head and with all that training changed, where that was looked at. `posterior`: what is then to
-    be expected of the gain, by recorded runs and held-out pictures, where that decided.
+    be expected of the gain, by recorded runs and held-out pictures, where that decided. `caching`: of `seconds`, those that running the
+    frozen stages took.
     """
 
     rung: Rung
@@ -60,6 +61,7 @@ class RungResult:
     together: bool = False
     with_head: tuple[float, float] | None = None
     posterior: Forecast | None = None
+    caching: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,6 +193,7 @@ class Ladder:
             found.together,
             found.with_head,
             found.posterior,
+            sum(each.caching for each in trained),
         )
         return result, after, found.logits, found.heat
 

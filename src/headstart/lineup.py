@@ -1,6 +1,6 @@
 """The line-up: whether another network on this machine is worth having beside the first, or before it.
 
-Candidates run over a sample of the training pictures, the small ones first. One whose frozen head is clearly better takes the first
+Candidates run over a sample of the training pictures, those with the least computation first. One whose frozen head is clearly better takes the first
 place, which is the one that is fine-tuned; one whose head makes the first's answers more likely stands beside it, and both answer
 together. Networks that saw the same source err on different pictures, and their mean gains most where pictures are few.
 """
@@ -107,8 +107,7 @@ def line_up(
     names, reasons = (names, []) if stored is None else (stored[0]["tried"], stored[0]["reasons"])
     candidates = [_Candidate(_named(engine), engine, features, raced(features, sample))]
     entering: dict[str, Engine] = {}
-    for name in names:
-        other = load(name)
+    for name, other in sorted(((name, load(name)) for name in names), key=lambda each: sum(each[1].backbone.flops)):
         reason = left_out(name, other) if stored is None else ""
         reasons += [reason] * bool(reason)
         entering |= {} if reason else {name: other}

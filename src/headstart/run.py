@@ -107,6 +107,7 @@ def keep(
                 "alpha": r.alpha,
                 "epochs": r.epochs,
                 "seconds": r.seconds,
+                "caching_seconds": r.caching,
                 "complete": r.complete,
                 "together": r.together,
                 "likelier": _nats(r.likelier),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+import time
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,12 +45,14 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Tuned:
-    """One training: the net, the weights it started from, how it went, and the held-out logits (A, M, K) at every share of ALPHAS."""
+    """One training: the net, the weights it started from, how it went, the held-out logits (A, M, K) at every share of ALPHAS, and the
+    seconds that running the frozen stages took before."""
 
     net: Net
     start: dict[str, Tensor]
     outcome: Trained
     shares: NDArray[np.float32]
+    caching: float = 0.0
 
     def at(self, share: float) -> Net:
         """The net with `share` of what training changed."""
@@ -131,7 +134,9 @@ class Tuning:
             advance(rung.epochs)
             curve = tuple(Epoch(**row) for row in record["curve"])
             return Tuned(net, start, Trained(weights, int(record["best_epoch"]), curve, True), shares)
+        began = time.monotonic()
         source, checkpoint = self._source(rung, split), Checkpoint(self.store.artifact("checkpoint", spec))
+        caching = time.monotonic() - began
         with training(net, how) as precision:
             outcome = train(
                 net,
@@ -154,7 +159,7 @@ class Tuning:
             record = {"best_epoch": outcome.best_epoch, "curve": [vars(row) for row in outcome.curve]}
             memo.save(record, {**arrays, "shares": shares})
             checkpoint.drop()
-        return Tuned(net, start, outcome, shares)
+        return Tuned(net, start, outcome, shares, caching)
 
     def _source(self, rung: Rung, split: Split) -> Source:
         # The prefix of a split may have been trained by an earlier rung, so it is that split's backbone that runs.

@@ -185,7 +185,9 @@ def _added(added: Difference) -> str:
     if added.low > 0:
         return f"Fine-tuning added {points(added)} over the head on frozen features."
     if added.high < 0:
-        return f"Fine-tuning lost {points(added, -1)} against the head on frozen features."
+        return (
+            f"Fine-tuning lost {points(added, -1)} against the head on frozen features. To have that head, run with --plan head."
+        )
     return f"Fine-tuning added nothing that this test can show over the head on frozen features: {points(added)}."
 
 
@@ -205,7 +207,8 @@ def _warnings(report: TestReport, final: str, gain: Difference, unfinished: str 
     above = report.difference(final, "majority")
     if above is not None and _outcome(above, 1) != "helped":
         warnings.append(
-            f"Nothing shows that this model is better than {BASELINES['majority']}: it should not be used as it is."
+            f"Nothing shows that this model is better than {BASELINES['majority']}: it should not be used as it is. "
+            "Look at the labels (doubts.csv), then label more."
         )
     if gain.high - gain.low > WIDE:
         warnings.append(
@@ -214,6 +217,7 @@ def _warnings(report: TestReport, final: str, gain: Difference, unfinished: str 
         )
     if report.protocol != "sealed test":
         warnings.append(
-            "Cross-validated models share most of their training images: true intervals are somewhat wider."
+            "Cross-validated models share most of their training images: true intervals are somewhat wider. "
+            "With more pictures of each class a test set is cut."
         )
     return warnings

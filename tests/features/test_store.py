@@ -179,6 +179,7 @@ def test_the_limit_drops_the_least_recently_used_and_nothing_in_use(tmp_path: Pa
     store = Store(tmp_path, limit=4 * size)
     store.table("pooled", {"n": 3}, "float32", WIDTH)  # the oldest, but now in use
     aged(folders[3], 5 * _RECENT)
+    assert store.in_use() == size
     store.make_room(2 * size)
     assert [folder.exists() for folder in folders] == [False, False, True, True]
     Store(tmp_path, limit=1).make_room(0)

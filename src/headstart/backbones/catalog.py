@@ -82,7 +82,7 @@ def load_backbone(
 
 def first_and_others(name: str) -> tuple[str, tuple[str, ...]]:
     """The backbone to begin with, and those to try beside it: none where a name is given, and for "auto" those on this machine,
-    the small ones first."""
+    by their parameters."""
     if name != "auto":
         return name, ()
     here = sorted((entry.parameters or math.inf, entry.name) for entry in catalog() if entry.on_this_machine)

@@ -72,7 +72,8 @@ def drift(model: Model, features: Features, tuned: Finetuned, dataset: Dataset, 
         f"after {start}, the first stage that was trained, and of {left:.3f} after {end}, the last."
     )
     next_step = (
-        "Far below 1, compare with a run with --plan head on pictures that differ from these: it has forgotten nothing."
+        "If the model will meet pictures that differ from these: run once more with --plan head, which forgets nothing, and set both "
+        "side by side with headstart evaluate."
     )
     return (
         finding("drift", "note", message, next_step, [f"{name}: mean cosine {cosine:.3f}" for cosine, name in rows]),

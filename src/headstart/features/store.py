@@ -286,11 +286,16 @@ class Store:
                 found.append(Entry(path.name.rsplit("-", 1)[0], path, size, path.stat().st_mtime))
         return sorted(found, key=lambda entry: entry.used)
 
+    def in_use(self) -> int:
+        """Bytes of what this process has opened, which no eviction frees."""
+        return sum(entry.bytes for entry in self.entries() if entry.path in self._open)
+
     def make_room(self, wanted: int) -> None:
-        """Drop least recently used entries until `wanted` more bytes fit under the limit.
+        """Drop least recently used entries until `wanted` more bytes fit under the limit, or nothing is left that may be dropped: what
+        is in use stays, and the planner asks for no more than it leaves (`in_use`).
 
         Raises:
-            StoreError: where they cannot fit, or the disk has no such room.
+            StoreError: where the disk has no such room.
         """
         if self.root.exists() or self.root.parent.exists():
             free = shutil.disk_usage(self.root if self.root.exists() else self.root.parent).free
