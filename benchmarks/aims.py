@@ -111,7 +111,10 @@ def of_judgement(results: Results) -> Iterator[str]:
         said = f"{behind} of {count}" + f", {unknown} not known" * bool(unknown)
         tuned = sum(LP_FT in case.answered for case in cases)
         yield row(
-            f"cases behind its own head, or LP-FT ({tuned} of them), by more than chance", "0", said, not behind + unknown
+            f"cases behind its own head, or LP-FT ({tuned} of them), by more than chance",
+            "0",
+            said,
+            not behind + unknown,
         )
         for names, common in together(cases):
             yield from _standing(standing(common, names))

@@ -2,10 +2,10 @@
 
     python benchmarks/finishing.py --data ../shared/data
 
-The rungs that the plan would try, all of them, on the draws of `--suite depth`. Judged on one fold, they have seen four fifths of the
-training pictures. Then all are trained again on all pictures (`again`); or the last rung goes on for a few epochs on all pictures, at a
-share of its rates (`on`); or nothing more is done (`fold`). `deep` trains the last rung alone, on all pictures. Test accuracy alone and
-with the frozen head, and passes over pictures that trained, in units of all training pictures.
+The rungs that the plan would try, all of them, on the draws of `--suite depth`. Judged on one fold, they have seen four fifths of
+the training pictures. Then all are trained again on all pictures (`again`); or the last rung goes on for a few epochs on all pictures,
+at a share of its rates (`on`); or nothing more is done (`fold`). The same for the deepest rung alone, and for one from further down.
+Test accuracy alone and with the frozen head, and passes over pictures that trained, in units of all training pictures.
 """
 
 from __future__ import annotations
@@ -18,13 +18,17 @@ from typing import Any
 from common import PLACES, commit, keep, results
 from depth import Case
 from headstart import runtime  # noqa: F401  (before torch, which then takes its patience with threads)
+from headstart.cost import ON_EPOCHS, ON_RATE
+from headstart.plan import Rung
 from headstart.planner import FEW_LADDER, LADDER, cut_for, rung_from
 from headstart.tuning import Split
 
 import numpy as np  # isort: skip
 
 RESULTS = Path(__file__).parent / "results" / "finishing.json"
-WAYS = [(1, 0.1), (2, 0.1), (2, 0.3), (3, 0.3), (3, 1.0)]  # epochs that go on, and at which share of the rates
+# Epochs that go on, and at which share of the rates; those of a ladder that has two rungs.
+WAYS = [(1, 0.1), (2, 0.1), (2, 0.3), (3, 0.3)]
+USUAL = (ON_EPOCHS, ON_RATE)
 
 
 def measured(name: str, place: Path, size: str, seed: int) -> dict[str, Any]:
@@ -34,11 +38,11 @@ def measured(name: str, place: Path, size: str, seed: int) -> dict[str, Any]:
     assert evidence is not None
     few = case.plan.judge == "folds"
     cuts = [cut_for(evidence.flops, share) for share in ([FEW_LADDER[0]] if few else LADDER)]
-    rungs = [rung_from(evidence, cut) for cut in cuts]
     head, pool, nobody = case._answers(case.heads.best), case.dataset.indices("train"), np.empty(0, np.int64)
-    row: dict[str, Any] = {"images": len(pool), "cuts": cuts, "epochs": rungs[0].epochs, "head": float(case._right(head).mean())}
+    row: dict[str, Any] = {"images": len(pool), "head": [float(case._right(head).mean())] * 2 + [0.0]}
+    fit, held = tuning.judging()[0]
 
-    def climbed(state: Split, steps: list[Any], number: int = 0) -> Split:
+    def climbed(state: Split, steps: list[Rung], number: int = 0) -> Split:
         for place, rung in enumerate(steps, number):
             net = tuning.train(rung, place, state).at(1.0)
             state = Split(state.fit, state.held, net.backbone, net.linear(state.head.kind, state.head.strength))
@@ -48,26 +52,28 @@ def measured(name: str, place: Path, size: str, seed: int) -> dict[str, Any]:
         own = case._shown(state.backbone, state.head)
         row[title] = [float(case._right(own).mean()), float(case._with(own, head).mean()), passes]
 
-    fit, held = tuning.judging()[0]
-    once, share = sum(rung.epochs for rung in rungs), len(fit) / len(pool)
-    ended = climbed(tuning.start(case.heads.last, fit, held), rungs)
-    told("fold", ended, share * once)
-    told("again", climbed(tuning.start(case.heads.last, pool, nobody), rungs), share * once + once)
-    if len(rungs) > 1:
-        told("deep", climbed(tuning.start(case.heads.last, pool, nobody), rungs[1:]), (share + 1) * rungs[1].epochs)
-    for epochs, rate in WAYS:
-        more = rungs[-1].model_copy(
-            update={"epochs": epochs, "lr_body": rate * rungs[-1].lr_body, "lr_head": rate * rungs[-1].lr_head}
-        )
-        state = climbed(Split(pool, nobody, ended.backbone, ended.head), [more], number=7)
-        told(f"on, {epochs} at {rate:g}", state, share * once + epochs)
+    for steps in dict.fromkeys((tuple(cuts), (cuts[-1],), (4,))):
+        rungs = [rung_from(evidence, cut) for cut in steps]
+        said = "from " + ", then from ".join(map(str, steps))
+        once, share = sum(rung.epochs for rung in rungs), len(fit) / len(pool)
+        ended = climbed(tuning.start(case.heads.last, fit, held), rungs)
+        told(f"{said}: fold", ended, share * once)
+        for epochs, rate in WAYS if len(steps) > 1 else [USUAL]:
+            rates = {"lr_body": rate * rungs[-1].lr_body, "lr_head": rate * rungs[-1].lr_head}
+            more = rungs[-1].model_copy(update={"epochs": epochs, **rates})
+            state = climbed(Split(pool, nobody, ended.backbone, ended.head), [more], number=7)
+            told(f"{said}: on, {epochs} at {rate:g}", state, share * once + epochs)
+        if steps != (4,):
+            told(f"{said}: again", climbed(tuning.start(case.heads.last, pool, nobody), rungs), share * once + once)
     return row
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--sets", nargs="+", default=["satellite", "signs", "groceries", "steel", "mnist"], choices=PLACES)
+    parser.add_argument(
+        "--sets", nargs="+", default=["satellite", "signs", "groceries", "steel", "mnist"], choices=PLACES
+    )
     parser.add_argument("--sizes", nargs="+", default=["600"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     given = parser.parse_args()

@@ -109,7 +109,9 @@ RATES = ("from 4, a third of the rate", "from 4", "from 4, thrice the rate")
 
 def by_rate(cases: Sequence[Depths]) -> list[str]:
     """The deep rung at three rates, in the cases that all three were run in, and whichever is best in hindsight."""
-    rows = headed("| training pictures | cases | answers | a third of the rate | the rate | thrice | best of three, in hindsight |")
+    rows = headed(
+        "| training pictures | cases | answers | a third of the rate | the rate | thrice | best of three, in hindsight |"
+    )
     common = [case for case in cases if set(RATES) <= set(case.marks)]
     for size, shown in product(SAID, ("", WITH)):
         those = [[case.accuracy(name + shown) for name in RATES] for case in common if case.size == size]
@@ -122,7 +124,9 @@ def by_rate(cases: Sequence[Depths]) -> list[str]:
 
 def laddered(cases: Sequence[Depths]) -> list[str]:
     """The ladder's choice beside the head alone and the best depth in hindsight."""
-    rows = headed("| case | depths | head alone | ladder | best in hindsight | that is | behind it | behind, cross-fitted |")
+    rows = headed(
+        "| case | depths | head alone | ladder | best in hindsight | that is | behind it | behind, cross-fitted |"
+    )
     shown = [case for case in cases if LADDER in case.marks]
     behind, fitted = shortfalls(shown)
     for case, after, crossed in zip(shown, behind, fitted, strict=True):

@@ -105,6 +105,23 @@ def lined_up(cases: dict[str, Any]) -> list[str]:
     return rows
 
 
+def enlarged(cases: Mapping[str, list[dict[str, Any]]]) -> list[str]:
+    """Accuracy by network and side of its pictures: the mean over all draws of each size, and in all."""
+    draws = [row for rows in cases.values() for row in rows]
+    sizes = list(dict.fromkeys(row["size"] for row in draws))
+    first = next(iter(draws[0]["ways"]))
+    rows = headed(
+        f"| network and side, pixels | {' | '.join(SAID[size] for size in sizes)} | all {len(draws)} | better, worse |"
+    )
+    for way in draws[0]["ways"]:
+        found = {size: [row["ways"][way] for row in draws if row["size"] == size] for size in sizes}
+        gains = [row["ways"][way] - row["ways"][first] for row in draws]
+        ahead = f"{sum(gain > 0 for gain in gains)}, {sum(gain < 0 for gain in gains)}" * (way != first)
+        cells = [percent(mean(each)) for each in (*found.values(), [row["ways"][way] for row in draws])]
+        rows.append(f"| {way} | {' | '.join(cells)} | {ahead} |")
+    return rows
+
+
 def over_sets(by_set: Mapping[str, list[dict[str, Any]]], name: str) -> float:
     """The mean over data sets of the mean over the draws of each."""
     return mean(mean(row[name] for row in those) for those in by_set.values())

@@ -57,6 +57,18 @@ def by_average(cases: Mapping[str, Any]) -> list[str]:
     return rows
 
 
+def by_ending(cases: Mapping[str, Any]) -> list[str]:
+    """Accuracy, alone and with the head, by what trained and how it ended: the mean over the cases, and each."""
+    names = [key.split(",")[0] for key in cases]
+    rows = headed(f"| what trained, how it ended | passes | mean, alone | with the head | {' | '.join(names)} |")
+    for way in ways_of(next(iter(cases.values()))):
+        found = [case[way] for case in cases.values()]
+        alone, together, passes = np.mean(found, axis=0)
+        each = " | ".join(f"{percent(own)}, {percent(both)}" for own, both, _ in found)
+        rows.append(f"| {way} | {passes:.1f} | {percent(alone)} | {percent(together)} | {each} |")
+    return rows
+
+
 def by_epochs(cases: Mapping[str, Any]) -> list[str]:
     """A row per case: accuracy by epochs, and the frozen head's."""
     columns = " | ".join(f"{epochs} epochs" for epochs in next(iter(cases.values()))["accuracy"])

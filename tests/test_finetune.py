@@ -20,7 +20,7 @@ from torch import Tensor
 from headstart import runtime
 from headstart.backbones.backbone import Backbone
 from headstart.choice import clearly_likelier
-from headstart.cost import FOLDS_JUDGED
+from headstart.cost import FOLDS_JUDGED, ON_EPOCHS, ON_RATE
 from headstart.data.dataset import Dataset
 from headstart.data.load import load_dataset
 from headstart.features.engine import Engine
@@ -124,6 +124,31 @@ def test_a_rung_that_pays_is_kept_and_trained_again_on_everything(begun: Start) 
     assert begun.backbone.digest() == tiny_backbone().digest()
 
 
+def test_what_was_judged_goes_on_with_all_training_pictures(begun: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[set[int], int, float]] = []
+
+    def trained(net: Net, source: Any, labels: Any, fit: Any, held: Any, rung: Rung, **how: Any) -> Trained:
+        seen.append((set(fit.tolist()), rung.epochs, rung.lr_body))
+        return train(net, source, labels, fit, held, rung, **how)
+
+    monkeypatch.setattr("headstart.tuning.train", trained)
+    tuned = begun.ladder(PAYS, refit="on").climb()
+    assert tuned.refit and tuned.kept == tuned.rungs
+    pool = set(begun.dataset.indices("train").tolist())
+    judged = pool - set(tuned.held.tolist())
+    assert seen == [(judged, PAYS.epochs, PAYS.lr_body), (pool, ON_EPOCHS, pytest.approx(ON_RATE * PAYS.lr_body))]
+    monkeypatch.undo()
+    fold = begun.ladder(PAYS, refit="none").climb()
+    moved, apart = (
+        sum(float((a - b).detach().square().sum()) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+        for one, other in ((fold.backbone, tiny_backbone()), (tuned.backbone, fold.backbone))
+    )
+    assert 0 < apart < 0.1 * moved, "it starts from what the fold ended with"
+    frozen = [name for name in tuned.backbone.state_dict() if name.startswith("stages.0.") or "running" in name]
+    before, after = tiny_backbone().state_dict(), tuned.backbone.state_dict()
+    assert frozen and all(torch.equal(before[name], after[name]) for name in frozen)
+
+
 @pytest.mark.parametrize("judge", ["fold", "folds"])
 def test_a_rung_that_hurts_is_dropped_and_the_head_is_what_it_was(begun: Start, judge: str) -> None:
     tuned = begun.ladder(HURTS, PAYS, judge=judge).climb()
@@ -202,7 +227,7 @@ def test_a_given_validation_set_judges_and_is_not_trained_on() -> None:
     pictures, labels = stripes(180, contrast=30)
     sides = {"train": slice(0, 120), "val": slice(120, 150), "test": slice(150, 180)}
     begun = start(load_dataset({name: (pictures[part], labels[part]) for name, part in sides.items()}))
-    tuned = begun.ladder(PAYS, judge="val", refit=False).climb()
+    tuned = begun.ladder(PAYS, judge="val", refit="none").climb()
     assert sorted(tuned.held.tolist()) == sorted(begun.dataset.indices("val").tolist())
     assert tuned.refit == (not tuned.kept)
 
@@ -244,10 +269,14 @@ def _counting(told: list[int], total: int) -> Iterator[runtime.Advance]:
     yield advance
 
 
-@pytest.mark.parametrize("epochs_done", [1, 5, 8, 9])
-def test_interrupted_at_any_epoch_and_resumed_ends_with_the_same_model(begun: Start, epochs_done: int) -> None:
+@pytest.mark.parametrize(
+    ("epochs_done", "refit"), [(1, "again"), (5, "again"), (8, "again"), (9, "again"), (8, "on"), (9, "on")]
+)
+def test_interrupted_at_any_epoch_and_resumed_ends_with_the_same_model(
+    begun: Start, epochs_done: int, refit: str
+) -> None:
     """Eight epochs of judging, then those of the refit; the interrupt comes as one of them ends."""
-    expected = begun.ladder(PAYS).climb()
+    expected = begun.ladder(PAYS, refit=refit).climb()
     assert expected.kept
     root, told = Store().root.parent / "elsewhere", list[int]()
 
@@ -255,8 +284,8 @@ def test_interrupted_at_any_epoch_and_resumed_ends_with_the_same_model(begun: St
         return _counting(told, epochs_done) if unit == "epochs" else runtime.silent(description, total, unit)
 
     with pytest.raises(KeyboardInterrupt):
-        begun.ladder(PAYS, store=Store(root), progress=progress).climb()
-    resumed = begun.ladder(PAYS, store=Store(root)).climb()
+        begun.ladder(PAYS, store=Store(root), progress=progress, refit=refit).climb()
+    resumed = begun.ladder(PAYS, store=Store(root), refit=refit).climb()
     assert same(resumed, expected)
     assert [result.curves for result in resumed.rungs] == [result.curves for result in expected.rungs]
     assert not [entry for entry in Store(root).entries() if entry.kind == "checkpoint"]

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from headstart.cost import judgings, scratch_epochs, seconds, seconds_of
+from headstart.cost import ON_EPOCHS, judgings, scratch_epochs, seconds, seconds_of
 from headstart.errors import PlanError
 from headstart.forecast import WORTH, Forecast
-from headstart.plan import Budget, Evidence, Plan, Rung, load_plan
+from headstart.plan import Budget, Evidence, Judge, Plan, Rung, load_plan
 from headstart.planner import FEW_IMAGES, WHOLE_VIEWS, cut_for, decide, frozen_share
 
 STAGES = ["stem", "one", "two", "three", "four"]
@@ -65,25 +65,26 @@ def test_the_ladder_goes_down_from_the_top_and_names_its_reasons() -> None:
     assert "stages from four on train: 80 % of the forward pass stays frozen" in found.rungs[0].reason
     assert "one step deeper, 40 % stays frozen; tried only if the rung above it pays" in found.rungs[1].reason
     assert "90.0 ± 1.0 % out of fold" in found.reasons[0]
-    assert (found.judge, found.refit, found.stages) == ("fold", True, STAGES)
+    assert (found.judge, found.refit, found.stages) == ("fold", "on", STAGES)
 
 
 def test_the_judge_follows_the_data() -> None:
     assert plan(changes={"images": FEW_IMAGES - 1}).judge == "folds"
     assert plan(changes={"images": FEW_IMAGES}).judge == "fold"
     given_val = plan(given_val=True)
-    assert (given_val.judge, given_val.refit) == ("val", False)
+    assert (given_val.judge, given_val.refit) == ("val", "none")
 
 
 @pytest.mark.parametrize(
     ("folds", "judge", "expected"),
     [(5, "folds", (3, 0.8)), (2, "folds", (2, 0.5)), (10, "fold", (1, 0.9)), (5, "val", (1, 1.0))],
 )
-def test_what_judging_takes_follows_the_folds(folds: int, judge: str, expected: tuple[int, float]) -> None:
+def test_what_judging_takes_follows_the_folds(folds: int, judge: Judge, expected: tuple[int, float]) -> None:
     assert judgings(folds, judge) == expected
     known, rung = evidence().model_copy(update={"folds": folds}), Rung(cut=2, epochs=10)
     trainings, share = expected
-    assert seconds(known, rung, judge) == seconds_of(known, rung, 10 * (trainings * share + (judge != "val")))
+    after = {"folds": 10, "fold": ON_EPOCHS, "val": 0}[judge]
+    assert seconds(known, rung, judge) == seconds_of(known, rung, 10 * trainings * share + after)
 
 
 @pytest.mark.parametrize("images", [9, 30, 33])
@@ -236,8 +237,10 @@ def test_the_network_from_scratch_gets_the_time_of_transfer_within_bounds() -> N
 
 def test_a_rung_that_stops_early_or_is_dropped_costs_less_than_planned() -> None:
     rung = plan().rungs[0]
-    assert seconds_of(evidence(), rung, 1.8 * rung.epochs) == pytest.approx(seconds(evidence(), rung, "fold"))
-    assert seconds_of(evidence(), rung, 0.8 * rung.epochs) < 0.7 * seconds(evidence(), rung, "fold")
+    for judge, passes in (("fold", 0.8 * rung.epochs + ON_EPOCHS), ("folds", 3.4 * rung.epochs)):
+        whole = seconds(evidence(), rung, judge)
+        assert seconds_of(evidence(), rung, passes) == pytest.approx(whole)
+        assert seconds_of(evidence(), rung, passes - 1) < whole
 
 
 def test_a_plan_without_evidence_names_the_epochs() -> None:
@@ -275,7 +278,14 @@ def test_a_plan_file_by_hand_needs_little(tmp_path: Path) -> None:
     path.write_text(json.dumps({"backbone": "net", "stages": STAGES, "rungs": [{"cut": 3, "epochs": 2}]}))
     found = load_plan(path, backbone="net", stages=STAGES)
     assert found.rungs == [Rung(cut=3, epochs=2)]
-    assert (found.judge, found.refit) == ("fold", True)
+    assert (found.judge, found.refit) == ("fold", "again")
+
+
+@pytest.mark.parametrize(("written", "read"), [(True, "again"), (False, "none"), ("on", "on")])
+def test_plan_files_may_say_yes_or_no_to_a_refit(tmp_path: Path, written: object, read: str) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(malformed(refit=written))
+    assert load_plan(path, backbone="net", stages=STAGES).refit == read
 
 
 def malformed(**changes: Any) -> str:
@@ -295,6 +305,7 @@ def malformed(**changes: Any) -> str:
         (malformed(rungs=[{"cut": 2, "epochs": 1, "trains": "gains"}]), "rungs.0.trains: Input should be 'all', 'norms' or 'biases'."),
         (malformed(rungs=[{"cut": 1}]), "malformed at rungs.0.epochs: Field required."),
         (malformed(rungs=[{"cut": 1, "epochs": 2, "lr": 1}]), "malformed at rungs.0.lr: Extra inputs are not permitted."),
+        (malformed(refit="never"), "malformed at refit: Input should be 'again', 'on' or 'none'."),
         (malformed(judge="me"), "malformed at judge: Input should be 'folds', 'fold' or 'val'."),
         (malformed(rungs=[{"cut": 5, "epochs": 2}]), "The plan '{path}' has a rung with cut 5; a cut lies between 0 and 4."),
         (
@@ -334,7 +345,7 @@ def test_a_plan_that_judges_on_pictures_that_there_are_not_is_refused(tmp_path: 
         with pytest.raises(PlanError, match=f'judges rungs on "{judge}"'):
             load_plan(path, backbone="net", stages=STAGES, **lacking)
     full = plan(changes={"tested": 0, "images": 80}, mode="full", given_val=True)
-    assert (full.judge, full.refit) == ("folds", True)
+    assert (full.judge, full.refit) == ("folds", "again")
 
 
 def test_records_are_frozen_and_know_no_other_fields() -> None:

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import math
 
-from headstart.plan import Evidence, Rung
+from headstart.plan import Evidence, Judge, Refit, Rung
 
 # Of the folds, those that a rung is judged on with "folds", where a test set proves the model in the end.
 FOLDS_JUDGED = 3
+# How kept rungs come to see all training pictures. Few that were held out are a large part of them, and are trained on from the start;
+# of many, going on with all gives as much in a fraction of the time (benchmarks/finishing.py).
+REFITS: dict[Judge, Refit] = {"folds": "again", "fold": "on", "val": "none"}
+ON_EPOCHS, ON_RATE = 2, 0.1  # passes over all training pictures that go on, and at which share of the last rung's rates
 
 
-def judgings(folds: int, judge: str) -> tuple[int, float]:
+def judgings(folds: int, judge: Judge) -> tuple[int, float]:
     """How many trainings judge a rung, each on a fold or on a given validation set; and the share of the training pictures that one
     of them goes over."""
     return (1, 1.0) if judge == "val" else (min(FOLDS_JUDGED, folds) if judge == "folds" else 1, 1 - 1 / folds)
 
 
-def seconds(evidence: Evidence, rung: Rung, judge: str) -> float:
+def refitting(rung: Rung, refit: Refit) -> int:
+    """Passes over all training pictures that a kept rung takes in the end."""
+    return {"again": rung.epochs, "on": ON_EPOCHS, "none": 0}[refit]
+
+
+def seconds(evidence: Evidence, rung: Rung, judge: Judge) -> float:
     """Estimated wall time of a rung: its views through the frozen part, its judging and its refit."""
     trainings, share = judgings(evidence.folds, judge)
-    return seconds_of(evidence, rung, rung.epochs * (trainings * share + (judge != "val")))
+    return seconds_of(evidence, rung, rung.epochs * trainings * share + refitting(rung, REFITS[judge]))
 
 
 def seconds_of(evidence: Evidence, rung: Rung, epochs: float) -> float:

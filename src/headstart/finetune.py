@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from headstart import runtime
 from headstart.backbones.backbone import Backbone
+from headstart.cost import ON_EPOCHS, ON_RATE
 from headstart.data.dataset import Dataset
 from headstart.features.engine import Engine
 from headstart.features.extract import Features
@@ -42,8 +43,8 @@ class RungResult:
     likelier, and the standard error. `alpha`: the interpolation share chosen. `curves`: one per judged split. `complete` is false
     where time ran out in the middle. `together`: all that is told here is of its answers together with the frozen head's. `with_head`:
     `likelier` as it would be with that head and with all that training changed, where that was looked at. `posterior`: what is then to
-    be expected of the gain, by recorded runs and held-out pictures, where that decided. `caching`: of `seconds`, those that running the
-    frozen stages took.
+    be expected of the gain, by recorded runs and held-out pictures, where that decided. `caching`: of `seconds`, those that
+    running the frozen stages took.
     """
 
     rung: Rung
@@ -184,7 +185,7 @@ class Ladder:
             found.gain_se,
             found.likelier,
             ALPHAS[found.share],
-            rung.epochs if self.tuning.plan.refit else max(1, round(float(np.mean(best_epochs)))),
+            rung.epochs if self.tuning.plan.refit != "none" else max(1, round(float(np.mean(best_epochs)))),
             found.kept,
             complete,
             tuple(outcome.curve for outcome in outcomes),
@@ -208,17 +209,33 @@ class Ladder:
     def _final(
         self, pool: NDArray[np.int64], splits: list[Split], results: tuple[RungResult, ...], reasons: list[str]
     ) -> tuple[Backbone, Head, bool]:
-        """The kept rungs trained again on all training pictures; without time for it, the first split's model."""
+        """The model after the kept rungs, once it has seen all training pictures; without time for it, the first split's."""
         kept = [result for result in results if result.kept]
         if not kept:
             return self.tuning.engine.backbone, self.tuning.head(self.heads.best, pool), True
-        if not self.tuning.plan.refit:
+        if self.tuning.plan.refit == "on":
+            refitted = self._on(splits[0], kept[-1].rung, len(results))
+        elif self.tuning.plan.refit == "again":
+            refitted = self.refit([(result.rung, result.alpha) for result in kept])
+        else:
             return splits[0].backbone, splits[0].head, False
-        refitted = self.refit([(result.rung, result.alpha) for result in kept])
         if refitted is None:
             reasons.append("the time was used up before the refit ended: the model of the first split is kept")
             return splits[0].backbone, splits[0].head, False
         return *refitted, True
+
+    def _on(self, split: Split, last: Rung, number: int) -> tuple[Backbone, Head] | None:
+        """Backbone and head of a split after a few more epochs of the `last` rung, at a small rate, over all training pictures; None
+        where the time was used up."""
+        rates = {"lr_body": ON_RATE * last.lr_body, "lr_head": ON_RATE * last.lr_head}
+        rung = last.model_copy(update={"epochs": ON_EPOCHS, **rates})
+        pool, nobody = self.tuning.dataset.indices("train"), np.empty(0, np.int64)
+        with self.tuning.progress("Going on with all", rung.epochs, "epochs") as advance:
+            each = self.tuning.train(rung, number, replace(split, fit=pool, held=nobody), advance)
+        if not each.outcome.complete:
+            return None
+        net = each.at(1.0)
+        return net.backbone, net.linear(split.head.kind, split.head.strength)
 
     def refit(self, rungs: Sequence[tuple[Rung, float]]) -> tuple[Backbone, Head] | None:
         """Backbone and head after rungs, each with its share of what training changed, on all training pictures; None where the

@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from headstart.errors import PlanError
 from headstart.forecast import Forecast
 
 Trains = Literal["all", "norms", "biases"]
+Judge = Literal["folds", "fold", "val"]
+Refit = Literal["again", "on", "none"]
 
 
 class _Record(BaseModel):
@@ -104,22 +106,28 @@ class Plan(_Record):
     """Rungs in order, with reasons; `judge` tells how a rung is judged.
 
     "folds" trains it once for each of three cross-validation folds (few pictures; all of them without a test set), "fold" holds one
-    out (more pictures), "val" uses the validation set that the person gave. With `refit`, kept rungs are trained again on all training
-    pictures. `scratch_epochs` is how long each small network from scratch trains; None: as long as transfer turned out to take, by
-    the speeds in `evidence`.
+    out (more pictures), "val" uses the validation set that the person gave. `refit` tells how kept rungs come to see all training
+    pictures: "again" trains them on all from the start, "on" goes on with all where the first judged training ended, for a few epochs
+    at a small rate, "none" leaves that one as it is. A plan file may say `true` for "again", `false` for "none". `scratch_epochs` is
+    how long each small network from scratch trains; None: as long as transfer turned out to take, by the speeds in `evidence`.
     """
 
     format: Literal[1] = 1
     backbone: str
     stages: list[str]
     rungs: list[Rung]
-    judge: Literal["folds", "fold", "val"] = "fold"
-    refit: bool = True
+    judge: Judge = "fold"
+    refit: Refit = "again"
     scratch_epochs: int | None = Field(default=30, ge=1)
     seed: int = 0
     reasons: list[str] = []
     evidence: Evidence | None = None
     budget: Budget | None = None
+
+    @field_validator("refit", mode="before")
+    @classmethod
+    def _yes_or_no(cls, value: object) -> object:
+        return {True: "again", False: "none"}[value] if isinstance(value, bool) else value
 
     @model_validator(mode="after")
     def _speeds_are_known(self) -> Plan:

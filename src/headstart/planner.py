@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from headstart.cost import judgings, seconds
+from headstart.cost import REFITS, judgings, seconds
 from headstart.forecast import WORTH
-from headstart.plan import Budget, Evidence, Plan, Rung
+from headstart.plan import Budget, Evidence, Judge, Plan, Rung
 
 Mode = Literal["auto", "head", "full"]
-RULES = 5  # of `decide`: a plan that was decided by others is not taken up again
+RULES = 6  # of `decide`: a plan that was decided by others is not taken up again
 # Pictures below which a rung is judged on several folds: a single fold of them decides nothing.
 FEW_IMAGES = 500
 FEW_EACH = 20  # training pictures a class: so few, or fewer than `FEW_IMAGES` in all, were most recorded runs'
@@ -29,7 +29,7 @@ def decide(
         f"the head on frozen features reaches {100 * evidence.head_accuracy:.1f} ± "
         f"{100 * evidence.head_accuracy_se:.1f} % out of fold ({evidence.head})"
     ]
-    judge: Literal["folds", "fold", "val"] = "folds" if evidence.images < FEW_IMAGES or not evidence.tested else "fold"
+    judge: Judge = "folds" if evidence.images < FEW_IMAGES or not evidence.tested else "fold"
     if given_val and evidence.tested:
         judge = "val"
     expected = evidence.forecast
@@ -68,7 +68,7 @@ def decide(
         stages=evidence.stages,
         rungs=rungs,
         judge=judge,
-        refit=judge != "val",
+        refit=REFITS[judge],
         seed=seed,
         reasons=reasons,
         evidence=evidence,
@@ -94,7 +94,7 @@ def _ladder(evidence: Evidence, cuts: list[int]) -> list[Rung]:
 _FEWEST_MISTAKES = 1.5
 
 
-def _mistakes(evidence: Evidence, judge: str) -> float:
+def _mistakes(evidence: Evidence, judge: Judge) -> float:
     """How many the head is expected to make on the pictures that judge a rung; a given validation set is taken as no smaller."""
     trainings, share = judgings(evidence.folds, judge)
     asked = 1.0 if judge == "val" else trainings * (1 - share)
@@ -124,7 +124,7 @@ def epochs_for(images: int) -> int:
     return max(6, least, min(12, round(6 * math.sqrt(1500 / max(1, images)))))
 
 
-def _within(evidence: Evidence, rungs: list[Rung], budget: Budget, judge: str) -> tuple[list[Rung], list[str]]:
+def _within(evidence: Evidence, rungs: list[Rung], budget: Budget, judge: Judge) -> tuple[list[Rung], list[str]]:
     """Drop what neither the time nor the store has room for, deepest first, each with its reason."""
     kept: list[Rung] = []
     reasons: list[str] = []

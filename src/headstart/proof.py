@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from headstart import runtime
 from headstart.baselines import Thumbnails, fit_pixels, majority_logits, pixel_features, thumbnails
-from headstart.cost import judgings, scratch_epochs, seconds_of
+from headstart.cost import judgings, refitting, scratch_epochs, seconds_of
 from headstart.data.dataset import Dataset
 from headstart.data.splits import assign_folds, fold_count
 from headstart.evaluate import TestReport, evaluate
@@ -167,9 +167,12 @@ def _scratch_epochs(plan: Plan, tuned: Finetuned, trainings: int) -> tuple[int, 
         return plan.scratch_epochs, f"{plan.scratch_epochs} epochs, as the plan says"
     assert plan.evidence is not None  # a plan that has neither is refused
     _, share = judgings(plan.evidence.folds, plan.judge)
+    again = tuned.kept[-1:] if plan.refit == "on" else tuned.kept  # what goes on, goes on with the last alone
     tuning = sum(
         seconds_of(
-            plan.evidence, each.rung, share * sum(map(len, each.curves)) + each.epochs * (each.kept and plan.refit)
+            plan.evidence,
+            each.rung,
+            share * sum(map(len, each.curves)) + (refitting(each.rung, plan.refit) if each in again else 0),
         )
         for each in tuned.rungs
     )

@@ -109,8 +109,8 @@ class Tuning:
         net = Net(backbone, split.head, rung.cut, raw.mean(0), spread(raw)).to(self.engine.device)
         start = net.weights()
         seed, how = self.plan.seed * 1000 + number, fastest(self.engine.device)
-        # A refit repeats the whole schedule, so that is what must be judged, not the luckiest of its epochs.
-        keep: Literal["best", "last"] = "last" if self.plan.refit else "best"
+        # A refit repeats the whole schedule, or goes on after it: that is what must be judged, not the luckiest of its epochs.
+        keep: Literal["best", "last"] = "best" if self.plan.refit == "none" else "last"
         spec = {
             "start": digest(start),
             "prefix": backbone.digest(rung.cut),

@@ -185,9 +185,7 @@ def _added(added: Difference) -> str:
     if added.low > 0:
         return f"Fine-tuning added {points(added)} over the head on frozen features."
     if added.high < 0:
-        return (
-            f"Fine-tuning lost {points(added, -1)} against the head on frozen features. To have that head, run with --plan head."
-        )
+        return f"Fine-tuning lost {points(added, -1)} against the head on frozen features. To have that head, run with --plan head."
     return f"Fine-tuning added nothing that this test can show over the head on frozen features: {points(added)}."
 
 

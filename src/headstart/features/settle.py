@@ -96,9 +96,12 @@ def _hasten(
             if gain is None:
                 gain = Gain(eager, engine.seconds(pictures), building)
                 memo.save(asdict(gain), {})
-        except (BackboneError, MissingExtra) as error:  # it was not asked for; that these pictures run without it is remembered
+        except MissingExtra:  # it was not asked for; that these pictures run without it is remembered
             engine.adopt(before)
-            if gain is None and isinstance(error, BackboneError):  # nor need other pictures pay for trying it again
+            continue
+        except BackboneError:  # nor need other pictures pay for trying it again
+            engine.adopt(before)
+            if gain is None:
                 memo.save(asdict(Gain(eager, eager, 0.0)), {})
             continue
         if gain.compiled < gain.eager:  # it is made, so that it need not be earned back any more

@@ -206,7 +206,7 @@ def _notes(tuned: Finetuned, proof: Proof, resumed: bool) -> list[str]:
         + f", in {sum(run.seconds for run in runs):.0f} s."
     ]
     if tuned.kept and tuned.refit:
-        notes.append("Kept rungs were trained again on all training pictures.")
+        notes.append("In the end kept rungs were trained on all training pictures.")
     if resumed:
         notes.append("This run went on from one that was interrupted: the timings are those of its last part.")
     return notes
