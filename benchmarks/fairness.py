@@ -4,7 +4,8 @@
 
 Workers that decode, threads of torch, threads that sleep soon where they would spin, as Headstart's do, bfloat16, and the backend of
 Keras. Every run is a process of the peer's own script, which notes how long its epochs take; the settings take turns. Keras decodes
-and builds its graph in the first epoch and keeps the pictures: its third epoch is the one that counts.
+and builds its graph in the first epoch and keeps the pictures: its third epoch is the one that counts. Of scikit-learn's recipe it is
+the one pass that computes features.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ PEERS = {
     "fastai": Contestant(("fastai_fine_tune.py", "0")),
     "plain PyTorch": Contestant(("plain_lpft.py", "1", "0")),
     "Keras guide": Contestant(("keras_guide.py", "3", "0"), MOBILE),
+    "scikit-learn": Contestant(("sklearn_features.py",)),
 }
 Environment = Mapping[str, str]
 ONE: Environment = {"OMP_NUM_THREADS": "1"}
@@ -60,6 +62,10 @@ SETTINGS: dict[str, dict[str, Environment]] = {
         "2 workers, float32": {"PEER_BFLOAT16": "0"},
     },
     "Keras guide": {"TensorFlow": {"KERAS_BACKEND": "tensorflow"}, "PyTorch": {"KERAS_BACKEND": "torch"}},
+    "scikit-learn": {
+        **with_threads({"2 workers": {}, **workers(0, 4)}),
+        "2 workers, threads that sleep soon": SLEEPY,
+    },
 }
 
 

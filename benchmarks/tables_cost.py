@@ -113,6 +113,13 @@ def against_limits(cases: Mapping[str, Any]) -> list[str]:
     return rows
 
 
+def at_the_limit(limits: Mapping[str, Any], speeds: Mapping[str, Any]) -> str:
+    """What one pass over the training pictures of the speed suite would take at the limit of extraction, in words."""
+    rates = {name.split()[0]: case["limit"] for name, case in limits.items()}
+    found = {case["set"]: case["train"] / rates[case["set"]] for case in speeds.values() if case["set"] in rates}
+    return " and ".join(f"{seconds:.1f} s ({name})" for name, seconds in found.items())
+
+
 def decoding(cases: Mapping[str, Any]) -> str:
     """The share of decoding in the work of extraction, case by case."""
     shares = {

@@ -2,11 +2,13 @@
 
     python sklearn_features.py TREE WEIGHTS OUT.json
 
-The strength is cross-validated over ten values, as `LogisticRegressionCV` does by default, on standardised features.
+The strength is cross-validated over ten values, as `LogisticRegressionCV` does by default, on standardised features. PEER_WORKERS=N in
+the environment is for benchmarks/fairness.py.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -33,11 +35,14 @@ def main(tree: Path, weights: Path, out: Path) -> None:
     net = timm.create_model(BACKBONE, pretrained=False, num_classes=0)
     net.load_state_dict(load_file(weights), strict=True)
     net.eval()
+    workers = int(os.environ.get("PEER_WORKERS") or 2)
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(net))
 
     def features(pictures: Any) -> Any:
         with torch.inference_mode():
-            return torch.cat([net(x) for x, _ in torch.utils.data.DataLoader(pictures, 32, num_workers=2)]).numpy()
+            return torch.cat(
+                [net(x) for x, _ in torch.utils.data.DataLoader(pictures, 32, num_workers=workers)]
+            ).numpy()
 
     training, testing = (ImageFolder(tree / side, transform) for side in ("train", "test"))
     x, y = features(training), training.targets
@@ -51,7 +56,8 @@ def main(tree: Path, weights: Path, out: Path) -> None:
         "testing": time.monotonic() - began - trained,
     }  # fmt: skip
     versions = {"torch": torch.__version__, "timm": timm.__version__, "scikit-learn": sklearn.__version__}
-    outcome.write(out, tree, [path for path, _ in testing.samples], answers, phases=phases, versions=versions)
+    paths, laps = [path for path, _ in testing.samples], [phases["features"]]
+    outcome.write(out, tree, paths, answers, phases=phases, versions=versions, laps=laps)
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ def fit(
         str,
         typer.Option(
             help="Pretrained network; see 'headstart backbones'. auto: those on this machine race, and two answer together where "
-            "that is better. A name: that one alone, which is faster."
+            "that is better. A name: that one alone, which is faster. NAME@288: on pictures of so many pixels a side."
         ),
     ] = "auto",
     weights: Annotated[Path | None, typer.Option(help="Local weights file for it: .safetensors, or .pth.")] = None,

@@ -43,7 +43,7 @@ def more_views(
     pool = dataset.indices("train")
     if len(pool) > min(IN_ALL, A_CLASS * len(dataset.classes)):
         return features, ""
-    digests = [engine.backbone.digest() for engine in engines]
+    digests = [[engine.backbone.digest(), *engine.backbone.input.size] for engine in engines]
     memo = store.artifact(
         "views", {"data": dataset.digest, "backbones": digests, "seed": seed, "views": VIEWS, "budget": budget}
     )

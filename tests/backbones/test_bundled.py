@@ -153,4 +153,5 @@ def test_without_pip_it_says_what_to_type(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("name", LITES)
 def test_the_transform_is_known_without_building_the_network(name: str) -> None:
     assert usual_transform(name) == usual_transform(f"timm:{name}") == transform_of(load_backbone(name))
+    assert usual_transform(f"{name}@288") == transform_of(load_backbone(f"{name}@288"))
     assert usual_transform("resnet50") is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from headstart.backbones.backbone import InputSpec
 from headstart.backbones.catalog import _KNOWN, DEFAULT_BACKBONE, catalog, fetch, load_backbone
 from headstart.backbones.check import check_backbone
 from headstart.backbones.from_module import load_module
-from headstart.errors import BackboneError, UnknownBackbone, WeightsError
+from headstart.errors import BackboneError, PartitionError, UnknownBackbone, WeightsError
 from tests.backbones.networks import SIZE, ConvNet, images
 
 
@@ -223,3 +224,22 @@ def test_a_classifier_of_ones_own_is_left_out() -> None:
 def test_another_input_size_is_built_for(tmp_path: Path) -> None:
     backbone = load_backbone("test_vit", pretrained=False, input=InputSpec(size=(96, 96)))
     assert backbone(images(1, (96, 96))).shape == (1, 64)
+
+
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_vit", "torchvision:resnet18"])
+def test_a_name_may_end_in_the_side_of_its_pictures(name: str) -> None:
+    usual, large = load_backbone(name, pretrained=False), load_backbone(f"{name}@256", pretrained=False)
+    assert replace(large.input, size=usual.input.size) == usual.input and large.input.size == (256, 256)
+    assert large(images(1, (256, 256))).shape == (1, usual.widths[-1])
+    assert large.origin.name == f"{usual.origin.name}@256"
+
+
+@pytest.mark.parametrize("side", ["", "large", "-3", "31", "9999", "2.5"])
+def test_what_is_no_side_is_refused(side: str) -> None:
+    with pytest.raises(UnknownBackbone, match=r"is no side of a picture: give 32 to 2048 pixels, such as resnet18@288"):
+        load_backbone(f"torchvision:resnet18@{side}", pretrained=False)
+
+
+def test_a_network_of_patches_says_which_sides_it_takes() -> None:
+    with pytest.raises(PartitionError, match=r"images of shape \(3, 100, 100\): .* divisible by patch size \(16\)"):
+        load_backbone("test_vit@100", pretrained=False)

@@ -106,10 +106,12 @@ BUNDLED = {
 
 def usual_transform(name: str) -> Transform | None:
     """The picture transform that a bundled backbone will ask for, told without building the network; None for others."""
-    entry = BUNDLED.get(name.removeprefix("timm:"))
-    if entry is None:
+    short, _, side = name.removeprefix("timm:").partition("@")
+    entry = BUNDLED.get(short)
+    if entry is None or (side and not side.isdecimal()):
         return None
-    return Transform((entry.side, entry.side), "bilinear" if entry.bilinear else "bicubic", entry.crop)
+    edge = int(side or entry.side)
+    return Transform((edge, edge), "bilinear" if entry.bilinear else "bicubic", entry.crop)
 
 
 def locate(entry: Bundled) -> Path | None:

@@ -6,7 +6,7 @@ import difflib
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from headstart.backbones.backbone import Backbone, InputSpec
 
 DEFAULT_BACKBONE = "tf_efficientnet_lite0"
+SIDES = (32, 2048)  # pixels that may be asked for
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,9 @@ def load_backbone(
 ) -> Backbone:  # fmt: skip
     """A backbone by name, or made of a network of your own; frozen throughout, in eval mode, on the CPU.
 
-    name_or_module: "tf_efficientnet_lite0", "timm:resnet50.a1_in1k", "torchvision:resnet18", or an
-        `nn.Module` that
-        turns images into features (see `from_module.load_module` for what is assumed of it).
+    name_or_module: "tf_efficientnet_lite0", "timm:resnet50.a1_in1k", "torchvision:resnet18", or an `nn.Module` that turns images
+        into features (see `from_module.load_module` for what is assumed of it). "NAME@288" sees pictures of 288 pixels a side in
+        place of what its weights were trained with.
     weights: a .safetensors file (or .pth, read without running code) instead of the published weights; a
         classifier
         in it is left out, everything else must fit exactly.
@@ -68,16 +69,36 @@ def load_backbone(
     input: overrides the preprocessing that comes with the checkpoint.
 
     Raises:
-        UnknownBackbone: no such name, or its weights are not here and cannot be fetched.
+        UnknownBackbone: no such name or side, or its weights are not here and cannot be fetched.
         WeightsError: a file has the wrong digest, names or shapes.
-        PartitionError: the network cannot be cut into stages that equal it.
+        PartitionError: the network cannot be cut into stages that equal it, or takes no pictures of that side.
     """
     if not isinstance(name_or_module, str):
         from headstart.backbones.from_module import load_module
 
         return load_module(name_or_module, input)
     source, name = _split(name_or_module)
-    return _SOURCES[source].load(name, None if weights is None else Path(weights), pretrained, input)
+    name, side = at_side(name)
+    backbone = _SOURCES[source].load(name, None if weights is None else Path(weights), pretrained, input, side)
+    if side is not None:
+        backbone.origin = replace(backbone.origin, name=f"{backbone.origin.name}@{side}")
+    return backbone
+
+
+def at_side(name: str) -> tuple[str, int | None]:
+    """A name without the side of its pictures, "NAME@288", and that side in pixels, where there is one.
+
+    Raises:
+        UnknownBackbone: what stands behind the @ is no side.
+    """
+    short, at, side = name.partition("@")
+    if not at:
+        return name, None
+    if not side.isdecimal() or not SIDES[0] <= int(side) <= SIDES[1]:
+        raise UnknownBackbone(
+            f"'{side}' in '{name}' is no side of a picture: give {SIDES[0]} to {SIDES[1]} pixels, such as {short}@288."
+        )
+    return short, int(side)
 
 
 def first_and_others(name: str) -> tuple[str, tuple[str, ...]]:
@@ -97,7 +118,7 @@ def fetch(name: str) -> Path:
         should be.
     """
     source, rest = _split(name)
-    return _SOURCES[source].fetch(rest)
+    return _SOURCES[source].fetch(at_side(rest)[0])
 
 
 def catalog() -> list[Entry]:
@@ -173,16 +194,18 @@ def _split(name: str) -> tuple[str, str]:
 class _Source:
     """A family of names: how to load one, fetch its weights, and list them all."""
 
-    load: Callable[[str, Path | None, bool, InputSpec | None], Backbone]
+    load: Callable[[str, Path | None, bool, InputSpec | None, int | None], Backbone]
     fetch: Callable[[str], Path]
     names: Callable[[], list[str]]
 
 
-def _load_timm(name: str, weights: Path | None, pretrained: bool, input: InputSpec | None) -> Backbone:
+def _load_timm(
+    name: str, weights: Path | None, pretrained: bool, input: InputSpec | None, side: int | None
+) -> Backbone:
     with runtime.importing():
         from headstart.backbones.from_timm import load_timm
 
-        return load_timm(name, weights, pretrained, input)
+        return load_timm(name, weights, pretrained, input, side)
 
 
 def _fetch_timm(name: str) -> Path:
@@ -199,10 +222,12 @@ def _timm_names() -> list[str]:
     return list(timm.list_models())
 
 
-def _load_torchvision(name: str, weights: Path | None, pretrained: bool, input: InputSpec | None) -> Backbone:
+def _load_torchvision(
+    name: str, weights: Path | None, pretrained: bool, input: InputSpec | None, side: int | None
+) -> Backbone:
     from headstart.backbones.from_torchvision import load_torchvision
 
-    return load_torchvision(name, weights, pretrained, input)
+    return load_torchvision(name, weights, pretrained, input, side)
 
 
 def _fetch_torchvision(name: str) -> Path:

@@ -6,6 +6,7 @@ import contextlib
 import urllib.error
 import urllib.request
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,17 @@ from headstart.errors import BackboneError, UnknownBackbone
 _PROBE_SECONDS = 5
 
 
-def load_timm(name: str, weights: Path | None, pretrained: bool, input: InputSpec | None) -> Backbone:
+def load_timm(
+    name: str, weights: Path | None, pretrained: bool, input: InputSpec | None, side: int | None = None
+) -> Backbone:
     """A timm network of this name (with or without a pretraining tag), cut into stages.
 
     weights: a file that overrides where weights come from. pretrained: False draws weights at random.
-    input: overrides the preprocessing of the checkpoint.
+    input: overrides the preprocessing of the checkpoint; side: in pixels, overrides the size alone.
 
     Raises:
         UnknownBackbone: timm has no such name, or its weights are not here and the hub cannot be reached.
-        WeightsError: the weights do not fit. PartitionError: the network cannot be cut.
+        WeightsError: the weights do not fit. PartitionError: the network cannot be cut, or takes no pictures of that side.
     """
     config = config_of(name)
     short = name.partition(".")[0]
@@ -42,7 +45,7 @@ def load_timm(name: str, weights: Path | None, pretrained: bool, input: InputSpe
     file = locate(bundled) if bundled else None
     if bundled and file is None:  # never the hub's instead: one name must not mean two sets of weights
         raise unknown(f"timm:{name}", reason=f"its weights come by pip ({bundled.package}) and are not on this machine")
-    size = input.size if input else None
+    size = input.size if input else (side, side) if side else None
     given: dict[str, Tensor] = {}
     spare = frozenset({"classifier.weight", "classifier.bias"})
     if weights is not None:
@@ -64,6 +67,7 @@ def load_timm(name: str, weights: Path | None, pretrained: bool, input: InputSpe
     else:
         network, origin = _build(name, size), Origin(f"timm:{name}", "random weights", "none", "", "")
     spec = input or input_spec(network, bilinear=bool(bundled and bundled.bilinear))
+    spec = spec if input or size is None else replace(spec, size=size)
     backbone = partition(network, spec, origin)
     backbone.classifier = classifier_of(given, spare, backbone.widths[-1])
     return backbone

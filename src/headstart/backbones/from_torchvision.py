@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from headstart.backbones.partition import partition
 from headstart.backbones.weights import classifier_of, load_strictly, read_weights, sha256_of
 
 
-def load_torchvision(name: str, weights: Path | None, pretrained: bool, input: InputSpec | None) -> Backbone:
+def load_torchvision(
+    name: str, weights: Path | None, pretrained: bool, input: InputSpec | None, side: int | None = None
+) -> Backbone:
     """A torchvision classification network, without its classifier (the last layer with weights), cut into
     stages.
 
@@ -28,7 +31,7 @@ def load_torchvision(name: str, weights: Path | None, pretrained: bool, input: I
     """
     enum = _weights_enum(name)
     best = enum.DEFAULT
-    spec = input or input_spec(best)
+    spec = input or (replace(input_spec(best), size=(side, side)) if side else input_spec(best))
     network = models.get_model(name, weights=None, **_options(name))
     path = last_weighted(network.eval(), spec.size)
     whole = frozenset(network.state_dict())
