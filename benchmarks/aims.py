@@ -156,7 +156,10 @@ def of_judgement(results: Results) -> Iterator[str]:
         claimed = mean(run["outcome"] != "not distinguishable" for truth, run in runs if truth == "nothing")
         yield row("*helped* or *hurt* where nothing is to be learnt", "≤ 5 %", f"{percent(claimed)} %", claimed <= 0.05)
     if doubtful is not None:
-        plants = {"leaks": ("near_copies", "re-shots", "bursts"), "shortcuts": ("shortcut", "size", "border", "colour")}
+        plants = {
+            "leaks": ("near_copies", "re-shots", "bursts"),
+            "shortcuts": ("shortcut", "size", "border", "colour", "format"),
+        }
         for what, (kind, *where) in plants.items():
             draws = [draw for case in doubtful["cases"].values() for key in where for draw in case.get(key, [])]
             found = [any(each.startswith(kind) for each in draw["suspected"]) for draw in draws]

@@ -75,6 +75,11 @@ def depths(cases: Mapping[str, Any]) -> list[Depths]:
     ]
 
 
+def hours(cases: Mapping[str, Any]) -> float:
+    """What all trainings took that were timed."""
+    return sum(row.get("seconds", 0.0) for case in cases.values() for row in case["rungs"].values()) / 3600
+
+
 def by_depth(cases: Sequence[Depths]) -> list[str]:
     """What each rung gives when it is kept whatever it gains, against the head alone on the same cases."""
     rows = headed(

@@ -3,8 +3,9 @@
     python benchmarks/suspicions.py --data ../shared/data
 
 150 pictures are drawn from a data set, as they are or with something planted: a third of them replaced by slightly changed re-shots of
-others of their class (or all of them four shots of one thing), or all saved anew with a size, a border or a tint that tells the class.
-Looked at by `headstart.diagnosis.leaks` and `shortcuts` after a race of heads; nothing is fine-tuned.
+others of their class (or all of them four shots of one thing), or all saved anew with a size, a border or a tint that tells the
+class, or one class in another file format. Looked at by `headstart.diagnosis.leaks` and `shortcuts` after a race of heads; nothing is
+fine-tuned.
 """
 
 from __future__ import annotations
@@ -72,7 +73,12 @@ def tinted(picture: Image.Image, place: int, classes: int, draw: np.random.Gener
     return Image.fromarray(np.clip(np.asarray(picture) * hue, 0, 255).astype(np.uint8))
 
 
-PLANTS: dict[str, Plant] = {"size": resized, "border": bordered, "colour": tinted}
+def left(picture: Image.Image, place: int, classes: int, draw: np.random.Generator) -> Image.Image:
+    """As it is: what tells the class is the file that it is saved in."""
+    return picture
+
+
+PLANTS: dict[str, Plant] = {"size": resized, "border": bordered, "colour": tinted, "format": left}
 
 
 def small(whole: Dataset, index: int) -> Image.Image:
@@ -96,8 +102,9 @@ def planted(whole: Dataset, chosen: Any, what: str, draw: np.random.Generator, f
     places = draw.permutation(classes)
 
     def written(picture: Image.Image, label: int) -> None:
-        picture.save(folder / f"{len(rows)}.jpg", quality=92)
-        rows.append((f"{len(rows)}.jpg", whole.classes[label]))
+        name = f"{len(rows)}.{'png' if what == 'format' and places[label] == 0 else 'jpg'}"
+        picture.save(folder / name, quality=92)
+        rows.append((name, whole.classes[label]))
 
     if what in PLANTS:
         for index in chosen:
@@ -155,15 +162,21 @@ def measured(source: Path, seed: int) -> dict[str, Any]:
             result["clean"].append(looked_at(load_dataset(table(rows, Path(folder)), seed=number), engine, Store()))
     few = 10 * len(whole.classes) <= DRAWN  # of many classes, a draw has too few pictures each to plant anything in
     for what in ("re-shots", "bursts", *PLANTS) if few else ():
-        result[what] = []
-        for number in range(DRAWS):
-            draw = np.random.default_rng([seed, number])
-            with tempfile.TemporaryDirectory() as folder:
-                path = planted(whole, draw.permutation(len(whole))[:DRAWN], what, draw, Path(folder))
-                store = Store(Path(folder) / "store")  # what is planted here is never asked for again
-                result[what].append(looked_at(load_dataset(path, seed=number), engine, store))
+        result[what] = with_a_plant(whole, engine, what, seed)
         print(source, what, [each["suspected"] for each in result[what]], flush=True)
     return result
+
+
+def with_a_plant(whole: Dataset, engine: Engine, what: str, seed: int) -> list[dict[str, Any]]:
+    """What is suspected of draws in which this was planted."""
+    found = []
+    for number in range(DRAWS):
+        draw = np.random.default_rng([seed, number])
+        with tempfile.TemporaryDirectory() as folder:
+            path = planted(whole, draw.permutation(len(whole))[:DRAWN], what, draw, Path(folder))
+            store = Store(Path(folder) / "store")  # what is planted here is never asked for again
+            found.append(looked_at(load_dataset(path, seed=number), engine, store))
+    return found
 
 
 if __name__ == "__main__":

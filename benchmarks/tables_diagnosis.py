@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from statistics import mean
 from typing import Any
 
@@ -94,11 +96,12 @@ def suspected(cases: dict[str, Any]) -> list[str]:
     """Leaks and shortcuts: how often they are suspected where nothing was planted, and where something was."""
     plants = {
         "re-shots": "near_copies", "bursts": "near_copies", "size": "shortcut_size", "border": "shortcut_border",
-        "colour": "shortcut_colour",
+        "colour": "shortcut_colour", "format": "shortcut_format",
     }  # fmt: skip
     rows = headed(
         "| data set | whole | drawn | suspected of a leak | of a shortcut | re-shots found | bursts found | joined by the audit | "
-        "size found | border found | colour found | nearest neighbour less head, standard errors, as drawn | with bursts |"
+        "size found | border found | colour found | file format found | "
+        "nearest neighbour less head, standard errors, as drawn | with bursts |"
     )
 
     def counted(draws: list[dict[str, Any]], kind: str) -> str:
@@ -114,7 +117,7 @@ def suspected(cases: dict[str, Any]) -> list[str]:
         cells = [
             name, str(len(case["whole"])), str(len(case["clean"])), counted(natural, "near_copies"), counted(natural, "shortcut"),
             *(counted(case.get(what, []), plants[what]) for what in ("re-shots", "bursts")), " and ".join(joined),
-            *(counted(case.get(what, []), plants[what]) for what in ("size", "border", "colour")),
+            *(counted(case.get(what, []), plants[what]) for what in ("size", "border", "colour", "format")),
             lead(case["clean"]), lead(case.get("bursts", [])),
         ]  # fmt: skip
         return f"| {' | '.join(cells)} |"
@@ -127,6 +130,17 @@ def rate(count: int, runs: int) -> str:
     """A share of runs in percent with its exact 95 % interval (Clopper and Pearson)."""
     found = binomtest(count, runs).proportion_ci(0.95, method="exact")
     return f"{percent(count / runs)} ({percent(found.low)} to {percent(found.high)})"
+
+
+def hours(cases: Mapping[str, Any]) -> float:
+    """What all runs of the verdict suite took."""
+    return sum(run["seconds"] for case in cases.values() for run in case["runs"].values()) / 3600
+
+
+def commits(cases: Mapping[str, Any]) -> str:
+    """How many runs of the verdict suite are of which commit, in words."""
+    found = Counter(run["commit"] for case in cases.values() for run in case["runs"].values())
+    return ", ".join(f"{count} of {name}" for name, count in found.most_common())
 
 
 def judged(cases: dict[str, Any]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from calibration import ENOUGH
 from cells import by_size, headed, percent, sets_of, ways_of
 from standings import SAID
 
@@ -130,16 +131,18 @@ def over_sets(by_set: Mapping[str, list[dict[str, Any]]], name: str) -> float:
 def by_answer(cases: Mapping[str, Any]) -> list[str]:
     """Means over the cases of each size, and in how many a way is ahead of the head as it is."""
     rows = headed(
-        "| training pictures | answers | accuracy | better, worse | log-loss | better, worse | calibration error |"
+        "| training pictures | answers | accuracy | better, worse | log-loss | better, worse | calibration error | "
+        f"where {ENOUGH} are tested |"
     )
     for size, those in by_size(cases):
         for way in (ways := ways_of(those[0])):
             scores, plain = (np.array([case[each] for case in those]) for each in (way, ways[0]))
             right, loss, error = scores.mean(0)
+            many = [case[way][2] for case in those if case["tested"] >= ENOUGH]
             ahead = (scores - plain)[:, :2] * (1, -1)
             more = [f"{(ahead[:, k] > 0).sum()}, {(ahead[:, k] < 0).sum()}" * (way != ways[0]) for k in (0, 1)]
             rows.append(
                 f"| {SAID[size]}, {len(those)} cases | {way} | {percent(right)} | {more[0]} | {loss:.3f} | {more[1]} | "
-                f"{percent(error)} |"
+                f"{percent(error)} | {percent(mean(many))} in {len(many)} |"
             )
     return rows

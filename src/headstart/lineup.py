@@ -2,8 +2,7 @@
 
 Candidates run over a sample of the training pictures, those with the least computation first. One whose frozen head is clearly better
 takes the first place, which is the one that is fine-tuned; one whose head makes the first's answers more likely stands beside it, and
-both answer
-together. Networks that saw the same source err on different pictures, and their mean gains most where pictures are few.
+both answer together. Networks that saw the same source err on different pictures, and their mean gains most where pictures are few.
 """
 
 from __future__ import annotations
