@@ -450,3 +450,9 @@ def test_a_run_whose_rung_answers_together_with_the_frozen_head(
     told = {row["path"]: row["predicted"] for row in csv.DictReader(io.StringIO((out / "predictions.csv").read_text()))}
     found = run.model.predict([trained.pictures / path for path in told])
     assert list(found.labels) == list(told.values())
+
+
+def test_what_is_no_side_of_a_picture_is_said_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(UnknownBackbone, match=r"give 32 to 2048 pixels, such as tf_efficientnet_lite0@288"):
+        hs.fit(tmp_path / "nowhere", tmp_path / "run", Options(backbone="tf_efficientnet_lite0@3"))
+    assert not (tmp_path / "run").exists()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from headstart import runtime
 from headstart.backbones.bundled import usual_transform
-from headstart.backbones.catalog import first_and_others
+from headstart.backbones.catalog import at_side, first_and_others
 from headstart.data.ahead import Ahead
 from headstart.features.store import Store
 from headstart.folder import Folder
@@ -46,6 +46,7 @@ def fit(
         HeadstartError: with what was got, what was expected, and what to do next.
     """
     options = options or Options()
+    at_side(options.backbone)  # what is no side is said before anything is read or written
     story = Story(tell)
     folder = Folder.claim(out, source, options, overwrite=overwrite, command=command)
     with folder, story.to(folder.path):
