@@ -3,7 +3,7 @@
     python benchmarks/scaling.py --source ../shared/data/satellite --work /somewhere/with/3GB
 
 Writes as many different pictures as asked for (random crops, turned and mirrored, of the source's pictures) and fits a head to
-the first N of them, from an empty store, in a process of its own.
+the first N of them, from an empty store, in a process of its own. Sizes take turns; of several rounds the medians are told.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -87,18 +88,30 @@ def measured(table: Path, work: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def medians(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """The median of every number, and of every number within."""
+    first = rounds[0]
+    return {
+        key: medians([each[key] for each in rounds])
+        if isinstance(value, dict)
+        else median(each[key] for each in rounds)
+        for key, value in first.items()
+    }
+
+
 def scaled(cases: dict[str, Any]) -> list[str]:
     """One row per size: milliseconds a picture by phase, and memory."""
     rows = headed(
-        "| pictures | audit, ms a picture | extraction, ms a picture | heads, s | s to a usable model | s in all | peak GB | "
+        "| pictures | rounds | audit, ms a picture | extraction, ms a picture | heads, s | s to a usable model | s in all | peak GB | "
         "store GB | test accuracy |"
     )
     for case in cases.values():
         phases, count = case["phases"], case["pictures"]
+        audit, pace = 1000 * phases["audit"] / count, 1000 * phases["extract"] / (EXTRACTED * count)
         rows.append(
-            f"| {count:,} | {1000 * phases['audit'] / count:.2f} | {1000 * phases['extract'] / (EXTRACTED * count):.2f} | "
-            f"{phases['head']:.1f} | {case['usable_seconds']:.0f} | {case['whole_seconds']:.0f} | "
-            f"{case['peak_memory_bytes'] / 1e9:.2f} | {case['store_bytes'] / 1e9:.2f} | {percent(case['accuracy'])} |"
+            f"| {count:,} | {len(case['rounds'])} | {audit:.2f} | {pace:.2f} | {phases['head']:.1f} | "
+            f"{case['usable_seconds']:.0f} | {case['whole_seconds']:.0f} | {case['peak_memory_bytes'] / 1e9:.2f} | "
+            f"{case['store_bytes'] / 1e9:.2f} | {percent(case['accuracy'])} |"
         )
     return rows
 
@@ -109,21 +122,25 @@ def main() -> None:
     parser.add_argument("--source", type=Path, default=Path("../shared/data/satellite"), help="a folder per class")
     parser.add_argument("--work", type=Path, required=True, help="where pictures and stores are written")
     parser.add_argument("--sizes", nargs="+", type=int, default=[1000, 3000, 10_000, 30_000, 100_000])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--once", type=int, default=30_000, help="pictures from which on a size is measured once")
     given = parser.parse_args()
     record = results(RESULTS)
     pictures = given.work / "pictures"
     rows = written(given.source, max(given.sizes), pictures)
     for size in given.sizes:
-        case = f"{size} pictures of {given.source.name}"
-        if case in record["cases"]:
-            continue
-        table = pictures / f"first_{size}.csv"
-        with table.open("w", newline="", encoding="utf-8") as file:
+        with (pictures / f"first_{size}.csv").open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([("path", "label"), *rows[:size]])
-        facts = {"pictures": size, "commit": commit(), "load": os.getloadavg()[0]}
-        record["cases"][case] = {**facts, **measured(table, given.work)}
-        keep(record, RESULTS)
-        print(case, json.dumps(record["cases"][case]), flush=True)
+    for turn in range(given.rounds):
+        for size in given.sizes:
+            case = record["cases"].setdefault(f"{size} pictures of {given.source.name}", {"rounds": []})
+            if len(case["rounds"]) > turn or (turn and size >= given.once):
+                continue
+            facts = {"pictures": size, "commit": commit(), "load": os.getloadavg()[0]}
+            case["rounds"].append(measured(pictures / f"first_{size}.csv", given.work))
+            case.update({**facts, **medians(case["rounds"])})
+            keep(record, RESULTS)
+            print(size, turn, json.dumps(case["rounds"][-1]), flush=True)
 
 
 if __name__ == "__main__":
