@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,7 +22,7 @@ from headstart.backbones.catalog import load_backbone
 from headstart.heads import Head
 from headstart.plan import Rung
 from headstart.planner import FEW_LADDER, LADDER, cut_for, frozen_share
-from headstart.suffix import Net, training
+from headstart.suffix import Net, Training, training
 from headstart.train import optimizer_for
 from tables_cost import by_step
 
@@ -31,7 +31,11 @@ import torch  # isort: skip
 
 RESULTS = Path(__file__).parent / "results" / "suffix_ways.json"
 BATCH, CLASSES, STEPS, ROUNDS = 16, 10, 10, 5
-WAYS = ("float32", "1×1 convolutions in bfloat16", "bfloat16 throughout", "fused AdamW", "compiled")
+WAYS = (
+    "float32", "one step with the norm", "the same, 1×1 convolutions in bfloat16", "bfloat16 throughout", "fused AdamW", "compiled",
+)  # fmt: skip
+LASTING = ExitStack()  # for as long as the process
+OURS: dict[str, Training] = {WAYS[1]: "float32", WAYS[2]: "mixed"}
 
 
 def made(cut: int, way: str) -> tuple[Callable[[], None], float]:
@@ -51,9 +55,11 @@ def made(cut: int, way: str) -> tuple[Callable[[], None], float]:
         optimizer = torch.optim.AdamW(optimizer.param_groups, fused=True)
     run: Callable[..., Any] = torch.compile(net) if way == "compiled" else net
     low = torch.autocast("cpu", torch.bfloat16) if way == "bfloat16 throughout" else nullcontext()
+    if way in OURS:
+        LASTING.enter_context(training(net, OURS[way]))
 
     def step() -> None:
-        with training(net, "mixed" if way == WAYS[1] else "float32"), low:
+        with low:
             logits = run(entering, beside)
         loss = torch.nn.functional.cross_entropy(logits.float(), target)
         optimizer.zero_grad(set_to_none=True)

@@ -65,6 +65,37 @@ def folder(root: Path, count: int, classes: int = 3, seed: int = 0, contrast: fl
     return root
 
 
+def settle_statistics(network: nn.Module) -> nn.Module:
+    """Norms whose statistics, weights and biases are far from neutral."""
+    torch.manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.running_mean, module.bias):
+                assert tensor is not None
+                nn.init.normal_(tensor)
+            for tensor in (module.running_var, module.weight):
+                assert tensor is not None
+                nn.init.uniform_(tensor, 0.5, 2.0)
+    return network.eval()
+
+
+class Twice(nn.Module):
+    """A convolution whose output is also read beside its norm, and one that runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8)
+        self.again, self.second = nn.Conv2d(8, 8, 3, 1, 1), nn.BatchNorm2d(8)
+        self.last = nn.Conv2d(8, 8, 3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        y = torch.relu(y - 0.5 * self.norm(y))
+        y = torch.relu(self.again(y))
+        y = torch.relu(self.second(self.again(y)))
+        return self.last(y).mean((2, 3))  # type: ignore[no-any-return]
+
+
 class Block(nn.Module):
     """A residual block with running statistics and dropout: all that freezing must leave alone."""
 

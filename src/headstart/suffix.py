@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal, Protocol, final
 
 import numpy as np
@@ -23,6 +22,7 @@ from headstart.data.images import load_view
 from headstart.features.activations import Cached
 from headstart.features.engine import Engine, as_activation, normalize
 from headstart.features.extract import columns
+from headstart.features.fused import fused
 from headstart.features.precision import Precision, autocast, has_fast_bfloat16, synchronize
 from headstart.features.settle import transform_of
 from headstart.heads import Head, Kind
@@ -205,25 +205,10 @@ def fastest(device: torch.device) -> Training:
 
 @contextmanager
 def training(net: Net, how: Training) -> Iterator[Precision]:
-    """Within, "mixed" runs the 1×1 convolutions of the stages that train in bfloat16; gives the precision of all else."""
-    chosen = [
-        module
-        for stage in net.backbone.stages[net.cut :]
-        for module in stage.modules()
-        if how == "mixed" and type(module) is nn.Conv2d and module.kernel_size == (1, 1) and module.groups == 1
-    ]
-    for module in chosen:
-        module.forward = partial(_pointwise, module)  # type: ignore[method-assign]
-    try:
+    """Within, the stages that train run as fast as they can (features/fused.py), "mixed" with 1×1 convolutions in bfloat16; gives the
+    precision of all else."""
+    with fused(net.backbone, net.cut, low=how == "mixed"):
         yield "bfloat16" if how == "bfloat16" else "float32"
-    finally:
-        for module in chosen:
-            del module.forward
-
-
-def _pointwise(module: nn.Conv2d, x: Tensor) -> Tensor:
-    with autocast(x.device, "bfloat16"):
-        return nn.Conv2d.forward(module, x).float()
 
 
 def stage_seconds(backbone: Backbone, device: torch.device, count: int = 4) -> list[float]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from headstart.backbones.bundled import BUNDLED
 from headstart.backbones.catalog import load_backbone
@@ -15,7 +15,7 @@ from headstart.backbones.from_module import load_module
 from headstart.features.engine import BATCH, Engine
 from headstart.features.folded import Folded, can_fold, fold
 from headstart.features.precision import SAME, has_fast_bfloat16
-from tests.toys import SPEC, stripes, tiny_backbone
+from tests.toys import SPEC, Twice, settle_statistics, stripes, tiny_backbone
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(not can_fold(CPU), reason="torch has no oneDNN here")
@@ -23,20 +23,6 @@ pytestmark = pytest.mark.skipif(not can_fold(CPU), reason="torch has no oneDNN h
 
 def count(network: nn.Module) -> int:
     return sum(isinstance(module, Folded) for module in network.modules())
-
-
-def settle_statistics(network: nn.Module) -> nn.Module:
-    """Norms whose statistics, weights and biases are far from neutral."""
-    torch.manual_seed(0)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for tensor in (module.running_mean, module.bias):
-                assert tensor is not None
-                nn.init.normal_(tensor)
-            for tensor in (module.running_var, module.weight):
-                assert tensor is not None
-                nn.init.uniform_(tensor, 0.5, 2.0)
-    return network.eval()
 
 
 @pytest.mark.parametrize(
@@ -67,23 +53,6 @@ def test_the_bundled_backbone_runs_folded_and_agrees() -> None:
     assert folded.way is not None and folded.way.agreement is not None
     assert folded.way.agreement >= SAME
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.max()))
-
-
-class Twice(nn.Module):
-    """A convolution whose output is also read beside its norm, and one that runs twice."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.norm = nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8)
-        self.again, self.second = nn.Conv2d(8, 8, 3, 1, 1), nn.BatchNorm2d(8)
-        self.last = nn.Conv2d(8, 8, 3, 2, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.first(x)
-        y = torch.relu(y - 0.5 * self.norm(y))
-        y = torch.relu(self.again(y))
-        y = torch.relu(self.second(self.again(y)))
-        return self.last(y).mean((2, 3))  # type: ignore[no-any-return]
 
 
 def test_a_copy_that_would_compute_something_else_is_not_used() -> None:

@@ -23,7 +23,7 @@ from headstart.features.precision import SAME, agreement
 from headstart.features.rounding import leaves, lost, rounded
 
 # What oneDNN can do to the result of a convolution at no cost, by the class of the module that would do it.
-_FUSED: dict[str, tuple[str, list[float]]] = {
+FUSED: dict[str, tuple[str, list[float]]] = {
     "Identity": ("none", []), "ReLU": ("relu", []), "ReLU6": ("hardtanh", [0.0, 6.0]), "SiLU": ("swish", []),
     "Hardswish": ("hardswish", []),
 }  # fmt: skip
@@ -57,8 +57,8 @@ def fold(backbone: Backbone, *dtypes: torch.dtype) -> tuple[Backbone, ...]:
     Which pairs belong together is seen in one forward pass: the norm's input is the very tensor that the convolution gave. Whether
     somebody else read that tensor, too, is not seen: that is why the copy is compared.
     """
-    images = _drawn(backbone, _DRAWN if dtypes else 1)
-    pairs, truth = _pairs(backbone, images)
+    images = drawn(backbone, _DRAWN if dtypes else 1)
+    pairs, truth = pairs_of(backbone, images)
     copies: list[Backbone] = []
     for dtype in (torch.float32, *dtypes) if pairs else ():
         # The copy runs its stages, and has no use for the original network, which would be copied with it.
@@ -102,8 +102,8 @@ class Folded(nn.Module):
         # In float32 also beside bfloat16 weights: its rounding would move every pixel.
         self.bias: Tensor = bias.detach().float() + lost(kernel, self.weight, conv.groups, means)
         act = getattr(norm, "act", nn.Identity())
-        self.attribute, self.scalars = _FUSED.get(type(act).__name__, _FUSED["Identity"])
-        self.then = nn.Identity() if type(act).__name__ in _FUSED else act
+        self.attribute, self.scalars = FUSED.get(type(act).__name__, FUSED["Identity"])
+        self.then = nn.Identity() if type(act).__name__ in FUSED else act
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.ops.mkldnn._convolution_pointwise(
@@ -126,7 +126,7 @@ def _padding(conv: nn.Conv2d, size: tuple[int, int]) -> tuple[list[int], list[in
     return leading, both
 
 
-def _pairs(backbone: Backbone, images: Tensor) -> tuple[list[_Pair], tuple[Tensor, ...]]:
+def pairs_of(backbone: Backbone, images: Tensor) -> tuple[list[_Pair], tuple[Tensor, ...]]:
     """Convolutions and the norms that alone follow them in the same stage, and the pooled output of every stage."""
     found: list[_Pair] = []
     calls: dict[str, int] = {}
@@ -135,7 +135,7 @@ def _pairs(backbone: Backbone, images: Tensor) -> tuple[list[_Pair], tuple[Tenso
     def watch(name: str) -> Any:
         def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             calls[name] = calls.get(name, 0) + 1
-            if _is_plain(module):
+            if is_plain(module):
                 last[:] = [name, output, inputs[0]]
             elif inputs and inputs[0] is last[1] and name.split(".")[:2] == last[0].split(".")[:2]:
                 found.append(_Pair(last[0], name, tuple(last[2].shape[2:]), last[2].mean((0, 2, 3))))
@@ -145,7 +145,7 @@ def _pairs(backbone: Backbone, images: Tensor) -> tuple[list[_Pair], tuple[Tenso
     handles = [
         module.register_forward_hook(watch(name))
         for name, module in backbone.named_modules()
-        if _is_plain(module) or _is_norm(module)
+        if is_plain(module) or _is_norm(module)
     ]
     try:
         with torch.inference_mode():
@@ -156,14 +156,14 @@ def _pairs(backbone: Backbone, images: Tensor) -> tuple[list[_Pair], tuple[Tenso
     return [pair for pair in found if calls[pair.conv] == calls[pair.norm] == 1], pooled
 
 
-def _drawn(backbone: Backbone, count: int) -> Tensor:
+def drawn(backbone: Backbone, count: int) -> Tensor:
     """Drawn pictures as the backbone takes them: (N, 3, H, W) float32."""
     spec = backbone.input
     pixels = (leaves(count, *spec.size) / 255 - np.array(spec.mean)) / np.array(spec.std)
     return torch.from_numpy(pixels).float().permute(0, 3, 1, 2).to(next(backbone.parameters()).device)
 
 
-def _is_plain(module: nn.Module) -> bool:
+def is_plain(module: nn.Module) -> bool:
     """Whether a module is a convolution and no more: subclasses may change their weights before they use them."""
     if not isinstance(module, nn.Conv2d) or module.padding_mode != "zeros":
         return False
