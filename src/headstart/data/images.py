@@ -46,7 +46,8 @@ _quiet_users = [0]
 
 @contextmanager
 def quiet_pillow() -> Iterator[None]:
-    """Silence Pillow's own warnings (odd EXIF, large pictures) in every thread until the last user leaves.
+    """Silence Pillow's own warnings (odd EXIF, large pictures) in every thread until the last user leaves; and torchvision's, that its
+    decoders are deprecated.
 
     `warnings.catch_warnings` alone is not safe in threads: the filters are one list for the whole process, so
     users are counted, the first saves the filters and the last restores them.
@@ -58,6 +59,7 @@ def quiet_pillow() -> Iterator[None]:
             saved.__enter__()
             _quiet_depth.append(saved)
             warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
+            warnings.filterwarnings("ignore", "The image decoding and encoding", DeprecationWarning)
     try:
         yield
     finally:
@@ -95,7 +97,8 @@ def decode(image: Image.Image, shortest: int | None = None) -> Image.Image:
             if shortest is not None:
                 image.draft(None, (shortest, shortest))  # None: leave the mode alone
             image.load()
-            return _flatten(_upright(image))
+            turn = turn_of(image)
+            return _flatten(image if turn is None else image.transpose(turn))
         except MemoryError:
             raise
         except Exception as error:  # Pillow's decoders raise a dozen types on broken streams; none may pass as a crash
@@ -116,12 +119,12 @@ def reason(error: BaseException) -> str:
     return f"damaged: {text}" if "truncated" not in text else f"truncated: {text}"
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def turn_of(image: Image.Image) -> Image.Transpose | None:
+    """What turns the pixels upright, by EXIF; None where they are, or nothing is known."""
     try:
-        turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+        return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # EXIF is a note beside the picture: where it is garbage, the pixels still count, as stored
-        return image
-    return image if turn is None else image.transpose(turn)
+        return None
 
 
 def _flatten(image: Image.Image) -> Image.Image:
@@ -204,15 +207,8 @@ class Transform:
     def clean(self, image: Image.Image) -> NDArray[np.uint8]:
         """The evaluation view (H, W, 3): shortest side resized to floor(size / crop), then the centre."""
         height, width = self.size
-        goal_height, goal_width = self._resized
-        if goal_height == goal_width:  # as torchvision: shortest side exact, the other rounded down
-            short = min(image.size)
-            across, down = (goal_width * side // short for side in image.size)
-        else:  # as timm's ResizeKeepRatio: the smallest size that covers both goals
-            ratio = min(image.width / goal_width, image.height / goal_height)
-            across, down = (round(side / ratio) for side in image.size)
-        left, top = round((across - width) / 2.0), round((down - height) / 2.0)
-        if across * down <= _ELONGATED * goal_height * goal_width:
+        across, down, left, top = self.placed(image.width, image.height)
+        if not self.is_elongated(across, down):
             resized = image.resize((across, down), INTERPOLATIONS[self.interpolation])
             return np.asarray(resized.crop((left, top, left + width, top + height)))
         # Resizing 10 x 10,000 pixels whole would take gigabytes. Pillow's `box` computes the part inside the
@@ -220,6 +216,21 @@ class Transform:
         x, y = image.width / across, image.height / down
         right, bottom = min((left + width) * x, image.width), min((top + height) * y, image.height)
         return self._sample(image, (left * x, top * y, right, bottom))
+
+    def placed(self, wide: int, high: int) -> tuple[int, int, int, int]:
+        """Width and height to which a picture of `wide` x `high` pixels is resized, then left and top of the centre in that."""
+        height, width = self.size
+        goal_height, goal_width = self._resized
+        if goal_height == goal_width:  # as torchvision: shortest side exact, the other rounded down
+            across, down = (goal_width * side // min(wide, high) for side in (wide, high))
+        else:  # as timm's ResizeKeepRatio: the smallest size that covers both goals
+            ratio = min(wide / goal_width, high / goal_height)
+            across, down = (round(side / ratio) for side in (wide, high))
+        return across, down, round((across - width) / 2.0), round((down - height) / 2.0)
+
+    def is_elongated(self, across: int, down: int) -> bool:
+        """Whether a picture that is resized to this is many times as large as what is seen of it."""
+        return across * down > _ELONGATED * math.prod(self._resized)
 
     def view(self, image: Image.Image, content: str, number: int, seed: int) -> NDArray[np.uint8]:
         """A random resized crop (H, W, 3), perhaps mirrored, fixed by content, view number and seed alone.

@@ -27,10 +27,11 @@ SAMPLE = 8  # pictures
 # Pictures that a worker runs at a time. More do not fit a processor's caches, and are slower (EfficientNet-Lite0, two workers). What
 # a GPU likes best has not been measured; it likes more.
 BATCH, BATCH_CUDA = 4, 64
+Pictures = NDArray[np.uint8] | Tensor  # (N, H, W, 3) uint8; a tensor where they were decoded on the device
 _ROUNDED = "means kept"  # how folded weights are rounded (`rounding`): features depend on it
 
 
-def normalize(pictures: NDArray[np.uint8], spec: InputSpec, device: torch.device) -> Tensor:
+def normalize(pictures: Pictures, spec: InputSpec, device: torch.device) -> Tensor:
     """uint8 pictures (N, H, W, 3) to the float32 (N, 3, H, W), channels_last, that the weights were trained with."""
     pixels = torch.as_tensor(pictures).to(device, non_blocking=True)
     scale = torch.tensor([255.0 * s for s in spec.std], device=device)
@@ -43,20 +44,23 @@ def normalize(pictures: NDArray[np.uint8], spec: InputSpec, device: torch.device
 @dataclass(frozen=True)
 class Way:
     """How a backbone is run: `stages[:exact]` in float32, the others at `precision`; whether in folded copies; the least cosine of any
-    picture's pooled features of any stage with plain float32 (None where nothing was compared); and what runs the others."""
+    picture's pooled features of any stage with plain float32 (None where nothing was compared); what runs the others; and whether the
+    device decodes JPEG files."""
 
     precision: Precision
     exact: int = 0
     folded: bool = False
     agreement: float | None = None
     runner: Runner = "eager"
+    decodes: bool = False
 
     def __str__(self) -> str:
-        return self.before_compiling + ("" if self.runner == "eager" else f" {self.runner}")
+        runner = "" if self.runner == "eager" else f" {self.runner}"
+        return f"{self.before_compiling}{runner}{', decoded there' * self.decodes}"
 
     @property
     def before_compiling(self) -> str:
-        """The way of activations at a cut, which no compiler runs, as text."""
+        """The way of activations at a cut, which no compiler runs and whose pictures Pillow decodes, as text."""
         after = f" after {self.exact}" if self.precision != "float32" and self.exact else ""
         folded = " folded" if self.precision == "float32" else f" folded, {_ROUNDED}"
         return f"{self.precision}{after}{folded * self.folded}"
@@ -157,7 +161,7 @@ class Engine:
                 least = self._agreement(self._pooled(self._plain(), sample), self._pooled(now, sample))
             self._now = replace(now, way=replace(now.way, agreement=least))
 
-    def _ready(self, pictures: NDArray[np.uint8]) -> _Settled:
+    def _ready(self, pictures: Pictures) -> _Settled:
         now = self._now
         if now is None or now.nets is None or now.state != self._state():
             with self._lock:
@@ -168,7 +172,7 @@ class Engine:
                 now = self._now
         return now
 
-    def _asked(self, sample: NDArray[np.uint8]) -> _Settled:
+    def _asked(self, sample: Pictures) -> _Settled:
         """The first way that agrees with plain float32, run by the compiler that was named, if one was.
 
         Raises:
@@ -184,7 +188,7 @@ class Engine:
                 raise
             return self._by(runner, self._compared(sample, "float32"), sample)
 
-    def _by(self, runner: Runner, now: _Settled, sample: NDArray[np.uint8]) -> _Settled:
+    def _by(self, runner: Runner, now: _Settled, sample: Pictures) -> _Settled:
         """The same way, run by a compiler.
 
         Raises:
@@ -202,9 +206,9 @@ class Engine:
             )
         return replace(made, way=replace(made.way, agreement=least))
 
-    def _program(self, now: _Settled, pictures: NDArray[np.uint8]) -> Program:
+    def _program(self, now: _Settled, pictures: Pictures) -> Program:
         """The compiled stages after the exact ones, made with pictures of the right size."""
-        full = np.resize(pictures, (self.batch, *pictures.shape[1:]))
+        full = torch.as_tensor(pictures)[torch.arange(self.batch) % len(pictures)]
         with torch.inference_mode():
             entering = self._run(now, normalize(full, self.backbone.input, self.device), 0, now.way.exact)[0]
         if not isinstance(entering, Tensor):
@@ -245,7 +249,7 @@ class Engine:
         """The backbone as it is, in float32: what every other way is compared with."""
         return _Settled(PLAIN, (self.backbone, self.backbone), self._state())
 
-    def _compared(self, sample: NDArray[np.uint8], wanted: Precision | Literal["auto"]) -> _Settled:
+    def _compared(self, sample: Pictures, wanted: Precision | Literal["auto"]) -> _Settled:
         """The first way of the precision wanted that agrees with plain float32 on the sample, the fastest first."""
         state, native = self._state(), has_fast_bfloat16(self.device)
         plain = self._plain()
@@ -299,13 +303,13 @@ class Engine:
             pooled += more
         return activation, pooled
 
-    def pooled(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def pooled(self, pictures: Pictures) -> NDArray[np.float32]:
         """Pooled outputs of every stage, side by side: (N, sum of widths) float32, of pictures (N, H, W, 3) uint8."""
         now = self._ready(pictures)
         with torch.inference_mode():
             return self._pooled(now, pictures).cpu().numpy()
 
-    def _pooled(self, now: _Settled, pictures: NDArray[np.uint8]) -> Tensor:
+    def _pooled(self, now: _Settled, pictures: Pictures) -> Tensor:
         images = normalize(pictures, self.backbone.input, self.device)
         if now.way.runner == "eager":
             return torch.cat(self._run(now, images, 0, len(self.backbone.stages))[1], dim=1).float()

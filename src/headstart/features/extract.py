@@ -16,8 +16,8 @@ from headstart.backbones.backbone import Backbone
 from headstart.data.ahead import Ahead
 from headstart.data.dataset import Dataset, Images
 from headstart.data.images import Transform, load_view, load_views
-from headstart.features.engine import BATCH, Engine
-from headstart.features.settle import key_of, settle, transform_of
+from headstart.features.engine import BATCH, Engine, Pictures
+from headstart.features.settle import key_of, settle, there, transform_of
 from headstart.features.store import Store, Table
 
 T = TypeVar("T")
@@ -33,11 +33,13 @@ def batches(
     seed: int = 0,
     size: int = BATCH,
     ahead: Ahead | None = None,
+    load: Callable[[list[int]], Sequence[Pictures]] | None = None,
 ) -> Iterator[tuple[list[int], T]]:
     """Decode and work, batch by batch, in order: (indices, results) of several batches, both done by the same worker.
 
     `work` takes pictures (N·V, H, W, 3) uint8 for each of the transforms, the V views of the first picture, then those of the next,
-    and gives an array, a tensor or a tuple of them with as many rows. Each picture is decoded once (`load_views`).
+    and gives an array, a tensor or a tuple of them with as many rows. Each picture is decoded once (`load_views`), unless `load` is
+    given: it makes what `work` takes of the pictures of a batch.
     """
     step = max(1, size // len(views))
     # Writing costs the same for one batch and for many; yet every worker should get its share of a short job.
@@ -49,10 +51,12 @@ def batches(
         ready = [clean[None] for clean in found if clean is not None]
         return ready if len(ready) == len(transforms) else load_views(images, index, transforms, views, seed)
 
+    def loaded(part: list[int]) -> list[NDArray[np.uint8]]:
+        return [np.concatenate(each) for each in zip(*map(decoded, part), strict=True)]
+
     def run(chunk: list[int]) -> tuple[list[int], T]:
         parts = [chunk[start : start + step] for start in range(0, len(chunk), step)]
-        pictures = (zip(*map(decoded, part), strict=True) for part in parts)
-        return chunk, _joined([work(*map(np.concatenate, each)) for each in pictures])
+        return chunk, _joined([work(*(load or loaded)(part)) for part in parts])
 
     return runtime.parallel(run, chunks)
 
@@ -167,7 +171,8 @@ def extract_all(
     ahead: Ahead | None = None,
     progress: runtime.Progress = runtime.silent,
 ) -> list[Features]:
-    """`extract` for several backbones: a picture is decoded once for all that lack the same pictures.
+    """`extract` for several backbones: a picture is decoded once for all that lack the same pictures, or where the device decodes once
+    for each of their transforms.
 
     Raises:
         UnreadableImage: where a picture cannot be decoded.
@@ -209,11 +214,13 @@ def with_views(
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What one backbone is run for: a table a view, and the pictures of which one lacks a row, in the order in which they are run."""
+    """What one backbone is run for: a table a view, and the pictures of which one lacks a row, in the order in which they are run;
+    whether the device decodes these."""
 
     engine: Engine
     tables: tuple[Table, ...]
     missing: tuple[int, ...]
+    decodes: bool
 
 
 def _extracted(
@@ -232,6 +239,7 @@ def _extracted(
     each: list[_Wanted] = []
     for engine in engines:
         way = settle(engine, dataset, store, ahead.enough if ahead else runtime.nothing)
+        way = replace(way, decodes=way.decodes and views == (0,) and there() is not None)
         specs = [key_of(engine.backbone, None, view, seed, dataset.mirror) | {"precision": str(way)} for view in views]
         width = sum(engine.backbone.widths)
         tables = tuple(store.table("pooled", spec, "float32", width) for spec in specs)
@@ -240,9 +248,10 @@ def _extracted(
         lacking = {place for table in tables for place in table.missing(digests)}
         # In the order of the contents: who shares a batch moves the last bits, and names and order of files must not.
         missing = sorted((int(wanted[place]) for place in lacking), key=lambda i: dataset.digests[i])
-        each.append(_Wanted(engine, tables, tuple(missing)))
-    for lacked in dict.fromkeys(one.missing for one in each if one.missing):
-        _run([one for one in each if one.missing == lacked], dataset, store, views, seed, title, progress, ahead)
+        each.append(_Wanted(engine, tables, tuple(missing), way.decodes))
+    for alike in dict.fromkeys((one.missing, one.decodes) for one in each if one.missing):
+        group = [one for one in each if (one.missing, one.decodes) == alike]
+        _run(group, dataset, store, views, seed, title, progress, ahead)
     return [
         tuple(Features(table, table.locate(dataset.digests), tuple(one.engine.backbone.widths)) for table in one.tables)
         for one in each
@@ -259,12 +268,19 @@ def _run(
     progress: runtime.Progress,
     ahead: Ahead | None,
 ) -> None:
-    """Run the pictures that all of the group lack, and keep what comes out."""
-    missing = group[0].missing
+    """Run the pictures that all of the group lack, and keep what comes out. The device decodes for all of the group or for none."""
+    missing, transforms = group[0].missing, [transform_of(one.engine.backbone, dataset.mirror) for one in group]
+    on_device = there() if group[0].decodes else None
     store.make_room(len(missing) * sum(table.row_bytes for one in group for table in one.tables))
 
-    def work(*pictures: NDArray[np.uint8]) -> tuple[NDArray[np.float32], ...]:
+    def work(*pictures: Pictures) -> tuple[NDArray[np.float32], ...]:
         return tuple(one.engine.pooled(part) for one, part in zip(group, pictures, strict=True))
+
+    def load(part: list[int]) -> list[Pictures]:
+        assert on_device is not None
+        device = group[0].engine.device
+        found = {each: on_device(dataset.images, part, each, device) for each in dict.fromkeys(transforms)}
+        return [found[each] for each in transforms]
 
     with progress(title, len(missing)) as advance:
         if ahead is not None:
@@ -272,12 +288,13 @@ def _run(
         for chunk, found in batches(
             dataset.images,
             missing,
-            [transform_of(one.engine.backbone, dataset.mirror) for one in group],
+            transforms,
             work,
             views=views,
             seed=seed,
             size=min(one.engine.batch for one in group),
             ahead=ahead,
+            load=None if on_device is None else load,
         ):
             digests = [dataset.digests[i] for i in chunk]
             for one, rows in zip(group, found, strict=True):

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from headstart import runtime
 from headstart.backbones.backbone import Backbone
-from headstart.data.dataset import Dataset
+from headstart.data.dataset import Dataset, Images
 from headstart.data.images import Transform, load_view
 from headstart.errors import BackboneError, MissingExtra
 from headstart.features.compiled import WORTH, Gain, compilers, version
-from headstart.features.engine import SAMPLE, Engine, Way
+from headstart.features.engine import AGREES, SAMPLE, Engine, Pictures, Way
+from headstart.features.precision import agreement, synchronize
 from headstart.features.store import Store
+
+DECODERS = ("cuda",)  # devices that are tried as decoders of JPEG files
+DECODED = 64  # pictures that decide whether they are used
 
 
 def transform_of(backbone: Backbone, mirror: bool = True) -> Transform:
@@ -45,7 +51,8 @@ def settle(engine: Engine, dataset: Dataset, store: Store, alone: Callable[[], N
     """
     if engine.way is None:
         # Who shares a batch moves the last bits, and names and order of files must not.
-        first = sorted(range(len(dataset)), key=lambda i: dataset.digests[i])[:SAMPLE]
+        order = sorted(range(len(dataset)), key=lambda i: dataset.digests[i])
+        first = order[:SAMPLE]
         spec = {**key_of(engine.backbone, None, 0, 0), **engine.circumstances()}
         here = {"pictures": [dataset.digests[i] for i in first], "magnitude": len(dataset).bit_length()}
         memo = store.artifact("engine", {**spec, **here})
@@ -54,6 +61,9 @@ def settle(engine: Engine, dataset: Dataset, store: Store, alone: Callable[[], N
             transform = transform_of(engine.backbone)
             pictures = np.stack([load_view(dataset.images, i, transform) for i in first])
             engine.settle(pictures)
+            if _decodes(engine, dataset.images, order[:DECODED], alone):
+                assert engine.way is not None
+                engine.adopt(replace(engine.way, decodes=True))
             if engine.runner == "auto":
                 _hasten(engine, pictures, store, spec, len(dataset), alone)
             assert engine.way is not None
@@ -62,6 +72,36 @@ def settle(engine: Engine, dataset: Dataset, store: Store, alone: Callable[[], N
             engine.adopt(Way(**known[0]))
     assert engine.way is not None
     return engine.way
+
+
+def there() -> Callable[[Images, Sequence[int], Transform, torch.device], torch.Tensor] | None:
+    """What decodes on a device (`on_device.load_there`); None where torchvision no longer decodes."""
+    try:
+        from headstart.features.on_device import load_there
+    except ImportError:
+        return None
+    return load_there
+
+
+def _decodes(engine: Engine, images: Images, indices: Sequence[int], alone: Callable[[], None]) -> bool:
+    """Whether the device decodes JPEG files: where that is faster than Pillow on all cores, and the features of every stage agree."""
+    on_device = there() if engine.device.type in DECODERS else None
+    if on_device is None:
+        return False
+    transform, widths = transform_of(engine.backbone), list(engine.backbone.widths)
+
+    def pooled(pictures: Pictures) -> Sequence[torch.Tensor]:
+        return torch.split(torch.from_numpy(engine.pooled(pictures)), widths, dim=1)
+
+    alone()
+    for _ in range(2):  # the first round pays for what is set up once
+        began = time.perf_counter()
+        ours = list(runtime.parallel(lambda i: load_view(images, i, transform), indices))
+        between = time.perf_counter()
+        theirs = on_device(images, indices, transform, engine.device)
+        synchronize(engine.device)
+        ended = time.perf_counter()
+    return ended - between < between - began and agreement(pooled(np.stack(ours)), pooled(theirs)) >= AGREES
 
 
 def _hasten(
@@ -78,7 +118,7 @@ def _hasten(
     assert before is not None
     for runner in compilers(engine.device):
         about = {
-            "way": str(before),
+            "way": before.before_compiling,
             "compiler": [runner, version(runner)],
             "batch": engine.batch,
             "cores": runtime.cpu_count(),
