@@ -21,6 +21,7 @@ from headstart.features import settle as settling
 from headstart.features.compiled import Gain, Runner, compiled, compilers
 from headstart.features.engine import Engine
 from headstart.features.extract import Features, extract
+from headstart.features.precision import has_fast_bfloat16
 from headstart.features.store import Store
 from tests.toys import striped, stripes, tiny_backbone
 
@@ -257,6 +258,17 @@ def test_a_compiler_is_not_used_where_it_cannot_pay(
     timed = Timed(monkeypatch, eager, faster)
     assert (run(Store(tmp_path))[1], timed.built) == ("eager", builds)
     assert (run(Store(tmp_path), 70)[1], timed.built) == ("eager", builds), "known to lose: never again"
+
+
+@pytest.mark.skipif(not has_fast_bfloat16(CPU), reason="no bfloat16 here")
+def test_where_bfloat16_runs_already_only_a_long_job_tries_a_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed = Timed(monkeypatch, eager=1.0, faster=0.5)
+    for count, builds in ((40, 0), (90, 1)):
+        engine = Engine(tiny_backbone(), precision="bfloat16", runner="auto", device=CPU)
+        settling.settle(engine, striped(count), Store(tmp_path))
+        assert timed.built == builds
 
 
 @pytest.mark.parametrize("error", [BackboneError("a cosine of 0.9"), MissingExtra("It", "openvino", "openvino")])

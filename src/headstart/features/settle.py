@@ -16,7 +16,7 @@ from headstart.backbones.backbone import Backbone
 from headstart.data.dataset import Dataset, Images
 from headstart.data.images import Transform, load_view
 from headstart.errors import BackboneError, MissingExtra
-from headstart.features.compiled import WORTH, Gain, compilers, version
+from headstart.features.compiled import WORTH, WORTH_ROUNDED, Gain, compilers, version
 from headstart.features.engine import AGREES, SAMPLE, Engine, Pictures, Way
 from headstart.features.precision import agreement, synchronize
 from headstart.features.store import Store
@@ -116,6 +116,7 @@ def _hasten(
     backbone and batch size."""
     before = engine.way
     assert before is not None
+    worth = WORTH_ROUNDED if before.precision == "bfloat16" else WORTH
     for runner in compilers(engine.device):
         about = {
             "way": before.before_compiling,
@@ -129,7 +130,7 @@ def _hasten(
         if gain is None:
             alone()
             eager = engine.seconds(pictures)
-        if not (gain.pays(count) if gain else eager * count >= WORTH[runner]):
+        if not (gain.pays(count) if gain else eager * count >= worth[runner]):
             continue
         try:
             building = engine.hasten(runner, pictures)
