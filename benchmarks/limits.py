@@ -4,7 +4,7 @@ of partial fine-tuning against one of the whole network.
     python benchmarks/limits.py --data ../shared/data --sets satellite signs
 
 Rates are medians of three rounds in turns, those of whole processes of seven. The limit of extraction is the slower of decoding on
-all cores and the engine on pictures from memory; what it can be where both share the cores is told as well.
+all cores and the engine on pictures from memory, on a GPU compiled; what it can be where both share the cores is told as well.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def measured(source: Path, seed: int) -> dict[str, Any]:
     everyone, count = np.arange(len(chosen)), len(chosen)
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        engine = Engine(backbone)
+        engine = Engine(backbone, runner="compile" if runtime.device().type == "cuda" else "eager")
         settle(engine, dataset, Store(work / "settling"))
         pictures = np.stack([load_view(dataset.images, i, transform) for i in range(count)])
         parts = [pictures[start : start + engine.batch] for start in range(0, count, engine.batch)]
