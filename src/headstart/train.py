@@ -111,8 +111,7 @@ def optimizer_for(net: Net, rung: Rung) -> torch.optim.AdamW:
                 groups.append({"params": chosen, "lr": rate, "peak": rate, "weight_decay": decay})
     head = list(net.head.parameters())
     groups.append({"params": head, "lr": rung.lr_head, "peak": rung.lr_head, "weight_decay": rung.weight_decay})
-    # Fused steps gain nothing on a CPU (benchmarks/suffix_ways.py).
-    return torch.optim.AdamW(groups, fused=head[0].is_cuda or None)
+    return torch.optim.AdamW(groups, fused=head[0].device.type in ("cpu", "cuda") or None)
 
 
 def train(
