@@ -300,6 +300,7 @@ def test_short_epochs_are_saved_together(bench: Bench, store: Store) -> None:
     for checkpoint in (rare, often):
         bench.train(bench.net(2), bench.stored(2, 1), rung(2, views=1, epochs=2), checkpoint=checkpoint)
     net = bench.net(2)
+    net.unfreeze(rung(2))
     optimizer = optimizer_for(net, rung(2))
     assert rare.load(net, optimizer) is None and often.load(net, optimizer) is not None
 
@@ -308,6 +309,7 @@ def test_a_training_that_ends_leaves_no_checkpoint_once_dropped(bench: Bench, st
     checkpoint = Checkpoint(store.artifact("checkpoint", {}), every=0.0)
     net = bench.net(3)
     bench.train(net, bench.stored(3, 1), rung(3, views=1, epochs=1), checkpoint=checkpoint)
+    net.unfreeze(rung(3))
     optimizer = optimizer_for(net, rung(3))
     assert checkpoint.load(net, optimizer) is not None
     checkpoint.drop()

@@ -62,10 +62,13 @@ class Checkpoint:
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         net.load({n.removeprefix("now."): t for n, t in tensors.items() if n.startswith("now.")})
         moments: dict[int, dict[str, Tensor]] = {}
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for name, tensor in tensors.items():
             if name.startswith("adam."):
                 _, place, field = name.split(".")
-                moments.setdefault(int(place), {})[field] = tensor
+                own = trained[int(place)]  # a fused step takes it that moments lie in memory as their parameter does
+                alike = torch.empty_like(own).copy_(tensor) if tensor.shape == own.shape else tensor
+                moments.setdefault(int(place), {})[field] = alike
         optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
         best = {n.removeprefix("best."): t for n, t in tensors.items() if n.startswith("best.")}
         return [Epoch(**row) for row in record["curve"]], best, int(record["best_epoch"])
