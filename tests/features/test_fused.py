@@ -91,10 +91,13 @@ def test_gradients_of_real_architectures_are_those_of_plain_training(name: str, 
         assert float(functional.cosine_similarity(ours[1][name].flatten(), grad.flatten(), 0)) > 0.99, name
 
 
-@pytest.mark.parametrize("act", [nn.Identity, nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU])
+ACTS = [nn.Identity, nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU]
+KINDS = [(kind, act) for kind in ("plain", "same", "depthwise", "depthwise same") for act in ACTS]
+
+
 @pytest.mark.parametrize("kernel", [1, 3, 5, 7])
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("kind", ["plain", "same", "depthwise", "depthwise same", "no norm"])
+@pytest.mark.parametrize(("kind", "act"), [*KINDS, ("no norm", nn.Identity)])
 def test_every_kind_of_convolution_has_its_gradients(act: type[nn.Module], kernel: int, stride: int, kind: str) -> None:
     from timm.layers.conv2d_same import Conv2dSame
     from timm.layers.norm_act import BatchNormAct2d

@@ -117,8 +117,10 @@ class _Step:
         """What the convolution gives, or the norm after it while its statistics are frozen."""
         conv, norm, weight, bias = self.conv, self.norm, self.conv.weight, self.conv.bias
         x, padding = input, conv.padding
-        if type(conv) is not nn.Conv2d:  # timm's Conv2dSame
-            x, padding = self._padded(x), (0, 0)
+        if type(conv) is not nn.Conv2d:  # timm's Conv2dSame; who has one has imported timm
+            from timm.layers.padding import pad_same
+
+            x, padding = pad_same(x, list(conv.kernel_size), list(conv.stride), list(conv.dilation)), (0, 0)
         assert not isinstance(padding, str)
         low = self.low and _is_pointwise(conv)
         if norm is None or norm.training:
@@ -132,14 +134,6 @@ class _Step:
         shift = shift if norm.bias is None else norm.bias + shift
         how = _How(conv.stride, padding, conv.dilation, conv.groups, self.attribute, self.scalars, low)
         return self.then(_convolved(x, weight * scale[:, None, None, None], shift, how))  # type: ignore[no-any-return]
-
-    def _padded(self, x: Tensor) -> Tensor:
-        """As TensorFlow: the odd pixel goes to the right and the bottom."""
-        sides: list[int] = []
-        for length, kernel, stride in zip(x.shape[2:], self.conv.kernel_size, self.conv.stride, strict=True):
-            total = max(0, (-(-length // stride) - 1) * stride + kernel - length)
-            sides = [total // 2, total - total // 2, *sides]
-        return functional.pad(x, sides)
 
     def passed(self, input: Tensor) -> Tensor:
         """What the norm gives for what this step gave."""
@@ -158,24 +152,32 @@ def fused(backbone: Backbone, cut: int, low: bool) -> Iterator[None]:
     if not can_fold(next(backbone.parameters()).device):
         yield
         return
-    modes = [(module, module.training) for module in backbone.modules()]
-    backbone.eval()
-    image = drawn(backbone, 1)
-    pairs, truth = pairs_of(backbone, image)
-    steps = _patched(backbone, cut, {pair.conv: pair.norm for pair in pairs}, low)
+    steps = _agreeing(backbone, cut, low)
     try:
-        with torch.inference_mode():
-            same = agreement(truth, backbone.pooled(image)) >= SAME
-        if not same:  # somebody else read what a convolution gave
-            _restore(steps)
-            steps = _patched(backbone, cut, {}, low)
         for step in steps:
             step.low = low
-        for module, mode in modes:
-            module.training = mode
         yield
     finally:
         _restore(steps)
+
+
+def _agreeing(backbone: Backbone, cut: int, low: bool) -> list[_Step]:
+    """The steps that stand in for convolutions and norms; for convolutions alone where the backbone would compute something else, as
+    where somebody else reads what a convolution gave."""
+    modes = [(module, module.training) for module in backbone.modules()]
+    backbone.eval()
+    try:
+        image = drawn(backbone, 1)
+        pairs, truth = pairs_of(backbone, image)
+        steps = _patched(backbone, cut, {pair.conv: pair.norm for pair in pairs}, low)
+        with torch.inference_mode():
+            if agreement(truth, backbone.pooled(image)) >= SAME:
+                return steps
+        _restore(steps)
+        return _patched(backbone, cut, {}, low)
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def _patched(backbone: Backbone, cut: int, norms: dict[str, str], low: bool) -> list[_Step]:
