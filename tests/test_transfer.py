@@ -204,6 +204,10 @@ def test_interrupted_and_typed_again_ends_with_the_same_result(
     told: list[str] = []
     hs.fit(trained.pictures, tmp_path / "run", options(trained), tell=told.append)
     assert "an unfinished run" in told[0] and metrics(tmp_path / "run")["resumed"]
+    assert any(line.startswith("plan: stages from blocks.4 on train; 2 epochs, 2 views") for line in told)
+    assert sum(line.startswith("rung from blocks.4: ") for line in told) == 1, (
+        "by the name that the plan and the report give it"
+    )
     assert "the timings are those of its last part" in (tmp_path / "run" / "report.html").read_text()
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == FILES
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == (trained.run / "model.safetensors").read_bytes()

@@ -118,12 +118,12 @@ class Story:
             self.say(f"plan: {reason}")
         for rung in plan.rungs:
             self.say(
-                f"plan: {rung.reason or f'stages from {rung.cut + 1} on train'}; {rung.epochs} epochs, {rung.views} views"
+                f"plan: {rung.reason or f'stages from {plan.stages[rung.cut]} on train'}; {rung.epochs} epochs, {rung.views} views"
             )
 
-    def finetuned(self, tuned: Finetuned) -> None:
+    def finetuned(self, tuned: Finetuned, plan: Plan) -> None:
         """How each rung did."""
         for result in tuned.rungs:
-            self.say(f"rung from {result.rung.cut + 1}: {result.reason}")
+            self.say(f"rung from {plan.stages[result.rung.cut]}: {result.reason}")
         for reason in tuned.reasons:
             self.say(reason)

@@ -122,7 +122,7 @@ def transfer(
         tuned = finetune(
             engines[0], heads, features, dataset, plan, store, deadline=halfway, pair=options.pair, progress=progress
         )
-        story.finetuned(tuned)
+        story.finetuned(tuned, plan)
         if tuned.together:  # the second of the two is the original network, whose stages no rung has touched
             engines, features = (engines[0], engines[0]), together([features, features])
         if tuned.kept:
