@@ -24,6 +24,8 @@ COSINE = 0.999  # the least agreement with float32, per picture and stage, that 
 AGREES = 0.9995  # what it must reach on the sample, so that other pictures keep that as well
 CHEAP = 0.1  # leading stages with so small a share of the forward pass stay in float32 unasked: rounded, they harm most
 SAMPLE = 8  # pictures
+# Turns in each of which float32 has to be so many times as fast, for the clock to speak against bfloat16: chance does not then.
+TURNS, CLEARLY = 4, 1.25
 # Pictures that a worker runs at a time. More do not fit a processor's caches, and are slower (EfficientNet-Lite0, two workers). What
 # a GPU likes best has not been measured; it likes more.
 BATCH, BATCH_CUDA = 4, 64
@@ -86,11 +88,11 @@ class Engine:
 
     `precision` "auto" takes bfloat16 where the device multiplies in it natively, but for as many leading stages as it takes for
     the pooled features of every stage, of the first pictures, to agree with float32 (see `AGREES`): rounded weights of the first few
-    stages, on which all others build, do most of the harm. The choice depends on no clock, so it repeats. A precision that is named is
-    taken as it is, with `exact` leading stages in float32. With `folded`, a CPU runs copies whose norms are folded into their
-    convolutions, if those compute the same in float32. A `runner` that is named compiles the stages that are not exact, at the same
-    precision if that agrees, else all of them in float32; "auto" leaves it to `hasten`. The backbone is taken to the device, to
-    channels_last and to evaluation mode; threads may share the engine.
+    stages, on which all others build, do most of the harm. So far the choice depends on no clock, so it repeats; `pace` asks the
+    clock. A precision that is named is taken as it is, with `exact` leading stages in float32. With `folded`, a CPU runs copies whose
+    norms are folded into their convolutions, if those compute the same in float32. A `runner` that is named compiles the stages that
+    are not exact, at the same precision if that agrees, else all of them in float32; "auto" leaves it to `hasten`. The backbone is
+    taken to the device, to channels_last and to evaluation mode; threads may share the engine.
     """
 
     def __init__(
@@ -107,7 +109,7 @@ class Engine:
         self.backbone = backbone
         backbone.eval()
         backbone.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._wanted: Precision | Literal["auto"] = precision
+        self.wanted: Precision | Literal["auto"] = precision
         self._exact = exact
         self.runner = runner
         self._now: _Settled | None = None
@@ -128,7 +130,7 @@ class Engine:
     @property
     def settled(self) -> Precision | None:
         """The precision in use, or None where no picture has been run yet."""
-        return self._now.way.precision if self._now else None if self._wanted == "auto" else self._wanted
+        return self._now.way.precision if self._now else None if self.wanted == "auto" else self.wanted
 
     @property
     def exact(self) -> int:
@@ -138,7 +140,7 @@ class Engine:
     def circumstances(self) -> dict[str, Any]:
         """All that the choice depends on beside weights and pictures: what was asked for, machine and torch."""
         return {
-            "wanted": self._wanted,
+            "wanted": self.wanted,
             "exact": self._exact,
             "fold": self._fold,
             "runner": "eager" if self.runner == "auto" else f"{self.runner} {version(self.runner)}",
@@ -178,13 +180,13 @@ class Engine:
         Raises:
             BackboneError: where that compiler cannot run the backbone.
         """
-        now, runner = self._compared(sample, self._wanted), self.runner
+        now, runner = self._compared(sample, self.wanted), self.runner
         if runner == "auto" or runner == "eager":
             return now
         try:
             return self._by(runner, now, sample)
         except BackboneError:
-            if self._wanted != "auto" or now.way.precision == "float32":
+            if self.wanted != "auto" or now.way.precision == "float32":
                 raise
             return self._by(runner, self._compared(sample, "float32"), sample)
 
@@ -198,7 +200,7 @@ class Engine:
         made = replace(made, program=self._program(made, sample))
         with torch.inference_mode():
             least = self._agreement(self._pooled(self._plain(), sample), self._pooled(made, sample))
-        enough = SAME if now.way.precision == "float32" else COSINE if self._wanted == "bfloat16" else AGREES
+        enough = SAME if now.way.precision == "float32" else COSINE if self.wanted == "bfloat16" else AGREES
         if not least >= enough:
             raise BackboneError(
                 f"{runner} does not compute this backbone in {now.way.precision} exactly enough: its features have a cosine of "
@@ -229,16 +231,47 @@ class Engine:
 
     def seconds(self, pictures: NDArray[np.uint8]) -> float:
         """Wall seconds per picture of the frozen forward pass, all workers at work on pictures such as these."""
-        self._ready(pictures)
-        count = 2 * self.batch * runtime.cpu_count()
+        now = self._ready(pictures)
+        return min(self._lap(now, pictures, 2) for _ in range(3))  # the first pays for what is set up once
+
+    def pace(self, pictures: NDArray[np.uint8], job: int, worth: float) -> tuple[list[float], list[float]] | None:
+        """Seconds per picture in the way in use and in float32, in turns up to the first in which float32 is not clearly faster.
+
+        None where `job` pictures take less than `worth` seconds, which two laps tell.
+        """
+        now = self._ready(pictures)
+        assert now.nets is not None
+        other = replace(now, way=Way("float32", folded=now.way.folded), nets=(now.nets[0], now.nets[0]))
+        laps: tuple[list[float], list[float]] = [], []
+        for _ in range(2):  # the first pays for what is set up once
+            taken = self._lap(now, pictures, 1)
+        if taken * job < worth:
+            return None
+        self._lap(other, pictures, 1)
+        for _ in range(TURNS):
+            for found, each in zip(laps, (now, other), strict=True):
+                found.append(self._lap(each, pictures, 1))
+            if laps[0][-1] < CLEARLY * laps[1][-1]:
+                break
+        return laps
+
+    def exactly(self, pictures: NDArray[np.uint8]) -> None:
+        """Run the backbone in float32 from now on, whatever precision was settled on."""
+        self._now = self._compared(pictures[:SAMPLE], "float32")
+
+    def _lap(self, now: _Settled, pictures: NDArray[np.uint8], batches: int) -> float:
+        """Wall seconds per picture of so many batches for every worker, all of them at work."""
+
+        def run(part: NDArray[np.uint8]) -> None:
+            with torch.inference_mode():
+                self._pooled(now, part).cpu()
+
+        count = batches * self.batch * runtime.cpu_count()
         many = np.resize(pictures, (count, *pictures.shape[1:]))
-        parts, best = [many[at : at + self.batch] for at in range(0, count, self.batch)], float("inf")
-        for _ in range(3):  # the first pays for what is set up once
-            began = time.perf_counter()
-            for _ in runtime.parallel(self.pooled, parts):
-                pass
-            best = min(best, (time.perf_counter() - began) / count)
-        return best
+        began = time.perf_counter()
+        for _ in runtime.parallel(run, [many[at : at + self.batch] for at in range(0, count, self.batch)]):
+            pass
+        return (time.perf_counter() - began) / count
 
     def _nets(self, way: Way) -> tuple[Backbone, Backbone]:
         """The networks that run the exact stages and the others."""

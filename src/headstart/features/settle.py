@@ -17,12 +17,13 @@ from headstart.data.dataset import Dataset, Images
 from headstart.data.images import Transform, load_view
 from headstart.errors import BackboneError, MissingExtra
 from headstart.features.compiled import WORTH, WORTH_ROUNDED, Gain, compilers, version
-from headstart.features.engine import AGREES, SAMPLE, Engine, Pictures, Way
+from headstart.features.engine import AGREES, CLEARLY, SAMPLE, Engine, Pictures, Way
 from headstart.features.precision import agreement, synchronize
 from headstart.features.store import Store
 
 DECODERS = ("cuda",)  # devices that are tried as decoders of JPEG files
 DECODED = 64  # pictures that decide whether they are used
+PACED = 1.0  # seconds of frozen forward passes from which bfloat16 has to prove that it is not slower than float32
 
 
 def transform_of(backbone: Backbone, mirror: bool = True) -> Transform:
@@ -61,6 +62,8 @@ def settle(engine: Engine, dataset: Dataset, store: Store, alone: Callable[[], N
             transform = transform_of(engine.backbone)
             pictures = np.stack([load_view(dataset.images, i, transform) for i in first])
             engine.settle(pictures)
+            if _loses(engine, pictures, store, spec, len(dataset), alone):
+                engine.exactly(pictures)
             if _decodes(engine, dataset.images, order[:DECODED], alone):
                 assert engine.way is not None
                 engine.adopt(replace(engine.way, decodes=True))
@@ -102,6 +105,33 @@ def _decodes(engine: Engine, images: Images, indices: Sequence[int], alone: Call
         synchronize(engine.device)
         ended = time.perf_counter()
     return ended - between < between - began and agreement(pooled(np.stack(ours)), pooled(theirs)) >= AGREES
+
+
+def _loses(
+    engine: Engine,
+    pictures: NDArray[np.uint8],
+    store: Store,
+    spec: Mapping[str, Any],
+    count: int,
+    alone: Callable[[], None],
+) -> bool:
+    """Whether bfloat16, which nobody asked for, is clearly slower here than float32. That is measured where `count` pictures take
+    long enough to notice, and once per machine, backbone and batch size: the same pictures keep the same features on a busy day."""
+    assert engine.way is not None
+    if engine.wanted != "auto" or engine.way.precision == "float32" or engine.way.runner != "eager":
+        return False
+    about = {"way": str(engine.way), "batch": engine.batch, "cores": runtime.cpu_count()}
+    memo = store.artifact("pace", {**spec, **about})
+    known = memo.load()
+    if known is None:
+        alone()
+        laps = engine.pace(pictures, count, PACED)
+        if laps is None:
+            return False
+        known = {"rounded": laps[0], "exact": laps[1]}, {}
+        memo.save(*known)
+    laps = known[0]["rounded"], known[0]["exact"]
+    return all(rounded >= CLEARLY * exact for rounded, exact in zip(*laps, strict=True))
 
 
 def _hasten(
