@@ -2,7 +2,8 @@
 
 The test side is the one that Headstart seals for the seed, 600 pictures of it at most; training pictures are drawn from the rest,
 class by class. `--tier quick` trains on 600 at most: Headstart and the linear probe on every set with three seeds; on three unlike
-sets with one seed, what takes long where pictures are few and on one of them up to 600, what takes longest only with 5 a class.
+sets with one seed, what takes long where pictures are few and on one of them up to 600, what takes longest only with 5 a class; and
+LP-FT on every set where pictures are few.
 `--tier full` has everybody on everything, five seeds. The cheapest cases come first, round by round.
 """
 
@@ -40,6 +41,7 @@ CONTESTANTS = {
     "BiT-HyperRule": Contestant(("bit_hyperrule.py",)),
 }
 CHEAP, SLOW, SLOWEST = (tuple(CONTESTANTS)[part] for part in (slice(2), slice(2, 6), slice(6, None)))
+LPFT = ("LP-FT, 10 and 5 epochs",)
 UNLIKE = ("satellite", "signs", "flowers")
 SIZES = ("5", "20", str(QUICK), "all")  # pictures a class; then pictures in all, each class its share
 
@@ -58,6 +60,7 @@ TIERS = {
     "quick": (
         Round(CHEAP, tuple(SETS), SIZES[:3], 0), Round(SLOW, UNLIKE, SIZES[:2], 0), Round(SLOW, UNLIKE[:1], SIZES[2:3], 0),
         Round(SLOWEST, UNLIKE, SIZES[:1], 0), Round(CHEAP, tuple(SETS), SIZES[:3], 1), Round(CHEAP, tuple(SETS), SIZES[:3], 2),
+        Round(LPFT, tuple(SETS), SIZES[:2], 0),
     ),
     "full": tuple(Round(tuple(CONTESTANTS), tuple(SETS), ("5", "20", "all"), seed) for seed in range(5)),
 }  # fmt: skip

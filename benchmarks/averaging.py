@@ -1,10 +1,11 @@
-"""Averaging weights: what it gives where a rung is trained with few pictures.
+"""Averaging weights: what it gives to a rung.
 
     python benchmarks/averaging.py --data ../shared/data
 
-The rung that the plan would take, on the draws of `--suite depth`: trained on all pictures, once more in another order, and on the
-cross-validation folds. Averaged are the weights of the two, those of the folds (soups, Wortsman et al. 2022, arXiv 2203.05482), and
-those after every epoch of the second half (Izmailov et al. 2018, arXiv 1803.05407). Test accuracy alone and with the frozen head.
+The deep rung, on the draws of `--suite depth`: trained on all pictures, once more in another order, and, where pictures are few, on
+the cross-validation folds that judge it. Averaged are the weights of the two, those of the folds (soups, Wortsman et al. 2022, arXiv
+2203.05482), and those after every epoch of the second half (Izmailov et al. 2018, arXiv 1803.05407). Test accuracy alone and with
+the frozen head.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ import torch  # isort: skip
 
 RESULTS = Path(__file__).parent / "results" / "averaging.json"
 SETS, SIZES, SEEDS = ("flowers", "ants_bees", "blood", "satellite", "signs", "steel"), ("20", "5"), (0,)
+MANY = ("satellite", "signs", "groceries", "mnist")  # these with 600 pictures, too
 Weights = dict[str, torch.Tensor]
 
 
@@ -81,6 +83,8 @@ def measured(name: str, place: Path, size: str, seed: int) -> dict[str, Any]:
     net, once = trained(pool)
     told("trained once", net, once)
     told("both averaged", net, mean([once, other]))
+    if case.plan.judge != "folds":
+        return row
     folds = [trained(fit) for fit, _ in case.tuning.judging()]
     heads = [own.linear("logistic", 0.0) for own, _ in folds]
     # Every fold standardises its features for itself: what is averaged are the heads on raw features.
@@ -127,3 +131,4 @@ def anew(*case: Any) -> dict[str, Any]:
 
 if __name__ == "__main__":
     draw_by_draw(__doc__, RESULTS, SEEDS, anew)
+    draw_by_draw(__doc__, RESULTS, SEEDS, anew, ("600",), MANY)

@@ -9,6 +9,7 @@ import numpy as np
 
 from cells import by_size, headed, percent, ways_of
 from headstart.judge import SURER
+from standings import SAID
 
 
 def without_room(cases: dict[str, list[dict[str, Any]]]) -> list[str]:
@@ -49,7 +50,7 @@ def by_average(cases: Mapping[str, Any]) -> list[str]:
     """Means over the cases of each size, in percent."""
     rows = headed("| training pictures | weights | alone | with the head |")
     for size, those in by_size(cases):
-        said = f"{size} a class, {len(those)} cases"
+        said = f"{SAID[size]}, {len(those)} cases"
         for title in ways_of(those[0]):
             alone, together = np.mean([case[title] for case in those], axis=0)
             rows.append(f"| {said} | {title} | {percent(alone)} | {percent(together)} |")
