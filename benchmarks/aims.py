@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from statistics import mean
 from typing import Any
 
-from calibration import ENOUGH
+from calibration import ENOUGH, errors_by_set
 from cells import headed, percent
 from forecast import held_up, planned_away
 from regret import depths, shortfalls
-from standings import HEADS, OURS, SAID, Met, hours, met, ranks_by_size, shared, standing, surely_behind, together
+from standings import HEADS, OURS, SAID, hours, met, ranks_by_size, standing, surely_behind, together
 
 Results = Mapping[str, Any]  # what a file of benchmarks/results holds, by its name
 FASTAI, PLAIN, KERAS = (
@@ -19,7 +19,7 @@ FASTAI, PLAIN, KERAS = (
     "Keras guide, 20 frozen epochs, MobileNetV2",
 )
 ONE, HEAD, MOBILE = "Headstart, default, one network", "Headstart, head only", "Headstart, head only, MobileNetV2"
-DEFAULT, LP_FT, BIT = "Headstart, default", "LP-FT, 10 and 5 epochs", "BiT-HyperRule"
+DEFAULT, LP_FT = "Headstart, default", "LP-FT, 10 and 5 epochs"
 
 
 def row(what: str, wanted: str, reached: str, enough: bool) -> str:
@@ -125,7 +125,6 @@ def of_judgement(results: Results) -> Iterator[str]:
                 f"mean rank in these with {sizes}", "first at every size", f"{ours}; the best other's {others}",
                 all(own < other for own, other in ranks.values()),
             )  # fmt: skip
-        yield from _against(shared(cases, (OURS, BIT)))
         whole, first = hours(right["cases"]), hours(right["cases"], 0)
         yield row(
             "the whole accuracy suite as it is recorded",
@@ -173,15 +172,9 @@ def of_judgement(results: Results) -> Iterator[str]:
             mean(shares) >= 0.5,
         )
     if right is not None and deep is not None:
-        errors = [case["ece"] for case in deep["cases"].values() if case["tested"] >= ENOUGH]
-        errors += [
-            found["ece"]
-            for case in right["cases"].values()
-            if case["set"] not in {each["set"] for each in deep["cases"].values()}
-            and len((found := case["contestants"].get(OURS, {"right": ""}))["right"]) >= ENOUGH
-        ]
+        errors = list(errors_by_set(deep["cases"], right["cases"]).values())
         yield row(
-            f"calibration error where {ENOUGH} or more are tested, mean",
+            f"calibration error where {ENOUGH} or more are tested, mean of {len(errors)} data sets",
             "≤ 3 %",
             f"{percent(mean(errors))} %",
             mean(errors) <= 0.03,
@@ -225,18 +218,6 @@ def _standing(found: Mapping[str, tuple[float, float, int]]) -> Iterator[str]:
         said,
         head - theirs >= 0.02 and first <= others,
     )
-
-
-def _against(common: list[Met]) -> Iterator[str]:
-    """Headstart beside the slowest recipe, in the few cases that it was run in."""
-    if common:
-        found = standing(common, (OURS, BIT))
-        (ours, took, cases), (theirs, others, _) = found[OURS], found[BIT]
-        said = f"{100 * (ours - theirs):.1f} in {took:.0f} s against {others:.0f} s"
-        yield row(
-            f"points above {BIT} in {cases} cases", "≥ 2, in no more time", said,
-            ours - theirs >= 0.02 and took <= others,
-        )  # fmt: skip
 
 
 def table(rows: Iterator[str]) -> list[str]:

@@ -32,6 +32,21 @@ def calibrated(cases: Mapping[str, Any]) -> list[str]:
     return rows
 
 
+def errors_by_set(deep: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, float]:
+    """Of every data set with enough test pictures: the mean error of what the depth suite's ladders end with (without one, of the
+    frozen head); of a set that is not in there, that of Headstart's default in the accuracy suite."""
+    found: dict[str, list[float]] = {}
+    for case in deep.values():
+        if case["tested"] >= ENOUGH:
+            found.setdefault(case["set"], []).append(case["rungs"].get(LADDER, case)["ece"])
+    there = {case["set"] for case in deep.values()}
+    for case in right.values():
+        row = case["contestants"].get(OURS, {})
+        if case["set"] not in there and len(row.get("right", "")) >= ENOUGH:
+            found.setdefault(case["set"], []).append(row["ece"])
+    return {name: mean(errors) for name, errors in found.items()}
+
+
 def by_set(cases: Mapping[str, Any]) -> list[str]:
     """Mean and worst error of Headstart's default on each data set, and over all of them."""
     rows = headed("| data set | cases | tested | mean | worst |")

@@ -119,10 +119,12 @@ def ran(who: Contestant, name: str, tree: Path, work: Path, python: str) -> Ran:
         with (out / "predictions.csv").open(encoding="utf-8", newline="") as stream:
             answers = {row["path"].removeprefix("test/"): row["predicted"] for row in DictReader(stream)}
     seconds = found["seconds"]
-    # Rungs were tried, or heads fitted to more views or on other networks: the first model was not the last.
+    # Rungs were tried, or heads fitted to more views or on other networks: the first model was not the last. Where no rung was tried,
+    # the last one was there before the plan.
     later = bool(found["rungs"]) or not who.weights or plan["evidence"]["views"] > 0
+    after = PROOF if found["rungs"] else ("plan", "finetune", "unknown", *PROOF)
     row = {
-        "seconds": whole - sum(seconds[phase] for phase in PROOF) if later else usable,
+        "seconds": whole - sum(seconds[phase] for phase in after) if later else usable,
         "first": usable,
         "whole": whole,
         "accuracy": found["test"]["models"]["final"]["accuracy"]["value"],

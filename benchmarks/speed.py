@@ -82,9 +82,10 @@ def by_phase(case: dict[str, Any]) -> list[str]:
     rows = headed(f"| run | {' | '.join(phases)} | of finetune, frozen stages | start and end |")
     for name, runs in ours.items():
         times = [median(run["phases"].get(phase, 0.0) for run in runs) for phase in phases]
-        times.append(median(run.get("caching", 0.0) for run in runs))
-        times.append(median(run["whole"] - run["phases"]["total"] for run in runs))
-        rows.append(f"| {name} | {' | '.join(f'{seconds:.1f}' for seconds in times)} |")
+        cells = [f"{seconds:.1f}" for seconds in times]
+        cells.append(f"{median(run['caching'] for run in runs):.1f}" if all("caching" in run for run in runs) else "")
+        cells.append(f"{median(run['whole'] - run['phases']['total'] for run in runs):.1f}")
+        rows.append(f"| {name} | {' | '.join(cells)} |")
     return rows
 
 

@@ -59,13 +59,11 @@ def met(cases: Mapping[str, Any]) -> list[Met]:
 
 
 def parties(cases: Iterable[Met]) -> list[tuple[str, ...]]:
-    """Who can be shown together: those who ran (nearly) everywhere, and, where others ran in fewer cases, these and the former."""
+    """Who can be shown together: those who ran (nearly) everywhere; where others ran in fewer cases, these and they; and so on."""
     counts = Counter(name for case in cases for name in case.answered)
     found: list[tuple[str, ...]] = []
-    for _ in range(2):
-        rest = [count for name, count in counts.items() if not found or name not in found[0]]
-        if rest:
-            found.append(tuple(name for name, count in counts.items() if count >= ENOUGH * max(rest)))
+    while rest := [count for name, count in counts.items() if not found or name not in found[-1]]:
+        found.append(tuple(name for name, count in counts.items() if count >= ENOUGH * max(rest)))
     return found
 
 

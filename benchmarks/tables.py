@@ -72,8 +72,7 @@ def plotted(results: Mapping[str, Any], folder: Path) -> None:
         shown = {name: speed.points(case) for name, case in cases.items()}
         plots.accuracy_against_time(shown, folder / "speed.svg")
     if "accuracy" in results and (together := standings.together(standings.met(results["accuracy"]["cases"]))):
-        names, common = together[-1]
-        shown = {f"mean of {len(common)} cases": standings.points(common, names)}
+        shown = {f"mean of {len(common)} cases": standings.points(common, names) for names, common in together[1:]}
         plots.accuracy_against_time(shown, folder / "accuracy.svg")
     if "scaling" in results:
         plots.pace_and_memory(results["scaling"]["cases"], folder / "scaling.svg")

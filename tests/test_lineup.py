@@ -97,7 +97,7 @@ def test_a_network_that_adds_nothing_is_left_out(dataset: Dataset, store: Store)
     found = lined_up(first, {"blind": blind()}, dataset, store)
     assert found.engines == (first,) and not found.features.beside
     assert max(found.heads.best.taps) < len(found.features.own)
-    assert "no other network adds to it beyond chance" in found.reasons[-1]
+    assert "no other network clearly adds to it" in found.reasons[-1]
 
 
 def test_one_that_helps_stands_beside_the_first_and_its_cost_is_told(dataset: Dataset, store: Store) -> None:

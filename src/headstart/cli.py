@@ -47,7 +47,7 @@ SplitColumn = Annotated[str, typer.Option(help="Tables: the column that says tra
 GroupColumn = Annotated[str, typer.Option(help="Tables: the column of groups that must stay on one side of a split.")]
 Unreadable = Annotated[str, typer.Option(help="What to do with unreadable files: skip, error.")]
 Rare = Annotated[str, typer.Option(help="What to do with a class of one image: train (on it, untested), drop, error.")]
-Seed = Annotated[int, typer.Option(help="Decides splits, views and training; the same seed gives the same run.")]
+Seed = Annotated[int, typer.Option(help="Decides splits, views and training.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 
 
@@ -111,7 +111,12 @@ def fit(
             "Or the path of a plan.json."
         ),
     ] = "auto",
-    budget: Annotated[str, typer.Option(help="Wall time for the whole run, such as 90s, 10m, 2h; or none.")] = "10m",
+    budget: Annotated[
+        str,
+        typer.Option(
+            help="Wall time to aim at, such as 90s, 10m, 2h; or none. It bounds fine-tuning and the network from scratch."
+        ),
+    ] = "10m",
     seed: Seed = 0,
     test_fraction: Annotated[float, typer.Option(help="Share to seal for the test where none is given.")] = 0.2,
     unreadable: Unreadable = "skip",

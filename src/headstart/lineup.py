@@ -173,11 +173,7 @@ def _said(first: _Candidate, others: Sequence[_Candidate], engines: Sequence[Eng
     alone = ", ".join(f"{each.name} {100 * each.heads.accuracy:.1f} %" for each in (first, *others))
     count = len(first.heads.pool)
     if len(engines) == 1:
-        why = (
-            "no other network adds to it beyond chance"
-            if pair
-            else "a pair was not wanted, and no other is surely better"
-        )
+        why = "no other network clearly adds to it" if pair else "a pair was not wanted, and no other is surely better"
         return f"{first.name} answers alone: {why} (on {count} training pictures, {alone})"
     cost = sum(sum(each.backbone.flops) for each in engines) / max(1, sum(engines[0].backbone.flops))
     names = " and ".join(map(_named, engines))

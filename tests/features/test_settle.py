@@ -13,6 +13,8 @@ from headstart.features import engine as room
 from headstart.features import settle as settling
 from headstart.features.engine import CLEARLY, PLAIN, TURNS, Engine
 from headstart.features.extract import extract
+from headstart.features.folded import can_fold
+from headstart.features.precision import has_fast_bfloat16
 from headstart.features.settle import PACED, settle
 from headstart.features.store import Store
 from tests.toys import striped, stripes, tiny_backbone
@@ -40,8 +42,8 @@ def laps(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return turns
 
 
-def engine_of(precision: str = "auto") -> Engine:
-    return Engine(tiny_backbone(), precision=precision, device=CPU, folded=False)  # type: ignore[arg-type]
+def engine_of(precision: str = "auto", folded: bool = False) -> Engine:
+    return Engine(tiny_backbone(), precision=precision, device=CPU, folded=folded)  # type: ignore[arg-type]
 
 
 def precision_in(store: Store, count: int = 40) -> str:
@@ -55,6 +57,21 @@ def test_float32_runs_where_it_is_clearly_faster(tmp_path: Path) -> None:
     assert engine.way == PLAIN
     plain = extract(engine.backbone, striped(40), Store(tmp_path / "other"), engine=engine_of("float32"))
     np.testing.assert_array_equal(found.stages((0, 4)), plain.stages((0, 4)))
+
+
+@pytest.mark.skipif(not (has_fast_bfloat16(CPU) and can_fold(CPU)), reason="no folded bfloat16 here")
+def test_folded_copies_stay_folded_in_float32_if_they_compute_the_same(
+    laps: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert settle(engine_of(folded=True), striped(40), Store(tmp_path)).before_compiling == "float32 folded"
+    compared = Engine._compared
+
+    def disagreeing(engine: Engine, sample: NDArray[np.uint8], wanted: str) -> room._Settled:
+        return engine._plain() if wanted == "float32" else compared(engine, sample, wanted)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Engine, "_compared", disagreeing)
+    way = settle(engine_of(folded=True), striped(40), Store(tmp_path / "other"))
+    assert way.precision == "bfloat16", "plain float32 has not been timed"
 
 
 @pytest.mark.parametrize("slow", range(1 + TURNS))

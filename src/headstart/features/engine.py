@@ -24,7 +24,7 @@ COSINE = 0.999  # the least agreement with float32, per picture and stage, that 
 AGREES = 0.9995  # what it must reach on the sample, so that other pictures keep that as well
 CHEAP = 0.1  # leading stages with so small a share of the forward pass stay in float32 unasked: rounded, they harm most
 SAMPLE = 8  # pictures
-# Turns in each of which float32 has to be so many times as fast, for the clock to speak against bfloat16: chance does not then.
+# Turns in each of which float32 has to be so many times as fast as bfloat16 to be preferred: noise alone hardly is.
 TURNS, CLEARLY = 4, 1.25
 # Pictures that a worker runs at a time. More do not fit a processor's caches, and are slower (EfficientNet-Lite0, two workers). What
 # a GPU likes best has not been measured; it likes more.
@@ -234,10 +234,10 @@ class Engine:
         now = self._ready(pictures)
         return min(self._lap(now, pictures, 2) for _ in range(3))  # the first pays for what is set up once
 
-    def pace(self, pictures: NDArray[np.uint8], job: int, worth: float) -> tuple[list[float], list[float]] | None:
+    def pace(self, pictures: NDArray[np.uint8], count: int, least: float) -> tuple[list[float], list[float]] | None:
         """Seconds per picture in the way in use and in float32, in turns up to the first in which float32 is not clearly faster.
 
-        None where `job` pictures take less than `worth` seconds, which two laps tell.
+        None where `count` pictures take less than `least` seconds, which two laps tell.
         """
         now = self._ready(pictures)
         assert now.nets is not None
@@ -245,7 +245,7 @@ class Engine:
         laps: tuple[list[float], list[float]] = [], []
         for _ in range(2):  # the first pays for what is set up once
             taken = self._lap(now, pictures, 1)
-        if taken * job < worth:
+        if taken * count < least:
             return None
         self._lap(other, pictures, 1)
         for _ in range(TURNS):
@@ -255,9 +255,11 @@ class Engine:
                 break
         return laps
 
-    def exactly(self, pictures: NDArray[np.uint8]) -> None:
-        """Run the backbone in float32 from now on, whatever precision was settled on."""
-        self._now = self._compared(pictures[:SAMPLE], "float32")
+    def use_float32(self, pictures: NDArray[np.uint8]) -> None:
+        """Run the backbone in float32 from now on, in the way that `pace` has timed, if that computes the same as plain float32."""
+        found = self._compared(pictures[:SAMPLE], "float32")
+        if self.way is not None and found.way.folded == self.way.folded:
+            self._now = found
 
     def _lap(self, now: _Settled, pictures: NDArray[np.uint8], batches: int) -> float:
         """Wall seconds per picture of so many batches for every worker, all of them at work."""

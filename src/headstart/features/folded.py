@@ -60,9 +60,11 @@ def fold(backbone: Backbone, *dtypes: torch.dtype) -> tuple[Backbone, ...]:
     images = drawn(backbone, _DRAWN if dtypes else 1)
     pairs, truth = pairs_of(backbone, images)
     copies: list[Backbone] = []
+    # A copy runs its stages, and has no use for the original network, which would be copied with it. What has no parts either is
+    # replaced in the copy, or as good there as here.
+    shared = {id(module): module for module in backbone.modules() if not any(module.children())}
     for dtype in (torch.float32, *dtypes) if pairs else ():
-        # The copy runs its stages, and has no use for the original network, which would be copied with it.
-        made = copy.deepcopy(backbone, {id(backbone._network): ()}).eval()
+        made = copy.deepcopy(backbone, {**shared, id(backbone._network): ()}).eval()
         for pair in pairs:
             conv, norm = made.get_submodule(pair.conv), made.get_submodule(pair.norm)
             _replace(made, pair.conv, Folded(conv, norm, pair.size, dtype, pair.means))
@@ -98,9 +100,12 @@ class Folded(nn.Module):
         # Where one pixel more is padded at the end than at the start, a row and column of zeros before the kernel make the padding
         # even, which spares a padded copy of the input.
         kernel = functional.pad(weight.detach(), (leading[1], 0, leading[0], 0))
-        self.weight = rounded(kernel, dtype).to(memory_format=torch.channels_last)
-        # In float32 also beside bfloat16 weights: its rounding would move every pixel.
-        self.bias: Tensor = bias.detach().float() + lost(kernel, self.weight, conv.groups, means)
+        # The bias is in float32 also beside bfloat16 weights: its rounding would move every pixel.
+        self.bias: Tensor = bias.detach().float()
+        if dtype != kernel.dtype:
+            exact, kernel = kernel, rounded(kernel, dtype)
+            self.bias = self.bias + lost(exact, kernel, conv.groups, means)
+        self.weight = kernel.to(memory_format=torch.channels_last)
         act = getattr(norm, "act", nn.Identity())
         self.attribute, self.scalars = FUSED.get(type(act).__name__, FUSED["Identity"])
         self.then = nn.Identity() if type(act).__name__ in FUSED else act

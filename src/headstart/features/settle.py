@@ -17,7 +17,7 @@ from headstart.data.dataset import Dataset, Images
 from headstart.data.images import Transform, load_view
 from headstart.errors import BackboneError, MissingExtra
 from headstart.features.compiled import WORTH, WORTH_ROUNDED, Gain, compilers, version
-from headstart.features.engine import AGREES, CLEARLY, SAMPLE, Engine, Pictures, Way
+from headstart.features.engine import AGREES, CLEARLY, SAMPLE, TURNS, Engine, Pictures, Way
 from headstart.features.precision import agreement, synchronize
 from headstart.features.store import Store
 
@@ -55,15 +55,19 @@ def settle(engine: Engine, dataset: Dataset, store: Store, alone: Callable[[], N
         order = sorted(range(len(dataset)), key=lambda i: dataset.digests[i])
         first = order[:SAMPLE]
         spec = {**key_of(engine.backbone, None, 0, 0), **engine.circumstances()}
-        here = {"pictures": [dataset.digests[i] for i in first], "magnitude": len(dataset).bit_length()}
+        here = {
+            "pictures": [dataset.digests[i] for i in first],
+            "magnitude": len(dataset).bit_length(),
+            "paced": [TURNS, CLEARLY, PACED],
+        }
         memo = store.artifact("engine", {**spec, **here})
         known = memo.load()
         if known is None:
             transform = transform_of(engine.backbone)
-            pictures = np.stack([load_view(dataset.images, i, transform) for i in first])
+            pictures = np.stack(list(runtime.parallel(lambda i: load_view(dataset.images, i, transform), first)))
             engine.settle(pictures)
-            if _loses(engine, pictures, store, spec, len(dataset), alone):
-                engine.exactly(pictures)
+            if _bfloat16_loses(engine, pictures, store, spec, len(dataset), alone):
+                engine.use_float32(pictures)
             if _decodes(engine, dataset.images, order[:DECODED], alone):
                 assert engine.way is not None
                 engine.adopt(replace(engine.way, decodes=True))
@@ -107,7 +111,7 @@ def _decodes(engine: Engine, images: Images, indices: Sequence[int], alone: Call
     return ended - between < between - began and agreement(pooled(np.stack(ours)), pooled(theirs)) >= AGREES
 
 
-def _loses(
+def _bfloat16_loses(
     engine: Engine,
     pictures: NDArray[np.uint8],
     store: Store,
