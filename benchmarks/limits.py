@@ -46,7 +46,7 @@ from headstart.train import train
 from headstart.unknown import learn
 
 RESULTS = Path(__file__).parent / "results" / "limits.json"
-PICTURES, WHOLE, FILES, ROUNDS, PROCESSES = 600, 96, 1000, 3, 7
+PICTURES, TRAINED, FILES, ROUNDS, PROCESSES = 600, 240, 1000, 3, 7
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -123,13 +123,13 @@ def measured(source: Path, seed: int) -> dict[str, Any]:
         save(model, work / "run")
         files = [str(source / dataset.names[i % count]) for i in range(FILES)]
         answers = [predicted(work / "run", files, work / "cache") for _ in range(PROCESSES)]
-        # An epoch from cached activations, and one of the whole network on fewer pictures, each from the same start.
+        # An epoch from cached activations, and one of the whole network on the same pictures, each from the same start.
         cut = cut_for(list(backbone.flops), 0.63)
         clean = np.empty(0, np.int64)
         cached = cache_activations(backbone, dataset, store, cut, 1, augmented=everyone, clean=clean, engine=engine)
-        ways = (("cached", cut, everyone), ("cached, float32", cut, everyone), ("whole", 0, everyone[:WHOLE]))
-        tries: dict[str, list[float]] = {label: [] for label, *_ in ways}
-        for label, where, used in ROUNDS * ways:
+        ways, used = (("cached", cut), ("cached, float32", cut), ("whole", 0)), everyone[:TRAINED]
+        tries: dict[str, list[float]] = {label: [] for label, _ in ways}
+        for label, where in ROUNDS * ways:
             own = load_backbone("tf_efficientnet_lite0")
             own.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             raw = torch.from_numpy(features.stages(taps))
