@@ -242,18 +242,16 @@ class Engine:
         now = self._ready(pictures)
         assert now.nets is not None
         other = replace(now, way=Way("float32", folded=now.way.folded), nets=(now.nets[0], now.nets[0]))
-        laps: tuple[list[float], list[float]] = [], []
-        for _ in range(2):  # the first pays for what is set up once
-            taken = self._lap(now, pictures, 1)
-        if taken * count < least:
+        self._lap(now, pictures, 1)  # pays for what is set up once
+        mine = [self._lap(now, pictures, 1)]
+        if mine[0] * count < least:
             return None
         self._lap(other, pictures, 1)
-        for _ in range(TURNS):
-            for found, each in zip(laps, (now, other), strict=True):
-                found.append(self._lap(each, pictures, 1))
-            if laps[0][-1] < CLEARLY * laps[1][-1]:
-                break
-        return laps
+        its = [self._lap(other, pictures, 1)]
+        while mine[-1] >= CLEARLY * its[-1] and len(its) < TURNS:
+            mine.append(self._lap(now, pictures, 1))
+            its.append(self._lap(other, pictures, 1))
+        return mine, its
 
     def use_float32(self, pictures: NDArray[np.uint8]) -> None:
         """Run the backbone in float32 from now on, in the way that `pace` has timed, if that computes the same as plain float32."""
