@@ -180,14 +180,17 @@ def _asked(given: argparse.Namespace) -> Iterator[tuple[str, str, Draw, int]]:
             continue
         sizes = [size for size in each.sizes if not given.sizes or size in given.sizes]
         sets = [source for source in each.sets if not given.sets or source in given.sets]
-        found = {source: _new((given.data / SETS[source]).resolve(), sizes, each.seed, given.tier) for source in sets}
+        every = (
+            SIZES[:3] if given.tier == "quick" else each.sizes
+        )  # one draw of two sizes goes by one name in all rounds
+        found = {source: _new((given.data / SETS[source]).resolve(), every, each.seed, given.tier) for source in sets}
         for size, source in product(SIZES, sets):
             for draw in found[source]:
-                if draw.size == size:
+                if draw.size == size and size in sizes:
                     yield from ((title, source, draw, each.seed) for title in titles)
 
 
-def _new(source: Path, sizes: list[str], seed: int, tier: str) -> list[Draw]:
+def _new(source: Path, sizes: tuple[str, ...], seed: int, tier: str) -> list[Draw]:
     """The draws of a seed; where the test set is given and all else is trained on, a further seed draws nothing new."""
     old = draws(source, sizes, 0, tier == "quick") if seed else []
     return [
