@@ -75,6 +75,11 @@ def side_by_side(case: dict[str, Any]) -> list[str]:
     return rows
 
 
+def commits(case: dict[str, Any]) -> str:
+    """Commits that were measured, as text."""
+    return ", ".join(sorted({run["commit"] for runs in case["contestants"].values() for run in runs}))
+
+
 def by_phase(case: dict[str, Any]) -> list[str]:
     """Where the time of Headstart's own runs goes: median seconds of every phase, and what lies outside of all of them."""
     ours = {name: runs for name, runs in case["contestants"].items() if name.startswith("Headstart") and runs}

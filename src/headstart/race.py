@@ -92,8 +92,8 @@ def race(
         candidates=candidates,
         best=pair,
         accuracy=pair.accuracy - (first.best.accuracy - first.accuracy),
-        reason=f"the two together are {100 * gain:.1f} ± {100 * error:.1f} points ahead of the first alone out of fold, and the labels "
-        "are clearly likelier",
+        reason=f"the two together are {100 * gain:.1f} ± {100 * error:.1f} points ahead of the first alone out of fold, and the "
+        "labels are clearly likelier",
     )
 
 

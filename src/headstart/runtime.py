@@ -74,20 +74,36 @@ def importing() -> Iterator[None]:
             gc.enable()
 
 
+def workers(count: int) -> ThreadPoolExecutor:
+    """Threads each of which runs torch on one thread. Whoever makes them gives torch its number of threads back (`threads_kept`)."""
+    import torch
+
+    return ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+
+
+@contextmanager
+def threads_kept() -> Iterator[None]:
+    """Afterwards torch runs on as many threads as before."""
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def parallel(function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
     """`function` of every item, in order: one worker per core, each running torch on one thread.
 
     Whole batches side by side need no barriers inside a layer; and what one thread computes does not depend on the number of
     cores. At most two results per worker are held, so memory does not grow with the number of items.
     """
-    import torch
-
-    before, count = torch.get_num_threads(), cpu_count()
-    patience = sys.getswitchinterval()
+    count, patience = cpu_count(), sys.getswitchinterval()
     # Between two short operations a worker need not wait 5 ms for another: 7 % faster.
     sys.setswitchinterval(min(patience, 5e-4))
     waiting: deque[Future[B]] = deque()
-    with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with threads_kept(), workers(count) as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(function, item))
@@ -97,7 +113,6 @@ def parallel(function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
                 yield waiting.popleft().result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-            torch.set_num_threads(before)
             sys.setswitchinterval(patience)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -173,11 +172,10 @@ def _inductor(tail: _Tail, entering: Tensor, precision: torch.dtype, *, graphs: 
 
     # It is compiled for the number of threads that its caller has, which is one for every worker. CUDA graphs belong to the thread
     # that recorded them, and have one set of buffers: there a thread of their own runs them all.
-    own = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
-    before = torch.get_num_threads()
-    for _ in range(3 if graphs else 1):  # the graph is recorded after two runs
-        own.submit(program, entering).result()
-    torch.set_num_threads(before)
+    own = runtime.workers(1)
+    with runtime.threads_kept():
+        for _ in range(3 if graphs else 1):  # the graph is recorded after two runs
+            own.submit(program, entering).result()
     if not graphs:
         own.shutdown()
         return program

@@ -133,9 +133,9 @@ class Table:
             entries = np.zeros(len(fresh), _ENTRY)
             for place, position in enumerate(fresh):
                 entries["digest"][place] = np.void(bytes.fromhex(digests[position]))
-                entries["crc"][place] = zlib.crc32(rows[position].tobytes())
-            count = len(self)
-            _write_at(self.folder / "rows.bin", count * self.row_bytes, rows[fresh].tobytes())
+                entries["crc"][place] = zlib.crc32(rows[position])
+            count, taken = len(self), rows if len(fresh) == len(rows) else rows[fresh]
+            _write_at(self.folder / "rows.bin", count * self.row_bytes, taken.data)
             _write_at(self.folder / "index.bin", count * _ENTRY.itemsize, entries.tobytes())
             self._load()
 
@@ -187,7 +187,7 @@ class Table:
         self._map = np.frombuffer(self._file, self.dtype).reshape(count, self.width)
 
 
-def _write_at(path: Path, offset: int, payload: bytes) -> None:
+def _write_at(path: Path, offset: int, payload: bytes | memoryview) -> None:
     with path.open("r+b" if path.exists() else "w+b") as file:
         file.truncate(offset)  # drop what an interrupted writer left behind
         file.seek(offset)
