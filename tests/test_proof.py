@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from headstart.cost import scratch_affordable
 from headstart.data.load import load_dataset
 from headstart.data.splits import assign_folds
+from headstart.features.store import Store
 from headstart.finetune import Finetuned, RungResult
 from headstart.plan import Budget, Evidence, Plan, Rung
 from headstart.planner import decide
-from headstart.proof import REPEATS, _scratch_epochs, passes
+from headstart.proof import REPEATS, _scratch_epochs, baselines, passes
+from headstart.scratch import USUAL_RATES
 from headstart.train import Epoch
-from tests.toys import stripes
+from tests.toys import striped, stripes
 
 STAGES = ["stem", "one", "two", "three", "four"]
 
@@ -83,3 +89,31 @@ def test_a_pass_has_two_folds_to_choose_by_however_few_the_groups(pieces: tuple[
         for one in each:
             assert len(one.fold) == len(one.fit) and len(np.unique(one.fold)) > 1
             assert not set(groups[one.fit]) & set(groups[one.asked])
+
+
+def test_the_network_from_scratch_ends_a_short_schedule_where_there_is_no_time_for_a_fair_one(
+    plan: Plan, tmp_path: Path
+) -> None:
+    """Cut off in its search for a rate it would answer as it was born."""
+    assert plan.evidence is not None
+    dataset = striped(200)
+    count = len(dataset.indices("train"))
+    slow = plan.evidence.model_copy(update={"images": count, "scratch_seconds": 20.0 / count})  # 20 s an epoch
+    starved = plan.model_copy(update={"evidence": slow})
+    store = Store(tmp_path)
+    found = baselines(dataset, store, starved, climbed_not(), deadline=time.monotonic() + 50.0)
+    assert [(run.epochs, run.rate, run.complete) for run in found.scratch] == [(2, USUAL_RATES[0], False)]
+    assert found.scratch_epochs.startswith(
+        "2 epochs at the usual rate, all that there was time for; fair would have been "
+    )
+    given = baselines(dataset, store, starved, climbed_not(), deadline=math.inf)
+    assert [run.complete for run in given.scratch] == [True]
+    again = baselines(dataset, store, starved, climbed_not(), deadline=time.monotonic() + 50.0)
+    assert [run.complete for run in again.scratch] == [True], "what was computed before needs no time"
+
+
+def test_what_may_still_fit_is_not_cut_short(plan: Plan) -> None:
+    assert plan.evidence is not None  # 800 pictures at 2 ms: 1.6 s an epoch, and 0.3 times as much for the search
+    assert [scratch_affordable(plan.evidence, 10, left, 1) for left in (17.4, 17.2, 8.1, 0.0)] == [None, 10, 5, 1]
+    assert scratch_affordable(plan.evidence, 10, math.inf, 1) is None
+    assert scratch_affordable(plan.evidence, 10, 33.0, 5) == 5  # five trainings on four fifths, without a search

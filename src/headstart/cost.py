@@ -42,6 +42,7 @@ def seconds_of(evidence: Evidence, rung: Rung, epochs: float) -> float:
 SCRATCH_SEARCH = 0.3
 SCRATCH_BATCH = 32  # as good in as much time as 64, and better where there are few steps
 _SCRATCH_EPOCHS, _SCRATCH_STEPS, _SCRATCH_MOST = 8, 160, 150  # at least, at least, at most: epochs, steps, epochs
+_SLACK = 1.2  # speeds are measured in a moment: so much longer than there is time for may still fit
 
 
 def scratch_epochs(evidence: Evidence, tuning: float, trainings: int) -> tuple[int, str]:
@@ -63,3 +64,13 @@ def scratch_epochs(evidence: Evidence, tuning: float, trainings: int) -> tuple[i
     if even > most:
         return most, f"{most} epochs, when it has long converged (its share of the time would be about {even})"
     return even, f"{even} epochs, about as long as transfer took"
+
+
+def scratch_affordable(evidence: Evidence, epochs: int, left: float, trainings: int) -> int | None:
+    """Epochs of each of the `trainings` from scratch that the `left` seconds have room for, without a search for a rate, where the
+    search and all `epochs` clearly do not fit; else None. A short schedule that ends is worth more than a long one cut off."""
+    images, search = (evidence.images, SCRATCH_SEARCH) if trainings == 1 else (round(0.8 * evidence.images), 0.0)
+    once = trainings * images * evidence.scratch_seconds
+    if once * epochs * (1.0 + search) <= _SLACK * left:
+        return None
+    return max(1, min(epochs, int(left / once)))

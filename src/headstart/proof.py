@@ -7,15 +7,16 @@ were too few to cut one, there is one pass per fold of repeated cross-validation
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headstart import runtime
 from headstart.baselines import Thumbnails, fit_pixels, majority_logits, pixel_features, thumbnails
-from headstart.cost import judgings, refitting, scratch_epochs, seconds_of
+from headstart.cost import judgings, refitting, scratch_affordable, scratch_epochs, seconds_of
 from headstart.data.dataset import Dataset
 from headstart.data.splits import assign_folds, fold_count
 from headstart.evaluate import TestReport, evaluate
@@ -134,6 +135,8 @@ def baselines(
     classes, labels = len(dataset.classes), dataset.labels
     thumbs = thumbnails(dataset, store, side=32 if _usual_side(dataset) <= _SMALL else 64, progress=progress)
     epochs, why = _scratch_epochs(plan, tuned, len(each))
+    rates, left = RATES if len(each) == 1 else USUAL_RATES, max(0.0, deadline - time.monotonic())
+    short = None if plan.evidence is None else scratch_affordable(plan.evidence, epochs, left, len(each))
     runs: list[Scratch] = []
 
     def majority(one: Pass) -> tuple[NDArray[np.float32], float]:
@@ -147,9 +150,12 @@ def baselines(
     def scratch(one: Pass) -> tuple[NDArray[np.float32], float]:
         val, first = dataset.indices("val"), one.fold == one.fold.min()
         fit, held = (one.fit, val) if len(val) else (one.fit[~first], one.fit[first])
-        rates = RATES if len(each) == 1 else USUAL_RATES
         wanted = (fit, held, one.fit, one.asked)
-        runs.append(Scratching(thumbs, dataset, store, epochs, *wanted, rates, seed, deadline, progress).run())
+        whole = Scratching(thumbs, dataset, store, epochs, *wanted, rates, seed, deadline, progress)
+        if short is None or whole.is_stored():
+            runs.append(whole.run())
+        else:
+            runs.append(replace(replace(whole, epochs=short, rates=USUAL_RATES).run(), complete=False))
         # Its short trials are no measure of how sure the long run is; label smoothing keeps that in bounds.
         return runs[-1].logits, 1.0
 
@@ -158,6 +164,8 @@ def baselines(
         "pixels": answers(each, pixels),
         "scratch_cnn": answers(each, scratch),
     }
+    if any(run.epochs != epochs for run in runs):
+        why = f"{short} epochs at the usual rate, all that there was time for; fair would have been {why}"
     return Baselines(thumbs, each, rivals, tuple(runs), why)
 
 

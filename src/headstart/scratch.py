@@ -119,6 +119,10 @@ class Scratching:
     deadline: float = math.inf
     progress: runtime.Progress = runtime.silent
 
+    def is_stored(self) -> bool:
+        """Whether the outcome was computed before."""
+        return self.store.artifact("scratch", self._spec()).load() is not None
+
     def run(self) -> Scratch:
         """Train, or take the stored outcome."""
         memo = self.store.artifact("scratch", self._spec())
