@@ -293,7 +293,7 @@ def test_too_few_for_a_test_set_means_repeated_cross_validation(tmp_path: Path, 
 def _nothing_learnt(self: Any) -> Any:
     from headstart.scratch import Scratch
 
-    return Scratch(np.zeros((len(self.test), 3), np.float32), 1e-3, self.epochs, 0.0, True)
+    return Scratch(np.zeros((len(self.test), 3), np.float32), 1e-3, self.epochs, 0.0, True, True)
 
 
 def test_arrays_in_memory_and_a_network_of_your_own(tmp_path: Path, quick: None) -> None:

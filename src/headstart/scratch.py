@@ -89,14 +89,15 @@ class FromThumbnails:
 
 @dataclass(frozen=True, eq=False)
 class Scratch:
-    """The small network from scratch: logits (M, K) of the pictures asked for, its rate, epochs, seconds, and whether it ran to
-    its end."""
+    """The small network from scratch: logits (M, K) of the pictures asked for, its rate, epochs, seconds, whether it ran to its end,
+    and whether the rate is the best of several on held-out pictures."""
 
     logits: NDArray[np.float32]
     rate: float
     epochs: int
     seconds: float
     complete: bool
+    searched: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +136,7 @@ class Scratching:
                 self.epochs,
                 float(record["seconds"]),
                 True,
+                len(self.rates) > 1,
             )
         began = time.monotonic()
         steps = math.ceil(len(self.fit) / SCRATCH_BATCH)
@@ -150,7 +152,7 @@ class Scratching:
             memo.save({"rate": rate, "seconds": took}, {"logits": last.logits})
             for trial in (*trials, last):
                 trial.checkpoint.drop()
-        return Scratch(last.logits, rate, self.epochs, took, complete)
+        return Scratch(last.logits, rate, self.epochs, took, complete, len(self.rates) > 1)
 
     def _train(
         self,

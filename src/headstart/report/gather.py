@@ -202,7 +202,8 @@ def _notes(tuned: Finetuned, proof: Proof, resumed: bool) -> list[str]:
     runs = proof.scratch
     notes = [
         f"The small network was trained for {proof.scratch_epochs}, at learning rate {runs[0].rate:g}"
-        + (", the best of three on held-out pictures" if len(runs) == 1 else f", once for each of {len(runs)} folds")
+        + ", the best of three on held-out pictures" * runs[0].searched
+        + f", once for each of {len(runs)} folds" * (len(runs) > 1)
         + f", in {sum(run.seconds for run in runs):.0f} s."
     ]
     if tuned.kept and tuned.refit:
