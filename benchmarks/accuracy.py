@@ -28,6 +28,7 @@ from contest import MOBILE, Contestant, Ran, linked, ran
 RESULTS = Path(__file__).parent / "results" / "accuracy.json"
 TESTED, QUICK = 600, 600  # pictures at most: tested, and trained on in the quick tier
 READ_BY_ALL = (".jpg", ".jpeg", ".png", ".bmp")
+LP_FT = "LP-FT, 10 and 5 epochs"
 AUTOGLUON = "AutoGluon MultiModal, equal time"  # it needs other packages than the other peers
 
 CONTESTANTS = {
@@ -35,13 +36,12 @@ CONTESTANTS = {
     "Headstart, default": Contestant(()),
     "fastai, fine_tune(5)": Contestant(("fastai_fine_tune.py",)),
     "Keras guide, 20 and 10 epochs, MobileNetV2": Contestant(("keras_guide.py", "20", "10"), MOBILE),
-    "LP-FT, 10 and 5 epochs": Contestant(("plain_lpft.py", "10", "5")),
+    LP_FT: Contestant(("plain_lpft.py", "10", "5")),
     AUTOGLUON: Contestant(("autogluon_multimodal.py",), equal="Headstart, default"),
     "full fine-tuning, best of three rates": Contestant(("full_search.py",)),
     "BiT-HyperRule": Contestant(("bit_hyperrule.py",)),
 }
 CHEAP, SLOW, SLOWEST = (tuple(CONTESTANTS)[part] for part in (slice(2), slice(2, 6), slice(6, None)))
-LPFT = ("LP-FT, 10 and 5 epochs",)
 UNLIKE = ("satellite", "signs", "flowers")
 SIZES = ("5", "20", str(QUICK), "all")  # pictures a class; then pictures in all, each class its share
 
@@ -60,7 +60,7 @@ TIERS = {
     "quick": (
         Round(CHEAP, tuple(SETS), SIZES[:3], 0), Round(SLOW, UNLIKE, SIZES[:2], 0), Round(SLOW, UNLIKE[:1], SIZES[2:3], 0),
         Round(SLOWEST, UNLIKE, SIZES[:1], 0), Round(CHEAP, tuple(SETS), SIZES[:3], 1), Round(CHEAP, tuple(SETS), SIZES[:3], 2),
-        Round(LPFT, tuple(SETS), SIZES[:2], 0),
+        Round((LP_FT,), tuple(SETS), SIZES[:2], 0),
     ),
     "full": tuple(Round(tuple(CONTESTANTS), tuple(SETS), ("5", "20", "all"), seed) for seed in range(5)),
 }  # fmt: skip
@@ -180,9 +180,8 @@ def _asked(given: argparse.Namespace) -> Iterator[tuple[str, str, Draw, int]]:
             continue
         sizes = [size for size in each.sizes if not given.sizes or size in given.sizes]
         sets = [source for source in each.sets if not given.sets or source in given.sets]
-        every = (
-            SIZES[:3] if given.tier == "quick" else each.sizes
-        )  # one draw of two sizes goes by one name in all rounds
+        # One draw of two sizes goes by one name in all rounds.
+        every = SIZES[:3] if given.tier == "quick" else each.sizes
         found = {source: _new((given.data / SETS[source]).resolve(), every, each.seed, given.tier) for source in sets}
         for size, source in product(SIZES, sets):
             for draw in found[source]:

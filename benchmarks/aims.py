@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from statistics import mean
 from typing import Any
 
+from accuracy import LP_FT
 from calibration import ENOUGH, errors_by_set
 from cells import headed, percent
 from forecast import held_up, planned_away
@@ -19,7 +20,6 @@ FASTAI, PLAIN, KERAS = (
     "Keras guide, 20 frozen epochs, MobileNetV2",
 )
 ONE, HEAD, MOBILE = "Headstart, default, one network", "Headstart, head only", "Headstart, head only, MobileNetV2"
-DEFAULT, LP_FT = "Headstart, default", "LP-FT, 10 and 5 epochs"
 
 
 def row(what: str, wanted: str, reached: str, enough: bool) -> str:
@@ -63,7 +63,7 @@ def of_speed(results: Results) -> Iterator[str]:
             "the whole default, proof and report included: fastai takes", 4, times(FASTAI, "seconds", ONE, "whole")
         )
         yield at_least("its accuracy less fastai's", 4, points(ONE), " points")
-        yield at_least("the same with the line-up of its networks", 4, times(FASTAI, "seconds", DEFAULT, "whole"))
+        yield at_least("the same with the line-up of its networks", 4, times(FASTAI, "seconds", OURS, "whole"))
         yield at_least("the default again, with a warm store", 20, times(ONE, "whole", f"{ONE}, again", "whole"))
         yield at_least("head only again, with a warm store", 20, times(HEAD, "whole", f"{HEAD}, again", "whole"))
     if limits is not None:

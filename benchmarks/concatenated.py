@@ -36,10 +36,10 @@ def measured(name: str, place: Path, size: str, seed: int) -> dict[str, Any]:
     """Accuracy and balanced accuracy of every way on the test pictures."""
     case = Case.of(name, place.resolve(), size, seed)
     data, pool, test = case.dataset, case.dataset.indices("train"), case.dataset.indices("test")
-    labels, truth, everyone = data.labels[pool], data.labels[test], np.arange(len(data))
+    labels, truth = data.labels[pool], data.labels[test]
     beside = extract(other().backbone, data, case.store, engine=other())
     first, second = (
-        features.stages((len(backbone.stages) - 1,), everyone)
+        features.stages((len(backbone.stages) - 1,))
         for features, backbone in ((case.features.of(0), case.engine.backbone), (beside, other().backbone))
     )
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from scipy.stats import binomtest, rankdata
 
-from accuracy import QUICK, SIZES
+from accuracy import LP_FT, QUICK, SIZES
 from cells import chance, headed, percent
 
 OURS = "Headstart, default"
@@ -124,7 +124,7 @@ def hours(cases: Mapping[str, Any], seed: int | None = None) -> float:
     return sum(row.get("whole", 0.0) for case in chosen for row in case["contestants"].values()) / 3600
 
 
-RIVALS = (HEADS["head"], "LP-FT, 10 and 5 epochs")
+RIVALS = (HEADS["head"], LP_FT)
 
 
 def surely_behind(cases: list[Met], among: tuple[str, ...] = RIVALS) -> tuple[int, int, int]:

@@ -106,6 +106,11 @@ def test_the_network_from_scratch_ends_a_short_schedule_where_there_is_no_time_f
     assert found.scratch_epochs.startswith(
         "2 epochs at the usual rate, all that there was time for; fair would have been "
     )
+    searchless = baselines(
+        dataset, store, starved, climbed_not(), deadline=time.monotonic() + 20.0 * 21
+    )  # fair are 20 epochs
+    assert [(run.epochs, run.searched, run.complete) for run in searchless.scratch] == [(20, False, False)]
+    assert searchless.scratch_epochs.startswith("20 epochs at the usual rate, all that there was time for")
     given = baselines(dataset, store, starved, climbed_not(), deadline=math.inf)
     assert [run.complete for run in given.scratch] == [True]
     again = baselines(dataset, store, starved, climbed_not(), deadline=time.monotonic() + 50.0)

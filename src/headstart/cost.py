@@ -54,7 +54,7 @@ def scratch_epochs(evidence: Evidence, tuning: float, trainings: int) -> tuple[i
     """
     once = evidence.decode_seconds + sum(evidence.forward_seconds) + evidence.beside_seconds
     transfer = evidence.images * (1 + evidence.views) * once + tuning
-    images, search = (evidence.images, SCRATCH_SEARCH) if trainings == 1 else (round(0.8 * evidence.images), 0.0)
+    images, search = _scratch_pass(evidence, trainings)
     least = max(_SCRATCH_EPOCHS, math.ceil(_SCRATCH_STEPS / math.ceil(images / SCRATCH_BATCH)))
     epochs = transfer / (trainings * images * evidence.scratch_seconds * (1.0 + search))
     even = round(1.25 ** round(math.log(max(1.0, epochs), 1.25)))
@@ -69,8 +69,13 @@ def scratch_epochs(evidence: Evidence, tuning: float, trainings: int) -> tuple[i
 def scratch_affordable(evidence: Evidence, epochs: int, left: float, trainings: int) -> int | None:
     """Epochs of each of the `trainings` from scratch that the `left` seconds have room for, without a search for a rate, where the
     search and all `epochs` clearly do not fit; else None. A short schedule that ends is worth more than a long one cut off."""
-    images, search = (evidence.images, SCRATCH_SEARCH) if trainings == 1 else (round(0.8 * evidence.images), 0.0)
+    images, search = _scratch_pass(evidence, trainings)
     once = trainings * images * evidence.scratch_seconds
     if once * epochs * (1.0 + search) <= _SLACK * left:
         return None
     return max(1, min(epochs, int(left / once)))
+
+
+def _scratch_pass(evidence: Evidence, trainings: int) -> tuple[int, float]:
+    """Pictures of an epoch of one training from scratch, and how many times its epochs the search for a rate takes beside it."""
+    return (evidence.images, SCRATCH_SEARCH) if trainings == 1 else (round(0.8 * evidence.images), 0.0)

@@ -164,7 +164,7 @@ def baselines(
         "pixels": answers(each, pixels),
         "scratch_cnn": answers(each, scratch),
     }
-    if any(run.epochs != epochs for run in runs):
+    if short is not None and not all(run.complete for run in runs):
         why = f"{short} epochs at the usual rate, all that there was time for; fair would have been {why}"
     return Baselines(thumbs, each, rivals, tuple(runs), why)
 

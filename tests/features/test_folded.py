@@ -55,6 +55,18 @@ def test_the_bundled_backbone_runs_folded_and_agrees() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.max()))
 
 
+def test_folding_leaves_alone_what_is_training() -> None:
+    import timm
+
+    backbone = load_module(settle_statistics(timm.create_model("resnet10t", num_classes=0)), SPEC).eval()
+    for module in backbone.stages[0].modules():
+        module.training = True
+    before = [module.training for module in backbone.modules()]
+    assert len(set(before)) == 2
+    fold(backbone)  # whether or not a copy computes the same then
+    assert [module.training for module in backbone.modules()] == before
+
+
 def test_a_copy_that_would_compute_something_else_is_not_used() -> None:
     backbone = load_module(settle_statistics(Twice()), SPEC)
     engine, plain = Engine(backbone, precision="float32"), Engine(backbone, precision="float32", folded=False)

@@ -13,8 +13,7 @@ from headstart.features import engine as room
 from headstart.features import settle as settling
 from headstart.features.engine import CLEARLY, PLAIN, TURNS, Engine
 from headstart.features.extract import extract
-from headstart.features.folded import can_fold
-from headstart.features.precision import has_fast_bfloat16
+from headstart.features.folded import fold
 from headstart.features.settle import PACED, settle
 from headstart.features.store import Store
 from tests.toys import striped, stripes, tiny_backbone
@@ -59,10 +58,12 @@ def test_float32_runs_where_it_is_clearly_faster(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.stages((0, 4)), plain.stages((0, 4)))
 
 
-@pytest.mark.skipif(not (has_fast_bfloat16(CPU) and can_fold(CPU)), reason="no folded bfloat16 here")
+@pytest.mark.usefixtures("laps")
 def test_folded_copies_stay_folded_in_float32_if_they_compute_the_same(
-    laps: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # No processor is asked for bfloat16: both copies are in float32.
+    monkeypatch.setattr(room, "fold", lambda backbone, *dtypes: fold(backbone, *[torch.float32 for _ in dtypes]))
     assert settle(engine_of(folded=True), striped(40), Store(tmp_path)).before_compiling == "float32 folded"
     compared = Engine._compared
 

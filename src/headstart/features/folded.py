@@ -60,9 +60,9 @@ def fold(backbone: Backbone, *dtypes: torch.dtype) -> tuple[Backbone, ...]:
     images = drawn(backbone, _DRAWN if dtypes else 1)
     pairs, truth = pairs_of(backbone, images)
     copies: list[Backbone] = []
-    # A copy runs its stages, and has no use for the original network, which would be copied with it. What has no parts either is
-    # replaced in the copy, or as good there as here.
-    shared = {id(module): module for module in backbone.modules() if not any(module.children())}
+    # A copy runs its stages, and has no use for the original network, which would be copied with it. What has no parts is replaced in
+    # the copy, or as good there as here; but what is training must not be taken out of that.
+    shared = {id(module): module for module in backbone.modules() if not any(module.children()) and not module.training}
     for dtype in (torch.float32, *dtypes) if pairs else ():
         made = copy.deepcopy(backbone, {**shared, id(backbone._network): ()}).eval()
         for pair in pairs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from headstart.errors import BackboneError, MissingExtra
 from headstart.features.compiled import WORTH, WORTH_ROUNDED, Gain, compilers, version
 from headstart.features.engine import AGREES, CLEARLY, SAMPLE, TURNS, Engine, Pictures, Way
 from headstart.features.precision import agreement, synchronize
-from headstart.features.store import Store
+from headstart.features.store import Artifact, Store
 
 DECODERS = ("cuda",)  # devices that are tried as decoders of JPEG files
 DECODED = 64  # pictures that decide whether they are used
@@ -66,13 +66,14 @@ def settle(engine: Engine, dataset: Dataset, store: Store, alone: Callable[[], N
             transform = transform_of(engine.backbone)
             pictures = np.stack(list(runtime.parallel(lambda i: load_view(dataset.images, i, transform), first)))
             engine.settle(pictures)
-            if _bfloat16_loses(engine, pictures, store, spec, len(dataset), alone):
+            clock = _Clock(engine, pictures, store, spec, len(dataset), alone)
+            if clock.bfloat16_loses():
                 engine.use_float32(pictures)
             if _decodes(engine, dataset.images, order[:DECODED], alone):
                 assert engine.way is not None
                 engine.adopt(replace(engine.way, decodes=True))
             if engine.runner == "auto":
-                _hasten(engine, pictures, store, spec, len(dataset), alone)
+                clock.hasten()
             assert engine.way is not None
             memo.save(asdict(engine.way), {})
         else:
@@ -111,74 +112,69 @@ def _decodes(engine: Engine, images: Images, indices: Sequence[int], alone: Call
     return ended - between < between - began and agreement(pooled(np.stack(ours)), pooled(theirs)) >= AGREES
 
 
-def _bfloat16_loses(
-    engine: Engine,
-    pictures: NDArray[np.uint8],
-    store: Store,
-    spec: Mapping[str, Any],
-    count: int,
-    alone: Callable[[], None],
-) -> bool:
-    """Whether bfloat16, which nobody asked for, is clearly slower here than float32. That is measured where `count` pictures take
-    long enough to notice, and once per machine, backbone and batch size: the same pictures keep the same features on a busy day."""
-    assert engine.way is not None
-    if engine.wanted != "auto" or engine.way.precision == "float32" or engine.way.runner != "eager":
-        return False
-    about = {"way": str(engine.way), "batch": engine.batch, "cores": runtime.cpu_count()}
-    memo = store.artifact("pace", {**spec, **about})
-    known = memo.load()
-    if known is None:
-        alone()
-        laps = engine.pace(pictures, count, PACED)
-        if laps is None:
+@dataclass(frozen=True, eq=False)
+class _Clock:
+    """What speeds are measured with: an engine, pictures (N, H, W, 3) such as the `count` that it is to run, the store that remembers
+    them and a part of their key, and what makes sure that nothing else goes on."""
+
+    engine: Engine
+    pictures: NDArray[np.uint8]
+    store: Store
+    spec: Mapping[str, Any]
+    count: int
+    alone: Callable[[], None]
+
+    def _memo(self, kind: str, **about: object) -> Artifact:
+        """Remembered per machine, backbone and batch size."""
+        here = {"batch": self.engine.batch, "cores": runtime.cpu_count()}
+        return self.store.artifact(kind, {**self.spec, **about, **here})
+
+    def bfloat16_loses(self) -> bool:
+        """Whether bfloat16, which nobody asked for, is clearly slower here than float32. That is measured where the pictures take long
+        enough to notice, and once: the same pictures keep the same features on a busy day."""
+        engine = self.engine
+        assert engine.way is not None
+        if engine.wanted != "auto" or engine.way.precision == "float32" or engine.way.runner != "eager":
             return False
-        known = {"rounded": laps[0], "exact": laps[1]}, {}
-        memo.save(*known)
-    laps = known[0]["rounded"], known[0]["exact"]
-    return all(rounded >= CLEARLY * exact for rounded, exact in zip(*laps, strict=True))
+        memo = self._memo("pace", way=str(engine.way))
+        known = memo.load()
+        if known is None:
+            self.alone()
+            laps = engine.pace(self.pictures, self.count, PACED)
+            if laps is None:
+                return False
+            known = {"rounded": laps[0], "exact": laps[1]}, {}
+            memo.save(*known)
+        laps = known[0]["rounded"], known[0]["exact"]
+        return all(rounded >= CLEARLY * exact for rounded, exact in zip(*laps, strict=True))
 
-
-def _hasten(
-    engine: Engine,
-    pictures: NDArray[np.uint8],
-    store: Store,
-    spec: Mapping[str, Any],
-    count: int,
-    alone: Callable[[], None],
-) -> None:
-    """Let a compiler run the stages, where `count` pictures earn the compilation back. What it gains is measured once per machine,
-    backbone and batch size."""
-    before = engine.way
-    assert before is not None
-    worth = WORTH_ROUNDED if before.precision == "bfloat16" else WORTH
-    for runner in compilers(engine.device):
-        about = {
-            "way": before.before_compiling,
-            "compiler": [runner, version(runner)],
-            "batch": engine.batch,
-            "cores": runtime.cpu_count(),
-        }
-        memo = store.artifact("gain", {**spec, **about})
-        stored = memo.load()
-        gain, eager = None if stored is None else Gain(**stored[0]), 0.0
-        if gain is None:
-            alone()
-            eager = engine.seconds(pictures)
-        if not (gain.pays(count) if gain else eager * count >= worth[runner]):
-            continue
-        try:
-            building = engine.hasten(runner, pictures)
+    def hasten(self) -> None:
+        """Let a compiler run the stages, where the pictures earn the compilation back. What it gains is measured once."""
+        engine, before = self.engine, self.engine.way
+        assert before is not None
+        worth = WORTH_ROUNDED if before.precision == "bfloat16" else WORTH
+        for runner in compilers(engine.device):
+            memo = self._memo("gain", way=before.before_compiling, compiler=[runner, version(runner)])
+            stored = memo.load()
+            gain, eager = None if stored is None else Gain(**stored[0]), 0.0
             if gain is None:
-                gain = Gain(eager, engine.seconds(pictures), building)
-                memo.save(asdict(gain), {})
-        except MissingExtra:  # it was not asked for; that these pictures run without it is remembered
+                self.alone()
+                eager = engine.seconds(self.pictures)
+            if not (gain.pays(self.count) if gain else eager * self.count >= worth[runner]):
+                continue
+            try:
+                building = engine.hasten(runner, self.pictures)
+                if gain is None:
+                    gain = Gain(eager, engine.seconds(self.pictures), building)
+                    memo.save(asdict(gain), {})
+            except MissingExtra:  # it was not asked for; that these pictures run without it is remembered
+                engine.adopt(before)
+                continue
+            except BackboneError:  # nor need other pictures pay for trying it again
+                engine.adopt(before)
+                if gain is None:
+                    memo.save(asdict(Gain(eager, eager, 0.0)), {})
+                continue
+            if gain.compiled < gain.eager:  # it is made, so that it need not be earned back any more
+                return
             engine.adopt(before)
-            continue
-        except BackboneError:  # nor need other pictures pay for trying it again
-            engine.adopt(before)
-            if gain is None:
-                memo.save(asdict(Gain(eager, eager, 0.0)), {})
-            continue
-        if gain.compiled < gain.eager:  # it is made, so that it need not be earned back any more
-            return
-        engine.adopt(before)
