@@ -57,6 +57,15 @@ def test_the_mean_of_the_finalists_yields_only_to_what_is_clearly_better() -> No
     assert kept_against_better and yielded  # both sides of the rule were seen
 
 
+def test_where_all_heads_are_always_right_none_is_said_to_be_ahead() -> None:
+    x, y = clouds(count=60, apart=9.0, seed=0)
+    found = raced([x, x + 1, x - 1], y)
+    assert found.accuracy == found.last.accuracy == 1
+    assert found.reason.endswith(
+        "is as often right as the last stage alone out of fold; no single head is clearly better"
+    )
+
+
 def test_a_mean_of_heads_is_one_linear_layer_that_answers_as_they_do(store: Store) -> None:
     dataset, backbone = striped(60, contrast=25), tiny_backbone()
     features = extract(backbone, dataset, store, engine=Engine(backbone, precision="float32"))

@@ -280,7 +280,8 @@ def _why(best: Score, usual: Score, last: Score, labels: NDArray[np.int64], flat
     if best is last:
         return "no other stage adds to the last one"
     gain, error = paired_gain(best.logits, last.logits, labels)
-    ahead = f"{_words(best)} is {100 * gain:.1f} ± {100 * error:.1f} points ahead of the last stage alone out of fold"
+    by = f"{100 * gain:.1f} ± {100 * error:.1f} points ahead of" if gain or error else "as often right as"
+    ahead = f"{_words(best)} is {by} the last stage alone out of fold"
     if best is usual:
         return f"{ahead}; no single head is clearly better"
     return f"{ahead}, {100 * (gain - flattery):.1f} once cleared of being the best of many"
