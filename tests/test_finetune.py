@@ -173,7 +173,9 @@ def test_a_rung_that_is_forced_is_kept_whatever_it_gains_and_is_judged_once(
     (result,) = begun.ladder(replace_rung(HURTS, forced=True)).climb().rungs
     assert judged == [0]  # pictures held out: none in the refit, and what the first ladder judged is remembered
     assert result.kept and not dropped.kept and result.gain == dropped.gain <= 0
-    assert result.reason == dropped.reason.replace("dropped", "kept, as asked for")
+    assert result.cleared is not None and dropped.cleared is None
+    cleared = f" points ({100 * result.cleared:+.1f} cleared of the choice) on"
+    assert result.reason == dropped.reason.replace("dropped", "kept, as asked for").replace(" points on", cleared)
 
 
 def test_the_head_that_won_is_what_a_rung_has_to_beat_and_the_last_stage_is_where_it_starts(
@@ -444,7 +446,7 @@ def test_without_a_pair_no_rung_answers_together_with_the_frozen_head() -> None:
 def test_what_is_kept_alone_answers_together_only_where_that_is_right_as_often(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("headstart.judge.clearly_likelier", lambda *given: True)
+    monkeypatch.setattr("headstart.judge.Ways.clearly_likelier", lambda *given: True)
     seen = set()
     for contrast in (24, 27, 32, 40, 50):
         begun = start(striped(150, contrast=contrast))
@@ -459,7 +461,7 @@ HOPE = Forecast(0.1, 0.02)
 
 
 def test_where_pictures_are_few_recorded_runs_count_for_the_first_rung(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headstart.judge.clearly_likelier", lambda *given: False)  # pictures alone do not tell
+    monkeypatch.setattr("headstart.judge.Ways.clearly_likelier", lambda *given: False)  # pictures alone do not tell
     begun = start(striped(150, contrast=20))
 
     def climb(
@@ -495,7 +497,7 @@ def test_where_pictures_are_few_recorded_runs_count_for_the_first_rung(monkeypat
 def test_a_rung_that_time_cut_short_is_not_kept_on_the_word_of_other_runs(
     judge: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headstart.judge.clearly_likelier", lambda *given: False)
+    monkeypatch.setattr("headstart.judge.Ways.clearly_likelier", lambda *given: False)
     begun = start(striped(150, contrast=20))
     monkeypatch.setattr("headstart.tuning.train", partial(_cut_short, train))
     evidence = Evidence.model_construct(forecast=Forecast(0.1, 0.001), images=30, classes=3)

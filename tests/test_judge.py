@@ -141,3 +141,19 @@ def test_what_is_as_often_right_and_clearly_surer_of_the_labels_is_kept_alone() 
     lost = np.flatnonzero(right)[:12]
     worse[lost] = 0.2 * np.eye(3)[(TRUTH[lost] + 1) % 3]
     assert clearly_likelier(worse, best, TRUTH) and not judge(worse[None], best, TRUTH).kept, "clearly less often right"
+
+
+def test_the_gain_of_what_is_kept_is_cleared_of_having_been_chosen_and_kept() -> None:
+    """Rungs as good as the best so far: those that are kept were lucky, and most of their gain was. What surely gains keeps it."""
+    told, cleared = [], []
+    for seed in range(60):
+        shares = np.stack([answers(0.6, 1000 + 10 * seed + share) for share in range(5)])
+        found = judge(shares, answers(0.6, seed), TRUTH)
+        assert (found.cleared is not None) == found.kept
+        if found.cleared is not None:
+            told.append(found.gain)
+            cleared.append(found.cleared)
+    assert len(told) > 5 and max(np.subtract(cleared, told)) <= 0
+    assert np.mean(cleared) < 0.6 * np.mean(told)
+    sure = judge(answers(0.95, 2)[None], answers(0.4, 1), TRUTH)
+    assert sure.cleared == sure.gain > 0.4

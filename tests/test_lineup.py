@@ -76,6 +76,9 @@ def test_two_backbones_answer_with_the_mean_of_their_calibrated_logits(dataset: 
     assert min(second.taps) >= len(both.own) > max(first.taps)
     joined = clearly_likelier(pair.logits, first.logits, labels) and pair.accuracy >= first.accuracy
     assert (found.best is pair) == joined
+    assert not joined or "once cleared of that choice" in found.reason
+    told = alone[0].accuracy + found.best.accuracy - alone[0].best.accuracy
+    assert found.accuracy <= told, "what chose a pair is taken off what is told of it"
     head = fit_winner(pair, both, labels, 3, pool, store)
     parts = [
         fit_winner(run.best, both.of(place), labels, 3, pool, store).answers(both.of(place), pool) / np.float32(t)

@@ -7,7 +7,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 
-from headstart.choice import choice_out_of_bag, paired_gain
+from headstart.choice import Ways, Weights, choice_out_of_bag, paired_gain
 from headstart.data.splits import thinned
 from headstart.features.engine import Engine
 from headstart.features.extract import Features, extract
@@ -119,9 +119,46 @@ def test_what_is_told_of_the_best_of_many_is_cleared_of_the_choice() -> None:
 
 
 def test_one_candidate_needs_no_clearing() -> None:
-    right = np.random.default_rng(0).random((300, 1)) < 0.7
-    accuracy = choice_out_of_bag(right, np.zeros((300, 1), np.float32))
+    right = np.random.default_rng(0).random((1, 300)) < 0.7
+    accuracy = choice_out_of_bag(right, np.zeros((1, 300), np.float32))
     assert accuracy == pytest.approx(right.mean(), abs=0.005)
+    ways = Ways(right.astype(float), 1.0 - right)
+    assert ways.cleared(lambda weight: 0) == (0.0, 0.0)
+
+
+def test_a_choice_among_equals_is_cleared_of_what_its_luck_added() -> None:
+    """Ways that are right by chance, as often as one another: the one that is chosen is ahead, and nothing is left of that."""
+
+    def luckiest(weight: Weights | None = None) -> int:
+        return int((ways.right @ (np.ones(80) if weight is None else weight)).argmax())
+
+    ahead, told = [], []
+    for seed in range(40):
+        right = (np.random.default_rng(seed).random((6, 80)) < 0.6).astype(float)
+        ways = Ways(right, 1.0 - right)
+        lead = float(right[luckiest()].mean() - 0.6)
+        ahead.append(lead)
+        told.append(lead - ways.cleared(luckiest)[0])
+    assert np.mean(ahead) > 0.04
+    assert abs(np.mean(told)) < 0.02
+
+
+def test_what_is_surely_ahead_is_hardly_cleared_and_a_single_picture_is_no_error() -> None:
+    right = np.stack([np.arange(200) % 10 > 0, np.arange(200) % 10 > 6]).astype(float)
+    ways = Ways(right, 1.0 - right)
+    assert ways.cleared(lambda w: int(ways.gain(1, 0, w)[0] > 0)) == (0.0, 0.0)
+    alone = Ways(right[:, :1], 1.0 - right[:, :1])
+    assert alone.cleared(lambda w: int(alone.gain(1, 0, w)[0] > 0)) == (0.0, 0.0)
+
+
+def test_a_weight_counts_a_picture_as_often_as_it_says() -> None:
+    draw = np.random.default_rng(1)
+    ways = Ways((draw.random((2, 50)) < 0.6).astype(float), draw.random((2, 50)))
+    drawn = draw.integers(50, size=50)
+    again = Ways(ways.right[:, drawn], ways.loss[:, drawn])
+    weight = np.bincount(drawn, minlength=50).astype(float)
+    assert ways.gain(0, 1, weight) == pytest.approx(again.gain(0, 1))
+    assert ways.likelier(0, 1, weight) == pytest.approx(again.likelier(0, 1))
 
 
 def test_a_race_over_real_features_repeats() -> None:

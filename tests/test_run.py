@@ -175,6 +175,16 @@ def test_the_default_place_is_named_after_the_data(tmp_path: Path) -> None:
     assert free_folder(("arrays",)) == Path("runs/run")
 
 
+def test_a_run_is_called_after_its_data_or_else_after_its_folder(tmp_path: Path) -> None:
+    for out, source, title in (
+        (tmp_path / "run", tmp_path / "my moths", "my moths"),
+        (tmp_path / "digits", ("arrays",), "digits"),
+        (None, ("arrays",), ""),
+    ):
+        with claim(out, source) as folder:
+            assert folder.title == title
+
+
 def test_what_was_not_measured_is_null() -> None:
     nested = {"a": [1.0, float("nan")], "b": (float("inf"),), "c": "NaN", "d": 3}
     assert _finite(nested) == {"a": [1.0, None], "b": [None], "c": "NaN", "d": 3}

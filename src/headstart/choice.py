@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from headstart.tasks.classification import fit_temperature, softmax, surprise
 
 Logits = NDArray[np.float32]
-_DRAWS = 400  # bootstrap samples; the choice among heads is made anew in each
+Weights = NDArray[np.float64]
+_DRAWS = 400  # bootstrap samples; a choice is made anew in each
 
 
 def paired_gain(a: Logits, b: Logits, labels: NDArray[np.int64]) -> tuple[float, float]:
     """Mean and standard error of the difference in accuracy, picture by picture, of logits `a` (N, K) over `b`."""
-    difference = (a.argmax(1) == labels).astype(float) - (b.argmax(1) == labels).astype(float)
-    return float(difference.mean()), float(difference.std() / max(1, len(labels)) ** 0.5)
+    return _mean_and_error((a.argmax(1) == labels).astype(float) - (b.argmax(1) == labels).astype(float))
 
 
 def clearly_better(a: Logits, b: Logits, labels: NDArray[np.int64], errors: float = 1.0) -> bool:
@@ -26,30 +29,86 @@ def clearly_better(a: Logits, b: Logits, labels: NDArray[np.int64], errors: floa
 def likelier(a: Logits, b: Logits, labels: NDArray[np.int64]) -> tuple[float, float]:
     """Mean and standard error of the difference in log-likelihood of the labels, in nats, picture by picture: logits `a` (N, K) less
     `b`, both calibrated."""
-    losses = [surprise(labels, softmax(logits, fit_temperature(logits, labels))) for logits in (b, a)]
-    gain = losses[0] - losses[1]
-    return float(gain.mean()), float(gain.std() / max(1, len(labels)) ** 0.5)
+    return Ways.of([a, b], labels).likelier(0, 1)
 
 
 def clearly_likelier(a: Logits, b: Logits, labels: NDArray[np.int64], errors: float = 1.0) -> bool:
     """Whether logits `a` (N, K), calibrated, make the labels likelier than `b` do, by more than `errors` standard errors."""
-    gain, error = likelier(a, b, labels)
-    return gain > errors * error
+    return Ways.of([a, b], labels).clearly_likelier(0, 1, errors=errors)
 
 
-def choice_out_of_bag(right: NDArray[np.bool_], loss: NDArray[np.float32], draws: int = _DRAWS) -> float:
-    """Accuracy of choosing the best of C candidates, on pictures that did not choose.
+@dataclass(frozen=True, eq=False)
+class Ways:
+    """How C ways of answering do on N pictures, both (C, N) float64: which answers are `right`, and the `loss`, how surprised each is
+    by the label, calibrated, in nats.
 
-    `right` and `loss` (N, C): whether each candidate's out-of-fold answer is right, and its log-loss. Each bootstrap sample of
-    the pictures picks the candidate that ranks first on it, and sees how that one does on the pictures left out (bootstrap
-    bias-corrected cross-validation: Tsamardinos, Greasidou & Borboudakis 2018, doi 10.1007/s10994-018-5714-4).
+    A `weight` (N,) says how often a picture counts: once without it, or as often as it was drawn in a bootstrap sample.
     """
-    count, draw = len(right), np.random.default_rng(0)
-    hits, losses, found = right.astype(np.float32), loss.astype(np.float32), []
+
+    right: NDArray[np.float64]
+    loss: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, logits: Sequence[Logits], labels: NDArray[np.int64]) -> Ways:
+        """Of logits (N, K) each; their temperatures are those that suit all of these pictures."""
+        loss = [surprise(labels, softmax(each, fit_temperature(each, labels))) for each in logits]
+        return cls(np.stack([(each.argmax(1) == labels).astype(float) for each in logits]), np.stack(loss))
+
+    def gain(self, one: int, other: int, weight: Weights | None = None) -> tuple[float, float]:
+        """Mean and standard error of the difference in accuracy, picture by picture."""
+        return _mean_and_error(self.right[one] - self.right[other], weight)
+
+    def likelier(self, one: int, other: int, weight: Weights | None = None) -> tuple[float, float]:
+        """By how many nats the first makes the labels likelier than the second, and the standard error."""
+        return _mean_and_error(self.loss[other] - self.loss[one], weight)
+
+    def clearly_likelier(self, one: int, other: int, weight: Weights | None = None, errors: float = 1.0) -> bool:
+        """Whether the first makes the labels likelier by more than `errors` standard errors."""
+        gain, error = self.likelier(one, other, weight)
+        return gain > errors * error
+
+    def cleared(self, choose: Callable[[Weights | None], int]) -> tuple[float, float]:
+        """By how much what `choose` takes is flattered by that, in accuracy and in nats, at least 0: how it does, less how what is
+        chosen without them does, on pictures that had no part in that choice (`out_of_bag`)."""
+        chosen = choose(None)
+        right, loss = out_of_bag(choose, self.right - self.right[chosen], self.loss - self.loss[chosen])
+        return max(0.0, -right), max(0.0, loss)
+
+
+def out_of_bag(choose: Callable[[Weights], int], *values: NDArray[np.floating], draws: int = _DRAWS) -> list[float]:
+    """Means of each of the `values` (C, N), of the way that is chosen, on pictures that did not choose.
+
+    `choose` takes one of C ways by how often each picture was drawn (N,); what it takes is looked at on the pictures left out of that
+    bootstrap sample (bootstrap bias-corrected cross-validation: Tsamardinos, Greasidou & Borboudakis 2018,
+    doi 10.1007/s10994-018-5714-4).
+    """
+    count, draw = values[0].shape[1], np.random.default_rng(0)
+    found: list[list[float]] = []
     for _ in range(draws):
-        inside = np.bincount(draw.integers(count, size=count), minlength=count).astype(np.float32)
+        inside = np.bincount(draw.integers(count, size=count), minlength=count).astype(np.float64)
         outside = inside == 0
         if outside.any():
-            pick = np.lexsort((inside @ losses, -(inside @ hits)))[0]
-            found.append(right[outside, pick].mean())
-    return float(np.mean(found))
+            pick = choose(inside)
+            found.append([float(value[pick, outside].mean()) for value in values])
+    if not found:  # a single picture is left out of no sample
+        found.append([float(value[choose(np.ones(count))].mean()) for value in values])
+    return [float(mean) for mean in np.mean(found, axis=0)]
+
+
+def choice_out_of_bag(right: NDArray[np.bool_], loss: NDArray[np.float32]) -> float:
+    """Accuracy of choosing the best of C candidates, on pictures that did not choose.
+
+    `right` and `loss` (C, N): whether each candidate's out-of-fold answer is right, and its log-loss. The one that is right most
+    often is chosen, of equals the one with the least loss.
+    """
+    hits = right.astype(np.float64)
+    return out_of_bag(lambda inside: int(np.lexsort((loss @ inside, -(hits @ inside)))[0]), hits)[0]
+
+
+def _mean_and_error(difference: NDArray[np.float64], weight: Weights | None = None) -> tuple[float, float]:
+    """Of a difference (N,), picture by picture; the standard error is that of the mean."""
+    count = max(1, len(difference))
+    if weight is None:
+        return float(difference.mean()), float(difference.std() / count**0.5)
+    mean = weight @ difference / weight.sum()
+    return float(mean), float((weight @ (difference - mean) ** 2 / weight.sum() / count) ** 0.5)

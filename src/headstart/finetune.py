@@ -44,7 +44,7 @@ class RungResult:
     where time ran out in the middle. `together`: all that is told here is of its answers together with the frozen head's. `with_head`:
     `likelier` as it would be with that head and with all that training changed, where that was looked at. `posterior`: what is then to
     be expected of the gain, by recorded runs and held-out pictures, where that decided. `caching`: of `seconds`, those that
-    running the frozen stages took.
+    running the frozen stages took. `cleared`: what is left of a kept rung's gain on pictures that had no part in choosing it.
     """
 
     rung: Rung
@@ -63,6 +63,7 @@ class RungResult:
     with_head: tuple[float, float] | None = None
     posterior: Forecast | None = None
     caching: float = 0.0
+    cleared: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +173,7 @@ class Ladder:
         found = judge(shares, best, truth, beside=beside, frozen=frozen, expected=expected, forced=rung.forced)
         late = len(outcomes) > 1 and not complete and not rung.forced
         if late:  # of several, what is judged would not be what is kept
-            found = replace(found, kept=False)
+            found = replace(found, kept=False, cleared=None)
         after = []
         for split, each in zip(splits, trained, strict=True):
             net = each.at(ALPHAS[found.share])
@@ -195,6 +196,7 @@ class Ladder:
             found.with_head,
             found.posterior,
             sum(each.caching for each in trained),
+            found.cleared,
         )
         return result, after, found.logits, found.heat
 
@@ -254,7 +256,10 @@ class Ladder:
 
 def _said(rung: Rung, found: Judged) -> str:
     kept = "kept, as asked for" if rung.forced else "kept" if found.kept else "dropped"
-    points = f"{100 * found.gain:+.1f} ± {100 * found.gain_se:.1f} points on {len(found.logits)} held-out pictures"
+    cleared = "" if found.cleared is None else f" ({100 * found.cleared:+.1f} cleared of the choice)"
+    points = (
+        f"{100 * found.gain:+.1f} ± {100 * found.gain_se:.1f} points{cleared} on {len(found.logits)} held-out pictures"
+    )
     said = f"{kept}: {'together with the frozen head ' if found.together else ''}{points}, whose labels are {_nats(found.likelier)}"
     if found.posterior is None or found.with_head is None:
         return said

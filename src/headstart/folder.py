@@ -19,6 +19,7 @@ FORMAT = 1
 CARD, WEIGHTS, LOG = "model.json", "model.safetensors", "log.txt"
 SEEN = "trained_on.txt"
 SEEN_DIGITS = 16  # of a content digest: enough to know a picture by
+_IN_MEMORY = " in memory"
 WRITTEN = (SEEN, "audit.json", "plan.json", "predictions.csv", "doubts.csv", "report.html", "metrics.json")
 
 
@@ -40,6 +41,14 @@ class Folder:
     _made: bool = field(default=False, repr=False)
     resumed: bool = False
     data: str = ""
+
+    @property
+    def title(self) -> str:
+        """What the run is called: after its data, or after its folder where they lie in memory; "" where there is neither."""
+        source = str(self.config["source"])
+        if source.endswith(_IN_MEMORY):
+            return "" if self.path is None else self.path.resolve().name
+        return Path(source).name
 
     @classmethod
     def claim(
@@ -149,7 +158,7 @@ class Folder:
 def _described(source: object) -> str:
     if isinstance(source, str | Path):
         return str(Path(source).expanduser().absolute())
-    return f"{type(source).__module__}.{type(source).__name__} in memory"
+    return f"{type(source).__module__}.{type(source).__name__}{_IN_MEMORY}"
 
 
 def reproduce(source: object, options: Settings, folder: Path | None) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.choice import Logits, clearly_likelier, likelier, paired_gain
+from headstart.choice import Logits, Ways, Weights
 from headstart.forecast import WORTH, Forecast
 from headstart.tasks.classification import fit_temperature
 
@@ -23,6 +24,7 @@ class Judged:
     many nats they make the labels likelier than the best so far does, calibrated, and the standard error. `together`: these are its
     answers together with the frozen head. `with_head`: how much likelier the labels become with that head and all that training
     changed, where that was looked at. `posterior`: what is then to be expected, by recorded runs and these pictures, where it decided.
+    `cleared`: of what is kept, the gain on pictures that had no part in choosing how it answers and whether it is kept.
     """
 
     share: int
@@ -36,6 +38,7 @@ class Judged:
     together: bool = False
     with_head: tuple[float, float] | None = None
     posterior: Forecast | None = None
+    cleared: float | None = None
 
 
 def judge(
@@ -59,44 +62,86 @@ def judge(
     change, and the head's are flattered by having been chosen, but all beliefs move. That is asked only of a rung that is not `SPOILT`
     and does not make the labels clearly less likely. What is `forced` is kept alone.
     """
-    alone = _judged(shares, best, truth, beside)
-    # One picture more, and none lost, always exceeds its own standard error: it takes two.
-    more = alone.gain > max(alone.gain_se, 1.5 / max(1, len(truth)))
-    likely = clearly_likelier(alone.logits, best, truth, 1.0 if more else SURER)
-    alone = replace(alone, kept=forced or (likely and alone.gain >= -alone.gain_se))
-    if frozen is None or forced:
-        return alone
-    pair = replace(_judged(shares, best, truth, frozen), kept=True, together=True)
-    whole = replace(_judged(shares[:1], best, truth, frozen), kept=True, together=True)
-    alone, pair, whole = (replace(each, with_head=whole.likelier) for each in (alone, pair, whole))
-    # What is kept alone costs half as much to run.
-    if all(
-        paired_gain(pair.logits, other, truth)[0] >= 0 and clearly_likelier(pair.logits, other, truth)
-        for other in ([best, alone.logits] if alone.kept else [best])
-    ):
-        return pair
-    if alone.kept or expected is None:
-        return alone
-    nats, error = whole.likelier
-    if nats <= -error or _known(shares[0], truth) < SPOILT * _known(best, truth):
-        return alone
-    posterior = expected.seen(nats, error)
-    return replace(whole if posterior.gain >= WORTH else alone, posterior=posterior)
+    hot = [(logits, 1.0) for logits in shares] if beside is None else _halved(shares, beside, truth)
+    pairs = [] if frozen is None or forced else _halved(shares, frozen, truth)
+    given = [*hot, *pairs]
+    guess = np.zeros_like(best)
+    # The best so far, what a guess is, the shares alone, and the shares together with the frozen head.
+    ways = Ways.of([best, guess, *(logits for logits, _ in given)], truth)
+    jury = _Jury(ways, len(hot), bool(pairs), expected, forced)
+    way, kept, posterior = jury.verdict()
+    logits, heat = given[way - _FIRST]
+    gain, error = ways.gain(way, _BEST)
+    return Judged(
+        (way - _FIRST) % len(hot),
+        heat,
+        logits,
+        float((logits.argmax(1) == truth).mean()),
+        gain,
+        error,
+        ways.likelier(way, _BEST),
+        kept,
+        way >= _FIRST + len(hot),
+        ways.likelier(_FIRST + len(hot), _BEST) if pairs else None,
+        posterior,
+        gain - ways.cleared(jury.answering)[0] if kept else None,
+    )
 
 
-def _judged(shares: NDArray[np.float32], best: Logits, truth: NDArray[np.int64], beside: Logits | None) -> Judged:
-    """The share that makes the labels likeliest, calibrated, in the mean with calibrated logits `beside`; not kept yet. Which is right
-    most often is a matter of a picture or two."""
-    heats = [1.0] * len(shares)
-    if beside is not None:
-        heats = [fit_temperature(logits, truth) for logits in shares]
-        shares = np.stack([0.5 * (logits / np.float32(t) + beside) for logits, t in zip(shares, heats, strict=True)])
-    share = max(range(len(shares)), key=lambda place: _known(shares[place], truth))
-    gain, error = paired_gain(shares[share], best, truth)
-    accuracy = float((shares[share].argmax(1) == truth).mean())
-    return Judged(share, heats[share], shares[share], accuracy, gain, error, likelier(shares[share], best, truth))
+_BEST, _GUESS, _FIRST = 0, 1, 2  # places among the ways that a jury looks at
 
 
-def _known(logits: Logits, truth: NDArray[np.int64]) -> float:
-    """By how many nats calibrated logits (M, K) make the labels likelier than a guess does."""
-    return likelier(logits, np.zeros_like(logits), truth)[0]
+@dataclass(frozen=True, eq=False)
+class _Jury:
+    """Decides among `ways`: the best so far, a guess, a rung's `count` shares alone, the whole way first, and, with `pairs`, the same
+    together with the frozen head. A `weight` (M,) says how often a picture counts."""
+
+    ways: Ways
+    count: int
+    pairs: bool
+    expected: Forecast | None
+    forced: bool
+
+    def answering(self, weight: Weights | None = None) -> int:
+        """The way that answers in the end."""
+        way, kept, _ = self.verdict(weight)
+        return way if kept else _BEST
+
+    def verdict(self, weight: Weights | None = None) -> tuple[int, bool, Forecast | None]:
+        """The way that a rung answers, whether it is kept, and what is to be expected of it where that decided."""
+        ways, whole = self.ways, _FIRST + self.count
+        alone = self._likeliest(range(_FIRST, whole), weight)
+        gain, error = ways.gain(alone, _BEST, weight)
+        # One picture more, and none lost, always exceeds its own standard error: it takes two.
+        more = gain > max(error, 1.5 / max(1, ways.right.shape[1]))
+        kept = self.forced or (ways.clearly_likelier(alone, _BEST, weight, 1.0 if more else SURER) and gain >= -error)
+        if not self.pairs:
+            return alone, kept, None
+        pair = self._likeliest(range(whole, whole + self.count), weight)
+        # What is kept alone costs half as much to run.
+        if all(
+            ways.gain(pair, other, weight)[0] >= 0 and ways.clearly_likelier(pair, other, weight)
+            for other in ([_BEST, alone] if kept else [_BEST])
+        ):
+            return pair, True, None
+        if kept or self.expected is None:
+            return alone, kept, None
+        nats, error = ways.likelier(whole, _BEST, weight)
+        if nats <= -error or self._known(_FIRST, weight) < SPOILT * self._known(_BEST, weight):
+            return alone, False, None
+        posterior = self.expected.seen(nats, error)
+        return (whole, True, posterior) if posterior.gain >= WORTH else (alone, False, posterior)
+
+    def _likeliest(self, among: Sequence[int], weight: Weights | None) -> int:
+        """Which is right most often is a matter of a picture or two."""
+        return max(among, key=lambda way: self._known(way, weight))
+
+    def _known(self, way: int, weight: Weights | None) -> float:
+        """By how many nats it makes the labels likelier than a guess does."""
+        return self.ways.likelier(way, _GUESS, weight)[0]
+
+
+def _halved(shares: NDArray[np.float32], other: Logits, truth: NDArray[np.int64]) -> list[tuple[Logits, float]]:
+    """The mean of each share's calibrated logits and calibrated logits `other` (M, K), and what the share's are divided by in it."""
+    heats = [fit_temperature(logits, truth) for logits in shares]
+    return [(0.5 * (logits / np.float32(heat) + other), heat) for logits, heat in zip(shares, heats, strict=True)]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from headstart import runtime
-from headstart.choice import choice_out_of_bag, clearly_better, clearly_likelier, paired_gain
+from headstart.choice import Ways, Weights, choice_out_of_bag, clearly_better, paired_gain
 from headstart.data.splits import thinned
 from headstart.features.extract import Features
 from headstart.features.store import Artifact, Store
@@ -41,7 +41,7 @@ RACED = IN_MEMORY  # pictures that race at most: more cost time and tell no head
 class Race:
     """All candidates, the winner, the last-stage reference and the depth profile (one ridge score per stage).
 
-    `accuracy` is what to expect of the winner: its own score less as much as the best of many is flattered by. `pool` (M,)
+    `accuracy` is what to expect of the winner: its own score less as much as it is flattered by having been chosen. `pool` (M,)
     are the pictures that the scores are of, in the order of their logits.
     """
 
@@ -82,18 +82,30 @@ def race(
     ]
     if not joined:
         return first
-    pair = min(joined, key=lambda score: (score.accuracy < first.best.accuracy, score.log_loss))
-    candidates = (*first.candidates, pair)
+    ways = Ways.of([first.best.logits, *(pair.logits for pair in joined)], given)
+
+    def beside(weight: Weights | None = None) -> int:
+        """The way that is best beside the first."""
+        gains = [ways.gain(place, 0, weight)[0] for place in range(1, 1 + len(joined))]
+        losses = [-ways.likelier(place, 0, weight)[0] for place in range(1, 1 + len(joined))]
+        return 1 + min(range(len(joined)), key=lambda place: (gains[place] < 0, losses[place]))
+
+    def answering(weight: Weights | None = None) -> int:
+        """That one, or the first alone."""
+        pair = beside(weight)
+        return pair if ways.gain(pair, 0, weight)[0] >= 0 and ways.clearly_likelier(pair, 0, weight) else 0
+
+    pair, flattery = joined[beside() - 1], ways.cleared(answering)[0]
+    found = replace(first, candidates=(*first.candidates, pair), accuracy=first.accuracy - flattery)
+    if not answering():
+        return found
     gain, error = paired_gain(pair.logits, first.best.logits, given)
-    if gain < 0 or not clearly_likelier(pair.logits, first.best.logits, given):
-        return replace(first, candidates=candidates)
     return replace(
-        first,
-        candidates=candidates,
+        found,
         best=pair,
-        accuracy=pair.accuracy - (first.best.accuracy - first.accuracy),
-        reason=f"the two together are {100 * gain:.1f} ± {100 * error:.1f} points ahead of the first alone out of fold, and the "
-        "labels are clearly likelier",
+        accuracy=found.accuracy + pair.accuracy - first.best.accuracy,
+        reason=f"the two together are {100 * gain:.1f} ± {100 * error:.1f} points ahead of the first alone out of fold, "
+        f"{100 * (gain - flattery):.1f} once cleared of that choice, and the labels are clearly likelier",
     )
 
 
@@ -143,25 +155,31 @@ def _race(whole: _Course, store: Store | None, progress: runtime.Progress) -> Ra
         if store is not None:
             _remember(memo, raced)
     last, candidates = raced.candidates[0], raced.candidates
-    finalists, seen = [score for score in candidates if score.kind == "logistic"], ""
+    finalists, told, seen = [score for score in candidates if score.kind == "logistic"], "", 0.0
     finalists.append(max((score for score in candidates if score.kind == "ridge"), key=_rank))
     usual, best = blended(finalists, labels), max(candidates, key=_rank)
     if features.views and all_raced:
         viewed = _in_views(finalists, course, store, progress)
         mean = blended(viewed, labels)
-        # Few pictures seldom tell, and more views seldom hurt.
-        if not clearly_likelier(usual.logits, mean.logits, labels):
-            seen = (
+        ways = Ways.of([mean.logits, usual.logits], labels)
+
+        def without(weight: Weights | None = None) -> int:
+            """Few pictures seldom tell, and more views seldom hurt."""
+            return int(ways.clearly_likelier(1, 0, weight))
+
+        seen, nats = ways.cleared(without)
+        if not without():
+            told = (
                 f"; fitted to {len(features.views)} augmented views of each picture as well: log-loss out of fold "
-                f"{mean.log_loss:.3f}, {usual.log_loss:.3f} without"
+                f"{mean.log_loss:.3f}, cleared of that choice {mean.log_loss + nats:.3f}, {usual.log_loss:.3f} without"
             )
             usual, last, best, candidates = mean, viewed[0], max(viewed, key=_rank), (*viewed, *candidates)
     candidates = (last, usual, *candidates[1:])
     if not clearly_better(best.logits, usual.logits, labels):
         best = usual
-    flattery = max(0.0, max(score.accuracy for score in raced.candidates) - raced.accuracy)
+    flattery = seen + max(0.0, max(score.accuracy for score in raced.candidates) - raced.accuracy)
     accuracy = best.accuracy - (flattery if best is not last else 0.0)
-    reason = _why(best, usual, last, labels, flattery) + seen
+    reason = _why(best, usual, last, labels, flattery) + told
     if store is not None and all_raced:  # both will be asked for, and their axes may be at hand
         for score in (last, *([part for part, _ in best.parts] or [best])):
             if score.taps in known and not score.views:
@@ -267,8 +285,8 @@ def _compete(course: _Course, known: dict[tuple[int, ...], Axes], progress: runt
         ran(order)
     order += [("ridge", taps) for taps in (*singles, *combined)]
     tried = [score for key in order for score in scores[key]]
-    right = np.stack([score.logits.argmax(1) == labels for score in tried], 1)
-    loss = np.stack([-log_softmax(score.logits, axis=1)[np.arange(len(labels)), labels] for score in tried], 1)
+    right = np.stack([score.logits.argmax(1) == labels for score in tried])
+    loss = np.stack([-log_softmax(score.logits, axis=1)[np.arange(len(labels)), labels] for score in tried])
     return _Raced(tuple(scores[key][0] for key in order), choice_out_of_bag(right, loss))
 
 

@@ -84,8 +84,8 @@ def keep(
     folder.write("predictions.csv", _csv(_PREDICTED, predictions))
     folder.write("doubts.csv", _csv(_DOUBTED, _doubted(dataset, diagnosis.doubts)))
     timings = {**story.seconds, "total": story.total}
-    command = folder.config["command"]
-    shown = gather(dataset, heads, plan, tuned, model, proof, diagnosis, timings, command, folder.resumed)
+    title, command = folder.title or dataset.source, folder.config["command"]
+    shown = gather(title, dataset, heads, plan, tuned, model, proof, diagnosis, timings, command, folder.resumed)
     html = render(shown)
     story.seconds["report"] = time.monotonic() - began
     metrics = {
@@ -104,6 +104,7 @@ def keep(
                 "accuracy": r.accuracy,
                 "gain": r.gain,
                 "gain_se": r.gain_se,
+                "cleared_gain": r.cleared,
                 "alpha": r.alpha,
                 "epochs": r.epochs,
                 "seconds": r.seconds,

@@ -27,6 +27,7 @@ _CLASSES, _PICTURES, _MISTAKES, _PAIRS = 12, 5, 24, 8
 
 
 def gather(
+    title: str,
     dataset: Dataset,
     heads: Race,
     plan: Plan,
@@ -41,7 +42,7 @@ def gather(
     """Everything that the report shows, as plain records."""
     assert dataset.audit is not None
     return ReportData(
-        title=dataset.source.rstrip("/").rsplit("/", 1)[-1] or dataset.source,
+        title=title,
         backbone=model.backbone.origin.name,
         beside=[engine.backbone.origin.name for engine in model.engines[1:]],
         audit=dataset.audit,
