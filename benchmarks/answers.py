@@ -1,4 +1,5 @@
-"""Two ways to answer better with a head that is fitted already: the mean with the mirror image, and a temperature for each class.
+"""Ways to answer better with a head that is fitted already: the mean with the mirror image or with crops, and a temperature for each
+class.
 
     python benchmarks/answers.py --data ../shared/data
 
@@ -15,9 +16,10 @@ from typing import Any
 from averaging import SIZES, draw_by_draw
 from common import SETS
 from depth import Case
-from headstart.features.extract import batches, columns
+from headstart.features.extract import batches, columns, with_views
 from headstart.features.settle import transform_of
 from headstart.tasks.classification import accuracy, ece, fit_temperature, log_loss, softmax
+from headstart.views import VIEWS
 
 import numpy as np  # isort: skip
 import torch  # isort: skip
@@ -25,7 +27,10 @@ import torch  # isort: skip
 RESULTS = Path(__file__).parent / "results" / "answers.json"
 DRAWS, SEEDS = (*SIZES, "600"), (0, 1)
 DRAWN = 0.1  # nats a picture that a class pays for a factor of e, or a constant of one
-WAYS = ("as it is", "with the mirror image", "scaled by class", "both", "at the best temperature in hindsight")
+WAYS = (
+    "as it is", "with the mirror image", "with three augmented views", "scaled by class", "scaled, with the mirror image",
+    "at the best temperature in hindsight",
+)  # fmt: skip
 
 
 def by_class(logits: np.ndarray, labels: np.ndarray, temperature: float) -> tuple[np.ndarray, np.ndarray]:
@@ -60,12 +65,14 @@ def measured(name: str, place: Path, size: str, seed: int) -> dict[str, Any]:
     mirrored = np.concatenate([rows for _, rows in turned])
     plain = head.answers(case.features, test)
     pair = 0.5 * (plain + head.logits(mirrored[:, columns(own, head.taps)]))
+    seen = with_views(case.features, [case.engine], data, case.store, VIEWS, only=test, seed=seed)
+    views = np.mean([head.logits(rows) for rows in seen.in_views(head.taps, test, VIEWS)], axis=0)
     held = data.labels[case.heads.pool]
     temperature = fit_temperature(best.logits, held)
     factor, constant = by_class(best.logits, held, temperature)
     truth = data.labels[test]
     answers = (
-        plain / temperature, pair / temperature, plain * factor + constant, pair * factor + constant,
+        plain / temperature, pair / temperature, views / temperature, plain * factor + constant, pair * factor + constant,
         plain / fit_temperature(plain, truth),
     )  # fmt: skip
     row: dict[str, Any] = {"tested": len(test)}

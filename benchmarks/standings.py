@@ -226,6 +226,17 @@ def drawn(cases: Iterable[str]) -> str:
     return f"Draws, with their seeds. {'; '.join(said)}."
 
 
+def seeded(cases: Iterable[str | Mapping[str, Any]]) -> str:
+    """The data sets with their seeds, from names like "flowers seed 0" or cases that hold `set` and `seed`."""
+    found: dict[str, list[str]] = {}
+    for case in cases:
+        words = case.replace(",", "").split() if isinstance(case, str) else [case["set"], str(case["seed"])]
+        seeds = found.setdefault(words[0], [])
+        seeds += [words[-1]] * (words[-1] not in seeds)
+    said = [f"{source} ({', '.join(seeds)})" for source, seeds in found.items()]
+    return f"Draws, with their seeds: {', '.join(said)}."
+
+
 def points(cases: list[Met], names: tuple[str, ...]) -> list[tuple[str, float, float]]:
     """Contestant, mean seconds to the model, mean accuracy."""
     answers = {name: [case.answered[name] for case in cases] for name in names}
