@@ -52,7 +52,7 @@ SIZES = ("5", "20", "600")  # pictures a class; then pictures in all, each class
 RUNGS: dict[str, list[dict[str, Any]]] = {
     "from 6": [{"cut": 6}], "from 5": [{"cut": 5}], "from 4": [{"cut": 4}], "from 7": [{"cut": 7}], "from 8": [{"cut": 8}],
     "from 6, then from 5": [{"cut": 6}, {"cut": 5}], "from 6, then from 4": [{"cut": 6}, {"cut": 4}], "from 3": [{"cut": 3}],
-    "from 0": [{"cut": 0}],
+    "from 2": [{"cut": 2}], "from 1": [{"cut": 1}], "from 0": [{"cut": 0}],
     "norms from 4": [{"cut": 4, "trains": "norms"}],
     "norms from 4, ten times the rate": [{"cut": 4, "trains": "norms", "lr_body": 1e-2}],
     "biases from 4, ten times the rate": [{"cut": 4, "trains": "biases", "lr_body": 1e-2}],
