@@ -3,7 +3,7 @@
     python benchmarks/forecast.py
 
 Writes src/headstart/forecast.json from benchmarks/results/depth.json. Rungs answer together with the frozen head, as those do that
-are kept on little evidence.
+are kept on little evidence. Nothing is fitted to the data set `UNSEEN`.
 """
 
 from __future__ import annotations
@@ -113,6 +113,11 @@ class Seen:
         likelier, gain, both, source = zip(*found, strict=True)
         return cls(np.array(likelier), np.array(gain), np.array(both), np.array(source))
 
+    @property
+    def learning(self) -> np.ndarray:
+        """The rungs that numbers may be fitted to (M,) bool."""
+        return self.source != UNSEEN
+
     def line(self, chosen: np.ndarray) -> np.ndarray:
         """Constant and slope of the gain by least squares over the `chosen` (M,) bool."""
         return np.linalg.lstsq(self.known[chosen], self.gain[chosen], rcond=None)[0]
@@ -136,7 +141,7 @@ class Seen:
         seen, both = np.empty_like(self.told), np.empty_like(self.told)
         for source in np.unique(self.source):
             inside = self.source == source
-            others = ~inside & (self.source != UNSEEN)
+            others = ~inside & self.learning
             (constant, slope), rest = self.line(others), self.rest(others)
             for place in np.flatnonzero(inside):
                 nats, error = self.likelier[place]
@@ -155,7 +160,7 @@ def _share(marks: str) -> float:
 
 
 def learnt(cases: Mapping[str, Any], *, without: str | None = None) -> dict[str, Any]:
-    """What the package is to know; or what it would know `without` a data set."""
+    """What the package is to know; or what it would know `without` one more data set than `UNSEEN`."""
     cases = {name: case for name, case in cases.items() if case["set"] not in (without, UNSEEN)}
     recorded = Recorded.of(cases)
     everything = np.full(len(recorded.gain), True)
@@ -319,7 +324,7 @@ def corrected(cases: Mapping[str, Any]) -> list[str]:
     kept = np.full(len(seen.gain), False)
     for source in np.unique(seen.source):
         inside = seen.source == source
-        others = ~inside & (seen.source != UNSEEN) & likelier
+        others = ~inside & seen.learning & likelier
         bar = max(BARS, key=lambda bar: float(seen.gain[others & (both[:, 0] >= bar)].sum()))
         kept[inside] = (likelier & (both[:, 0] >= bar))[inside]
     rows.append(

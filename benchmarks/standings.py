@@ -219,10 +219,7 @@ def drawn(cases: Iterable[str]) -> str:
     for name in cases:
         source, size, seed = (part.split()[-1] for part in name.split(", "))
         found.setdefault(size, {}).setdefault(source, []).append(seed)
-    said = []
-    for size, sets in found.items():
-        those = [f"{source} ({', '.join(seeds)})" for source, seeds in sets.items()]
-        said.append(f"{SAID[size]}: {', '.join(those)}")
+    said = [f"{SAID[size]}: {_listed(sets)}" for size, sets in found.items()]
     return f"Draws, with their seeds. {'; '.join(said)}."
 
 
@@ -231,10 +228,13 @@ def seeded(cases: Iterable[str | Mapping[str, Any]]) -> str:
     found: dict[str, list[str]] = {}
     for case in cases:
         words = case.replace(",", "").split() if isinstance(case, str) else [case["set"], str(case["seed"])]
-        seeds = found.setdefault(words[0], [])
-        seeds += [words[-1]] * (words[-1] not in seeds)
-    said = [f"{source} ({', '.join(seeds)})" for source, seeds in found.items()]
-    return f"Draws, with their seeds: {', '.join(said)}."
+        found.setdefault(words[0], []).append(words[-1])
+    return f"Draws, with their seeds: {_listed(found)}."
+
+
+def _listed(found: Mapping[str, list[str]]) -> str:
+    """Data sets with their seeds, each told once."""
+    return ", ".join(f"{source} ({', '.join(dict.fromkeys(seeds))})" for source, seeds in found.items())
 
 
 def points(cases: list[Met], names: tuple[str, ...]) -> list[tuple[str, float, float]]:

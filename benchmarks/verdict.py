@@ -32,7 +32,8 @@ TEST = 0.4  # share that is sealed: with a fifth of so few pictures nothing but 
 
 @dataclass(frozen=True)
 class Case:
-    """`made(data, seed, folder)` gives the source and options of a fit; `truth` is "nothing", "helped", "overkill" or "hurt"."""
+    """`made(data, seed, folder)` gives source and options of a fit, and `plan` one more; `truth` is "nothing", "helped", "overkill"
+    or "hurt"."""
 
     truth: str
     made: Callable[[Path, int, Path], tuple[Any, dict[str, Any]]]
@@ -149,7 +150,7 @@ def measured(case: Case, data: Path, seed: int) -> dict[str, Any]:
     models = run.metrics["test"]["models"]
     return {
         "outcome": run.verdict.outcome, "overkill": run.verdict.overkill, "baseline": run.verdict.baseline,
-        "chosen": run.metrics["chosen"], "images": run.metrics["test"]["images"],
+        "images": run.metrics["test"]["images"],
         "accuracy": {name: s["accuracy"]["value"] for name, s in models.items()},
         "seconds": time.monotonic() - began, "commit": commit(),
     }  # fmt: skip

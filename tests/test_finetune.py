@@ -19,7 +19,7 @@ from torch import Tensor
 
 from headstart import runtime
 from headstart.backbones.backbone import Backbone
-from headstart.choice import clearly_likelier
+from headstart.choice import Ways
 from headstart.cost import FOLDS_JUDGED, ON_EPOCHS, ON_RATE
 from headstart.data.dataset import Dataset
 from headstart.data.load import load_dataset
@@ -37,7 +37,7 @@ from headstart.tasks.classification import fit_temperature
 from headstart.train import Trained, train
 from headstart.tuning import ALPHAS, Tuning
 from headstart.winner import fit_winner
-from tests.toys import striped, stripes, tiny_backbone
+from tests.toys import clearly_likelier, striped, stripes, tiny_backbone
 
 # `headstart.finetune` is the function; this is the room that it lives in.
 room = sys.modules["headstart.finetune"]
@@ -443,10 +443,20 @@ def test_without_a_pair_no_rung_answers_together_with_the_frozen_head() -> None:
     assert tuned.rungs[0].with_head is None, "not even looked at"
 
 
+def told(likelier: bool) -> type[Ways]:
+    """What a jury goes by, where what is clearly likelier is settled beforehand."""
+
+    class Settled(Ways):
+        def clearly_likelier(self, *given: Any, **more: Any) -> bool:
+            return likelier
+
+    return Settled
+
+
 def test_what_is_kept_alone_answers_together_only_where_that_is_right_as_often(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("headstart.judge.Ways.clearly_likelier", lambda *given: True)
+    monkeypatch.setattr("headstart.judge.Ways", told(True))
     seen = set()
     for contrast in (24, 27, 32, 40, 50):
         begun = start(striped(150, contrast=contrast))
@@ -461,7 +471,7 @@ HOPE = Forecast(0.1, 0.02)
 
 
 def test_where_pictures_are_few_recorded_runs_count_for_the_first_rung(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headstart.judge.Ways.clearly_likelier", lambda *given: False)  # pictures alone do not tell
+    monkeypatch.setattr("headstart.judge.Ways", told(False))  # pictures alone do not tell
     begun = start(striped(150, contrast=20))
 
     def climb(
@@ -497,7 +507,7 @@ def test_where_pictures_are_few_recorded_runs_count_for_the_first_rung(monkeypat
 def test_a_rung_that_time_cut_short_is_not_kept_on_the_word_of_other_runs(
     judge: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headstart.judge.Ways.clearly_likelier", lambda *given: False)
+    monkeypatch.setattr("headstart.judge.Ways", told(False))
     begun = start(striped(150, contrast=20))
     monkeypatch.setattr("headstart.tuning.train", partial(_cut_short, train))
     evidence = Evidence.model_construct(forecast=Forecast(0.1, 0.001), images=30, classes=3)

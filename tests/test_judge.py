@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from headstart.choice import clearly_likelier, likelier
+from headstart.choice import likelier
 from headstart.forecast import WORTH, Forecast
 from headstart.judge import judge
+from tests.toys import clearly_likelier
 
 Logits = NDArray[np.float32]
 TRUTH = np.arange(90) % 3

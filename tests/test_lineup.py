@@ -13,7 +13,7 @@ import torch
 
 import headstart as hs
 from headstart.backbones.from_module import load_module
-from headstart.choice import clearly_better, clearly_likelier
+from headstart.choice import clearly_better
 from headstart.data.dataset import Dataset
 from headstart.features.engine import Engine
 from headstart.features.extract import Features, extract, together
@@ -25,7 +25,7 @@ from headstart.race import race
 from headstart.request import Options
 from headstart.tuning import Tuning
 from headstart.winner import fit_winner
-from tests.toys import SPEC, TinyNet, striped, stripes
+from tests.toys import SPEC, TinyNet, clearly_likelier, striped, stripes
 
 
 @pytest.fixture(scope="module")

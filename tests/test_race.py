@@ -123,7 +123,7 @@ def test_one_candidate_needs_no_clearing() -> None:
     accuracy = choice_out_of_bag(right, np.zeros((1, 300), np.float32))
     assert accuracy == pytest.approx(right.mean(), abs=0.005)
     ways = Ways(right.astype(float), 1.0 - right)
-    assert ways.cleared(lambda weight: 0) == (0.0, 0.0)
+    assert ways.optimism(lambda weight: 0) == (0.0, 0.0)
 
 
 def test_a_choice_among_equals_is_cleared_of_what_its_luck_added() -> None:
@@ -138,7 +138,7 @@ def test_a_choice_among_equals_is_cleared_of_what_its_luck_added() -> None:
         ways = Ways(right, 1.0 - right)
         lead = float(right[luckiest()].mean() - 0.6)
         ahead.append(lead)
-        told.append(lead - ways.cleared(luckiest)[0])
+        told.append(lead - ways.optimism(luckiest)[0])
     assert np.mean(ahead) > 0.04
     assert abs(np.mean(told)) < 0.02
 
@@ -146,9 +146,9 @@ def test_a_choice_among_equals_is_cleared_of_what_its_luck_added() -> None:
 def test_what_is_surely_ahead_is_hardly_cleared_and_a_single_picture_is_no_error() -> None:
     right = np.stack([np.arange(200) % 10 > 0, np.arange(200) % 10 > 6]).astype(float)
     ways = Ways(right, 1.0 - right)
-    assert ways.cleared(lambda w: int(ways.gain(1, 0, w)[0] > 0)) == (0.0, 0.0)
+    assert ways.optimism(lambda w: int(ways.gain(1, 0, w)[0] > 0)) == (0.0, 0.0)
     alone = Ways(right[:, :1], 1.0 - right[:, :1])
-    assert alone.cleared(lambda w: int(alone.gain(1, 0, w)[0] > 0)) == (0.0, 0.0)
+    assert alone.optimism(lambda w: int(alone.gain(1, 0, w)[0] > 0)) == (0.0, 0.0)
 
 
 def test_a_weight_counts_a_picture_as_often_as_it_says() -> None:

@@ -21,6 +21,7 @@ from PIL import Image
 import headstart as hs
 from headstart import runtime
 from headstart.backbones.backbone import Backbone
+from headstart.choice import Ways
 from headstart.data.dataset import Dataset
 from headstart.data.sources import FileImages
 from headstart.errors import PlanError, TooLittleData, UnknownBackbone
@@ -435,9 +436,16 @@ def test_sealed_pictures_run_through_the_network_after_everything_is_decided(tra
 def test_a_run_whose_rung_answers_together_with_the_frozen_head(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None
 ) -> None:
-    room = import_module("headstart.judge")
-    monkeypatch.setattr(room, "clearly_likelier", lambda *given: True)
-    monkeypatch.setattr(room, "paired_gain", lambda *given: (0.0, 1.0))  # for accuracy alone nothing would be kept
+    class Even(Ways):
+        """For accuracy alone nothing would be kept."""
+
+        def clearly_likelier(self, *given: Any, **more: Any) -> bool:
+            return True
+
+        def gain(self, *given: Any) -> tuple[float, float]:
+            return 0.0, 1.0
+
+    monkeypatch.setattr("headstart.judge.Ways", Even)
     out = tmp_path / "run"
     run = hs.fit(trained.pictures, out, options(trained))
     assert all(rung["kept"] and rung["together"] for rung in run.metrics["rungs"]) and run.metrics["rungs"]

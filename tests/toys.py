@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from headstart.backbones.backbone import Backbone, InputSpec
 from headstart.backbones.from_module import load_module
+from headstart.choice import Ways
 from headstart.data.dataset import Dataset
 from headstart.data.load import load_dataset
 
@@ -131,3 +132,8 @@ class TinyNet(nn.Module):
 def tiny_backbone(seed: int = 0) -> Backbone:
     """`TinyNet` cut into stages."""
     return load_module(TinyNet(seed), SPEC)
+
+
+def clearly_likelier(a: Floats, b: Floats, labels: Labels) -> bool:
+    """Whether logits `a` (N, K), calibrated, make the labels likelier than `b` do, by more than a standard error."""
+    return Ways.of([a, b], labels).clearly_likelier(0, 1)

@@ -1,4 +1,4 @@
-"""Choosing among heads: when one is better than another beyond chance, and what to expect of the best of many."""
+"""Choosing among ways of answering: when one is better than another beyond chance, and how much having been chosen flatters it."""
 
 from __future__ import annotations
 
@@ -32,11 +32,6 @@ def likelier(a: Logits, b: Logits, labels: NDArray[np.int64]) -> tuple[float, fl
     return Ways.of([a, b], labels).likelier(0, 1)
 
 
-def clearly_likelier(a: Logits, b: Logits, labels: NDArray[np.int64], errors: float = 1.0) -> bool:
-    """Whether logits `a` (N, K), calibrated, make the labels likelier than `b` do, by more than `errors` standard errors."""
-    return Ways.of([a, b], labels).clearly_likelier(0, 1, errors=errors)
-
-
 @dataclass(frozen=True, eq=False)
 class Ways:
     """How C ways of answering do on N pictures, both (C, N) float64: which answers are `right`, and the `loss`, how surprised each is
@@ -67,15 +62,15 @@ class Ways:
         gain, error = self.likelier(one, other, weight)
         return gain > errors * error
 
-    def cleared(self, choose: Callable[[Weights | None], int]) -> tuple[float, float]:
-        """By how much what `choose` takes is flattered by that, in accuracy and in nats, at least 0: how it does, less how what is
-        chosen without them does, on pictures that had no part in that choice (`out_of_bag`)."""
+    def optimism(self, choose: Callable[[Weights | None], int]) -> tuple[float, float]:
+        """Of the way that `choose` takes, in accuracy and in nats, at least 0: how much better it does, on pictures left out of
+        bootstrap samples, than what these samples choose (`out_of_bag`)."""
         chosen = choose(None)
         right, loss = out_of_bag(choose, self.right - self.right[chosen], self.loss - self.loss[chosen])
         return max(0.0, -right), max(0.0, loss)
 
 
-def out_of_bag(choose: Callable[[Weights], int], *values: NDArray[np.floating], draws: int = _DRAWS) -> list[float]:
+def out_of_bag(choose: Callable[[Weights], int], *values: NDArray[np.floating]) -> list[float]:
     """Means of each of the `values` (C, N), of the way that is chosen, on pictures that did not choose.
 
     `choose` takes one of C ways by how often each picture was drawn (N,); what it takes is looked at on the pictures left out of that
@@ -84,7 +79,7 @@ def out_of_bag(choose: Callable[[Weights], int], *values: NDArray[np.floating], 
     """
     count, draw = values[0].shape[1], np.random.default_rng(0)
     found: list[list[float]] = []
-    for _ in range(draws):
+    for _ in range(_DRAWS):
         inside = np.bincount(draw.integers(count, size=count), minlength=count).astype(np.float64)
         outside = inside == 0
         if outside.any():
@@ -101,14 +96,14 @@ def choice_out_of_bag(right: NDArray[np.bool_], loss: NDArray[np.float32]) -> fl
     `right` and `loss` (C, N): whether each candidate's out-of-fold answer is right, and its log-loss. The one that is right most
     often is chosen, of equals the one with the least loss.
     """
-    hits = right.astype(np.float64)
-    return out_of_bag(lambda inside: int(np.lexsort((loss @ inside, -(hits @ inside)))[0]), hits)[0]
+    hits, losses = right.astype(np.float64), loss.astype(np.float64)
+    return out_of_bag(lambda inside: int(np.lexsort((losses @ inside, -(hits @ inside)))[0]), hits)[0]
 
 
 def _mean_and_error(difference: NDArray[np.float64], weight: Weights | None = None) -> tuple[float, float]:
     """Of a difference (N,), picture by picture; the standard error is that of the mean."""
-    count = max(1, len(difference))
     if weight is None:
-        return float(difference.mean()), float(difference.std() / count**0.5)
-    mean = weight @ difference / weight.sum()
-    return float(mean), float((weight @ (difference - mean) ** 2 / weight.sum() / count) ** 0.5)
+        return float(difference.mean()), float(difference.std() / max(1, len(difference)) ** 0.5)
+    count = weight.sum()
+    mean = weight @ difference / count
+    return float(mean), float((weight @ (difference - mean) ** 2) ** 0.5 / count)

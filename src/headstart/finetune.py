@@ -44,7 +44,7 @@ class RungResult:
     where time ran out in the middle. `together`: all that is told here is of its answers together with the frozen head's. `with_head`:
     `likelier` as it would be with that head and with all that training changed, where that was looked at. `posterior`: what is then to
     be expected of the gain, by recorded runs and held-out pictures, where that decided. `caching`: of `seconds`, those that
-    running the frozen stages took. `cleared`: what is left of a kept rung's gain on pictures that had no part in choosing it.
+    running the frozen stages took. `cleared`: a kept rung's gain less the optimism of having chosen it.
     """
 
     rung: Rung

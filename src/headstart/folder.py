@@ -19,7 +19,6 @@ FORMAT = 1
 CARD, WEIGHTS, LOG = "model.json", "model.safetensors", "log.txt"
 SEEN = "trained_on.txt"
 SEEN_DIGITS = 16  # of a content digest: enough to know a picture by
-_IN_MEMORY = " in memory"
 WRITTEN = (SEEN, "audit.json", "plan.json", "predictions.csv", "doubts.csv", "report.html", "metrics.json")
 
 
@@ -33,7 +32,10 @@ class Settings(Protocol):
 @final
 @dataclass(frozen=True)
 class Folder:
-    """The run folder while this process writes it; `path` is None for a run that is kept in memory."""
+    """The run folder while this process writes it; `path` is None for a run that is kept in memory.
+
+    `title`: what the run is called: after its data, or after its folder where they lie in memory; "" where there is neither.
+    """
 
     path: Path | None
     config: dict[str, Any]
@@ -41,14 +43,7 @@ class Folder:
     _made: bool = field(default=False, repr=False)
     resumed: bool = False
     data: str = ""
-
-    @property
-    def title(self) -> str:
-        """What the run is called: after its data, or after its folder where they lie in memory; "" where there is neither."""
-        source = str(self.config["source"])
-        if source.endswith(_IN_MEMORY):
-            return "" if self.path is None else self.path.resolve().name
-        return Path(source).name
+    title: str = ""
 
     @classmethod
     def claim(
@@ -72,10 +67,11 @@ class Folder:
             "versions": runtime.versions(),
         }
         path = None if out is None else Path(out)
+        title = _named(source) or ("" if path is None else _named(path))
         place = _described(source) if isinstance(source, str | Path) else source
         config["command"] = command or reproduce(place, options, path)
         if path is None:
-            return cls(None, config)
+            return cls(None, config, title=title)
         lock, made = FileLock(path / ".lock", timeout=0), not path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -88,7 +84,7 @@ class Folder:
             raise OutputError(
                 f"Cannot write the run folder '{path}': {error.strerror or error}. Give another one with --out."
             ) from error
-        claimed = cls(path, config, lock, made)
+        claimed = cls(path, config, lock, made, title=title)
         try:
             resumed, data = claimed._settle(overwrite)
             claimed = replace(claimed, resumed=resumed, data=data)
@@ -158,7 +154,7 @@ class Folder:
 def _described(source: object) -> str:
     if isinstance(source, str | Path):
         return str(Path(source).expanduser().absolute())
-    return f"{type(source).__module__}.{type(source).__name__}{_IN_MEMORY}"
+    return f"{type(source).__module__}.{type(source).__name__} in memory"
 
 
 def reproduce(source: object, options: Settings, folder: Path | None) -> str:
@@ -190,8 +186,12 @@ def trained_on(folder: Path) -> frozenset[str]:
 
 def free_folder(source: object) -> Path:
     """`runs/<name of the data>` as the default place of a run."""
-    name = Path(str(source)).resolve().name if isinstance(source, str | Path) else "run"
-    return Path("runs") / (name or "run")
+    return Path("runs") / (_named(source) or "run")
+
+
+def _named(source: object) -> str:
+    """The name of a folder or file; "" of what lies in memory."""
+    return Path(source).expanduser().resolve().name if isinstance(source, str | Path) else ""
 
 
 def write_atomically(path: Path, payload: bytes) -> None:

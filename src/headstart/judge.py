@@ -24,7 +24,8 @@ class Judged:
     many nats they make the labels likelier than the best so far does, calibrated, and the standard error. `together`: these are its
     answers together with the frozen head. `with_head`: how much likelier the labels become with that head and all that training
     changed, where that was looked at. `posterior`: what is then to be expected, by recorded runs and these pictures, where it decided.
-    `cleared`: of what is kept, the gain on pictures that had no part in choosing how it answers and whether it is kept.
+    `cleared`: of what is kept, the gain less its optimism: how it answers and whether it is kept are chosen anew by bootstrap samples,
+    and looked at on the pictures left out; what these samples would drop gains nothing there.
     """
 
     share: int
@@ -60,31 +61,31 @@ def judge(
     less often, and make the labels clearly likelier. Few pictures can hardly show that. So both answer together, too, where what
     recorded runs let expect of it (`expected`), corrected by how much likelier it makes these labels, is worth the cost: few answers
     change, and the head's are flattered by having been chosen, but all beliefs move. That is asked only of a rung that is not `SPOILT`
-    and does not make the labels clearly less likely. What is `forced` is kept alone.
+    and does not make the labels clearly less likely. What is `forced` is kept alone. Never more than two networks answer together:
+    either `beside` or `frozen` is given, or neither.
     """
-    hot = [(logits, 1.0) for logits in shares] if beside is None else _halved(shares, beside, truth)
-    pairs = [] if frozen is None or forced else _halved(shares, frozen, truth)
-    given = [*hot, *pairs]
-    guess = np.zeros_like(best)
-    # The best so far, what a guess is, the shares alone, and the shares together with the frozen head.
-    ways = Ways.of([best, guess, *(logits for logits, _ in given)], truth)
-    jury = _Jury(ways, len(hot), bool(pairs), expected, forced)
+    assert beside is None or frozen is None
+    alone = [(logits, 1.0) for logits in shares] if beside is None else _averaged(shares, beside, truth)
+    pairs = [] if frozen is None or forced else _averaged(shares, frozen, truth)
+    given, whole = [*alone, *pairs], _FIRST + len(alone)
+    ways = Ways.of([best, np.zeros_like(best), *(logits for logits, _ in given)], truth)
+    jury = _Jury(ways, len(alone), bool(pairs), expected, forced)
     way, kept, posterior = jury.verdict()
     logits, heat = given[way - _FIRST]
     gain, error = ways.gain(way, _BEST)
     return Judged(
-        (way - _FIRST) % len(hot),
-        heat,
-        logits,
-        float((logits.argmax(1) == truth).mean()),
-        gain,
-        error,
-        ways.likelier(way, _BEST),
-        kept,
-        way >= _FIRST + len(hot),
-        ways.likelier(_FIRST + len(hot), _BEST) if pairs else None,
-        posterior,
-        gain - ways.cleared(jury.answering)[0] if kept else None,
+        share=(way - _FIRST) % len(alone),
+        heat=heat,
+        logits=logits,
+        accuracy=float(ways.right[way].mean()),
+        gain=gain,
+        gain_se=error,
+        likelier=ways.likelier(way, _BEST),
+        kept=kept,
+        together=way >= whole,
+        with_head=ways.likelier(whole, _BEST) if pairs else None,
+        posterior=posterior,
+        cleared=gain - ways.optimism(jury.chosen)[0] if kept else None,
     )
 
 
@@ -102,7 +103,7 @@ class _Jury:
     expected: Forecast | None
     forced: bool
 
-    def answering(self, weight: Weights | None = None) -> int:
+    def chosen(self, weight: Weights | None = None) -> int:
         """The way that answers in the end."""
         way, kept, _ = self.verdict(weight)
         return way if kept else _BEST
@@ -141,7 +142,7 @@ class _Jury:
         return self.ways.likelier(way, _GUESS, weight)[0]
 
 
-def _halved(shares: NDArray[np.float32], other: Logits, truth: NDArray[np.int64]) -> list[tuple[Logits, float]]:
+def _averaged(shares: NDArray[np.float32], other: Logits, truth: NDArray[np.int64]) -> list[tuple[Logits, float]]:
     """The mean of each share's calibrated logits and calibrated logits `other` (M, K), and what the share's are divided by in it."""
     heats = [fit_temperature(logits, truth) for logits in shares]
     return [(0.5 * (logits / np.float32(heat) + other), heat) for logits, heat in zip(shares, heats, strict=True)]

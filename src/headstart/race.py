@@ -90,16 +90,16 @@ def race(
         losses = [-ways.likelier(place, 0, weight)[0] for place in range(1, 1 + len(joined))]
         return 1 + min(range(len(joined)), key=lambda place: (gains[place] < 0, losses[place]))
 
-    def answering(weight: Weights | None = None) -> int:
+    def chosen(weight: Weights | None = None) -> int:
         """That one, or the first alone."""
-        pair = beside(weight)
-        return pair if ways.gain(pair, 0, weight)[0] >= 0 and ways.clearly_likelier(pair, 0, weight) else 0
+        place = beside(weight)
+        return place if ways.gain(place, 0, weight)[0] >= 0 and ways.clearly_likelier(place, 0, weight) else 0
 
-    pair, flattery = joined[beside() - 1], ways.cleared(answering)[0]
+    place, flattery = beside(), ways.optimism(chosen)[0]
+    pair, (gain, error) = joined[place - 1], ways.gain(place, 0)
     found = replace(first, candidates=(*first.candidates, pair), accuracy=first.accuracy - flattery)
-    if not answering():
+    if not chosen():
         return found
-    gain, error = paired_gain(pair.logits, first.best.logits, given)
     return replace(
         found,
         best=pair,
@@ -155,7 +155,7 @@ def _race(whole: _Course, store: Store | None, progress: runtime.Progress) -> Ra
         if store is not None:
             _remember(memo, raced)
     last, candidates = raced.candidates[0], raced.candidates
-    finalists, told, seen = [score for score in candidates if score.kind == "logistic"], "", 0.0
+    finalists, told, luck = [score for score in candidates if score.kind == "logistic"], "", 0.0
     finalists.append(max((score for score in candidates if score.kind == "ridge"), key=_rank))
     usual, best = blended(finalists, labels), max(candidates, key=_rank)
     if features.views and all_raced:
@@ -167,18 +167,19 @@ def _race(whole: _Course, store: Store | None, progress: runtime.Progress) -> Ra
             """Few pictures seldom tell, and more views seldom hurt."""
             return int(ways.clearly_likelier(1, 0, weight))
 
-        seen, nats = ways.cleared(without)
+        luck, nats = ways.optimism(without)
         if not without():
+            inside, outside = (float(loss.mean()) for loss in ways.loss)
             told = (
-                f"; fitted to {len(features.views)} augmented views of each picture as well: log-loss out of fold "
-                f"{mean.log_loss:.3f}, cleared of that choice {mean.log_loss + nats:.3f}, {usual.log_loss:.3f} without"
+                f"; fitted to {len(features.views)} augmented views of each picture as well: log-loss out of fold {inside:.3f} "
+                f"({inside + nats:.3f} cleared of that choice), {outside:.3f} without"
             )
             usual, last, best, candidates = mean, viewed[0], max(viewed, key=_rank), (*viewed, *candidates)
     candidates = (last, usual, *candidates[1:])
     if not clearly_better(best.logits, usual.logits, labels):
         best = usual
-    flattery = seen + max(0.0, max(score.accuracy for score in raced.candidates) - raced.accuracy)
-    accuracy = best.accuracy - (flattery if best is not last else 0.0)
+    flattery = max(0.0, max(score.accuracy for score in raced.candidates) - raced.accuracy)
+    accuracy = best.accuracy - luck - (flattery if best is not last else 0.0)
     reason = _why(best, usual, last, labels, flattery) + told
     if store is not None and all_raced:  # both will be asked for, and their axes may be at hand
         for score in (last, *([part for part, _ in best.parts] or [best])):
