@@ -16,7 +16,7 @@ from typing import Any
 
 from cells import headed
 from contest import LITE
-from headstart.forecast import WORTH, Forecast, terms
+from headstart.forecast import PROMISING, WORTH, Forecast, terms
 from headstart.planner import FEW_IMAGES, epochs_for
 from regret import JUDGED, LADDER
 
@@ -208,8 +208,8 @@ def left_out(cases: Mapping[str, Any]) -> list[str]:
 @dataclass(frozen=True)
 class HeldUp:
     """The forecast on data sets that were left out: its rank correlation with true gains, and the share of these that lie `within` one
-    stated standard error; of the `few` rungs with few pictures those that are `skipped` as not worth it, the share of passes over
-    pictures there that this has `saved`, and the accuracy that is `lost` by it on the mean."""
+    stated standard error; of the `few` rungs with few pictures those that are `skipped` as promising too little, the share of passes
+    over pictures there that this has `saved`, and the accuracy that is `lost` by it on the mean."""
 
     rank: float
     within: float
@@ -225,13 +225,18 @@ def held_up(cases: Mapping[str, Any]) -> HeldUp:
     told = recorded.left_out(np.full(len(recorded.gain), True))
     within = float(np.mean(np.abs(told - recorded.gain) <= recorded.spread()))
     few = recorded.images < FEW_IMAGES
-    skipped = int((few & (told < WORTH)).sum())
+    skipped = int((few & ~_promising(told, recorded.spread())).sum())
     return HeldUp(_rank(told, recorded.gain), within, int(few.sum()), skipped, *_saved(recorded, told))
+
+
+def _promising(told: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """Whether forecasts and their errors (M,) have a rung tried."""
+    return np.array([Forecast(*pair).promise >= PROMISING for pair in zip(told, spread, strict=True)])
 
 
 def _saved(recorded: Recorded, told: np.ndarray) -> tuple[float, float]:
     few, work = recorded.images < FEW_IMAGES, recorded.images * np.array([epochs_for(each) for each in recorded.images])
-    skipped = few & (told < WORTH)
+    skipped = few & ~_promising(told, recorded.spread())
     return float(work[skipped].sum() / work[few].sum()), float(recorded.gain[skipped].sum() / few.sum())
 
 
@@ -277,8 +282,9 @@ def alternatives(cases: Mapping[str, Any]) -> list[str]:
     }
     rows = headed("| linear in | rank correlation | off by, RMS | passes saved | points lost by that |")
     for title, known in ways.items():
-        told = replace(recorded, terms=known).left_out(everything)
-        (saved, lost), off = _saved(recorded, told), told - recorded.gain
+        other = replace(recorded, terms=known)
+        told = other.left_out(everything)
+        (saved, lost), off = _saved(other, told), told - recorded.gain
         rows.append(
             f"| {title} | {_rank(told, recorded.gain):+.2f} | {100 * np.sqrt(np.mean(off**2)):.1f} | {100 * saved:.0f} % | "
             f"{100 * lost:.2f} |"
@@ -314,7 +320,7 @@ def corrected(cases: Mapping[str, Any]) -> list[str]:
     for title, told, allowed in (
         ("the forecast", seen.told, everything), ("held-out pictures", pictures, everything), ("both", both, everything),
         ("both, where the labels become no less likely", both, likelier),
-        ("that, if the forecast has it tried", both, likelier & (seen.told[:, 0] >= WORTH)),
+        ("that, if the forecast has it tried", both, likelier & _promising(*seen.told.T)),
     ):  # fmt: skip
         off, kept = told[:, 0] - seen.gain, (told[:, 0] >= WORTH) & allowed
         rows.append(

@@ -7,6 +7,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from headstart.backbones.catalog import load_backbone
@@ -75,6 +76,19 @@ def test_what_makes_held_out_labels_likelier_gains_and_doubt_about_it_stays_doub
     assert none.error == pytest.approx(coefficients()["held_out"]["error"], rel=1e-4)
     assert unsure.seen(0.1, 0.05).error > none.error
     assert Forecast(0.0, 1e3, carried=True).seen(0.0, 0.0).error == pytest.approx(2 * none.error, rel=1e-4)
+
+
+def test_what_trying_promises_is_what_a_posterior_leaves_when_losses_are_dropped() -> None:
+    draw, error = np.random.default_rng(0), coefficients()["held_out"]["error"]
+    for gain, spread in ((0.02, 0.03), (-0.01, 0.02), (0.0, 0.05)):
+        told = Forecast(gain, spread)
+        seen = draw.normal(gain, spread, 200_000) + draw.normal(0, error, 200_000)
+        left = (gain / spread**2 + seen / error**2) / (spread**-2 + error**-2)
+        assert told.promise == pytest.approx(np.maximum(left, 0).mean(), abs=2e-4)
+        assert told.promise > max(0.0, gain)
+    assert Forecast(0.03, 1e-4).promise == pytest.approx(0.03)
+    assert Forecast(-0.03, 1e-4).promise == pytest.approx(0.0)
+    assert Forecast(0.0, 0.05).promise > Forecast(0.0, 0.02).promise
 
 
 def test_the_backbone_that_was_recorded_is_the_default() -> None:

@@ -6,11 +6,11 @@ import math
 from typing import Literal
 
 from headstart.cost import REFITS, judgings, seconds
-from headstart.forecast import WORTH
+from headstart.forecast import PROMISING
 from headstart.plan import Budget, Evidence, Judge, Plan, Rung
 
 Mode = Literal["auto", "head", "full"]
-RULES = 6  # of `decide`: a plan that was decided by others is not taken up again
+RULES = 7  # of `decide`: a plan that was decided by others is not taken up again
 # Pictures below which a rung is judged on several folds: a single fold of them decides nothing.
 FEW_IMAGES = 500
 FEW_EACH = 20  # training pictures a class: so few, or fewer than `FEW_IMAGES` in all, were most recorded runs'
@@ -49,9 +49,10 @@ def decide(
             f"only the head is trained: about {mistakes:.1f} mistakes are expected on the pictures that would judge more, "
             "so no gain could show"
         )
-    elif judge == "folds" and expected is not None and not expected.carried and expected.gain < WORTH:
+    elif judge == "folds" and expected is not None and not expected.carried and expected.promise < PROMISING:
         reasons.append(
-            f"only the head is trained: from runs on other data, fine-tuning is expected to gain {expected}, not worth its time"
+            f"only the head is trained: from runs on other data, fine-tuning is expected to gain {expected}; to try it, and keep "
+            f"what held-out pictures approve of, promises {100 * expected.promise:.1f}, not worth its time"
         )
     else:
         for steps in [[share] for share in FEW_LADDER] if judge == "folds" else [list(LADDER)]:
