@@ -225,8 +225,9 @@ def held_up(cases: Mapping[str, Any]) -> HeldUp:
     told = recorded.left_out(np.full(len(recorded.gain), True))
     within = float(np.mean(np.abs(told - recorded.gain) <= recorded.spread()))
     few = recorded.images < FEW_IMAGES
-    skipped = int((few & ~_promising(told, recorded.spread())).sum())
-    return HeldUp(_rank(told, recorded.gain), within, int(few.sum()), skipped, *_saved(recorded, told))
+    tried = _promising(told, recorded.spread())
+    skipped = int((few & ~tried).sum())
+    return HeldUp(_rank(told, recorded.gain), within, int(few.sum()), skipped, *_saved(recorded, tried))
 
 
 def _promising(told: np.ndarray, spread: np.ndarray) -> np.ndarray:
@@ -234,9 +235,15 @@ def _promising(told: np.ndarray, spread: np.ndarray) -> np.ndarray:
     return np.array([Forecast(*pair).promise >= PROMISING for pair in zip(told, spread, strict=True)])
 
 
-def _saved(recorded: Recorded, told: np.ndarray) -> tuple[float, float]:
+def by_mean(cases: Mapping[str, Any]) -> tuple[float, float]:
+    """Passes saved and points lost, if rungs were skipped of which less than `WORTH` is expected on the mean."""
+    recorded = Recorded.of(cases)
+    return _saved(recorded, recorded.left_out(np.full(len(recorded.gain), True)) >= WORTH)
+
+
+def _saved(recorded: Recorded, tried: np.ndarray) -> tuple[float, float]:
     few, work = recorded.images < FEW_IMAGES, recorded.images * np.array([epochs_for(each) for each in recorded.images])
-    skipped = few & ~_promising(told, recorded.spread())
+    skipped = few & ~tried
     return float(work[skipped].sum() / work[few].sum()), float(recorded.gain[skipped].sum() / few.sum())
 
 
@@ -284,7 +291,7 @@ def alternatives(cases: Mapping[str, Any]) -> list[str]:
     for title, known in ways.items():
         other = replace(recorded, terms=known)
         told = other.left_out(everything)
-        (saved, lost), off = _saved(other, told), told - recorded.gain
+        (saved, lost), off = _saved(other, _promising(told, other.spread())), told - recorded.gain
         rows.append(
             f"| {title} | {_rank(told, recorded.gain):+.2f} | {100 * np.sqrt(np.mean(off**2)):.1f} | {100 * saved:.0f} % | "
             f"{100 * lost:.2f} |"
@@ -320,7 +327,8 @@ def corrected(cases: Mapping[str, Any]) -> list[str]:
     for title, told, allowed in (
         ("the forecast", seen.told, everything), ("held-out pictures", pictures, everything), ("both", both, everything),
         ("both, where the labels become no less likely", both, likelier),
-        ("that, if the forecast has it tried", both, likelier & _promising(*seen.told.T)),
+        ("that, if trying it promises enough", both, likelier & _promising(*seen.told.T)),
+        ("that, if the mean of the forecast is enough", both, likelier & (seen.told[:, 0] >= WORTH)),
     ):  # fmt: skip
         off, kept = told[:, 0] - seen.gain, (told[:, 0] >= WORTH) & allowed
         rows.append(
