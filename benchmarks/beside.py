@@ -14,7 +14,7 @@ from typing import Any
 from averaging import draw_by_draw
 from depth import Case
 from headstart.backbones.catalog import load_backbone
-from headstart.choice import likelier, paired_gain
+from headstart.choice import Ways, paired_gain
 from headstart.features.engine import Engine
 from headstart.features.extract import extract
 from headstart.planner import FEW_LADDER, cut_for, rung_from
@@ -69,9 +69,10 @@ def measured(name: str, place: Path, size: str, seed: int) -> dict[str, Any]:
             ]
             for own in ("head", "rung")
         )
+        ways = Ways.of([before, after], truth)
         row[title] = {
-            "likelier": likelier(after, before, truth),
-            "held_out_gain": paired_gain(after, before, truth),
+            "likelier": ways.likelier(1, 0),
+            "held_out_gain": ways.gain(1, 0),
             "gain": paired_gain(now, shown, answers)[0],
         }
     return row

@@ -53,11 +53,6 @@ class Recorded:
         known, gains, sources, images, places = zip(*rows, strict=True)
         return cls(np.array(known), np.array(gains), np.array(sources), np.array(images), places)
 
-    @property
-    def learning(self) -> np.ndarray:
-        """The rungs that numbers may be fitted to (M,) bool."""
-        return self.source != UNSEEN
-
     def weights(self, chosen: np.ndarray) -> np.ndarray:
         """Least squares over the `chosen` rungs (M,) bool."""
         return np.linalg.lstsq(self.terms[chosen], self.gain[chosen], rcond=None)[0]
@@ -67,7 +62,7 @@ class Recorded:
         found = np.zeros(len(self.gain))
         for source in np.unique(self.source[chosen]):
             inside = self.source == source
-            found[inside & chosen] = self.terms[inside & chosen] @ self.weights(~inside & chosen & self.learning)
+            found[inside & chosen] = self.terms[inside & chosen] @ self.weights(~inside & chosen & _fitted(self.source))
         return found
 
     def errors(self, chosen: np.ndarray) -> np.ndarray:
@@ -80,7 +75,7 @@ class Recorded:
         found = np.empty(len(self.gain))
         for source in np.unique(self.source):
             inside = self.source == source
-            constant, slope = self.errors(~inside & self.learning)
+            constant, slope = self.errors(~inside & _fitted(self.source))
             found[inside] = np.hypot(constant, slope * self.terms[inside, 0])
         return found
 
@@ -113,11 +108,6 @@ class Seen:
         likelier, gain, both, source = zip(*found, strict=True)
         return cls(np.array(likelier), np.array(gain), np.array(both), np.array(source))
 
-    @property
-    def learning(self) -> np.ndarray:
-        """The rungs that numbers may be fitted to (M,) bool."""
-        return self.source != UNSEEN
-
     def line(self, chosen: np.ndarray) -> np.ndarray:
         """Constant and slope of the gain by least squares over the `chosen` (M,) bool."""
         return np.linalg.lstsq(self.known[chosen], self.gain[chosen], rcond=None)[0]
@@ -141,7 +131,7 @@ class Seen:
         seen, both = np.empty_like(self.told), np.empty_like(self.told)
         for source in np.unique(self.source):
             inside = self.source == source
-            others = ~inside & self.learning
+            others = ~inside & _fitted(self.source)
             (constant, slope), rest = self.line(others), self.rest(others)
             for place in np.flatnonzero(inside):
                 nats, error = self.likelier[place]
@@ -149,6 +139,11 @@ class Seen:
                 posterior = Forecast(*self.told[place]).updated(*seen[place])
                 both[place] = posterior.gain, posterior.error
         return seen, both
+
+
+def _fitted(source: np.ndarray) -> np.ndarray:
+    """The rungs that numbers may be fitted to (M,) bool, by the data set of each."""
+    return source != UNSEEN
 
 
 def _terms(case: Mapping[str, Any]) -> tuple[float, float, float]:
@@ -338,7 +333,7 @@ def corrected(cases: Mapping[str, Any]) -> list[str]:
     kept = np.full(len(seen.gain), False)
     for source in np.unique(seen.source):
         inside = seen.source == source
-        others = ~inside & seen.learning & likelier
+        others = ~inside & _fitted(seen.source) & likelier
         bar = max(BARS, key=lambda bar: float(seen.gain[others & (both[:, 0] >= bar)].sum()))
         kept[inside] = (likelier & (both[:, 0] >= bar))[inside]
     rows.append(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from headstart.choice import likelier
+from headstart.choice import Ways
 from headstart.forecast import WORTH, Forecast
 from headstart.judge import judge
 from tests.toys import clearly_likelier
@@ -76,7 +76,7 @@ def test_what_recorded_runs_let_expect_keeps_two_networks_where_pictures_do_not_
     assert not without.kept
     hopeful = judge(trained[None], frozen, TRUTH, frozen=frozen, expected=HOPE)
     assert hopeful.kept and hopeful.together and hopeful.posterior is not None
-    nats = likelier(hopeful.logits, frozen, TRUTH)
+    nats = Ways.of([hopeful.logits, frozen], TRUTH).likelier(0, 1)
     assert hopeful.likelier == hopeful.with_head == nats
     assert hopeful.posterior == HOPE.seen(*nats) and hopeful.posterior.gain > WORTH
     np.testing.assert_allclose(hopeful.logits, 0.5 * (trained / np.float32(hopeful.heat) + frozen), rtol=1e-5)

@@ -7,7 +7,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 
-from headstart.choice import Ways, Weights, choice_out_of_bag, paired_gain
+from headstart.choice import Ways, out_of_bag, paired_gain
 from headstart.data.splits import thinned
 from headstart.features.engine import Engine
 from headstart.features.extract import Features, extract
@@ -120,25 +120,21 @@ def test_what_is_told_of_the_best_of_many_is_cleared_of_the_choice() -> None:
 
 def test_one_candidate_needs_no_clearing() -> None:
     right = np.random.default_rng(0).random((1, 300)) < 0.7
-    accuracy = choice_out_of_bag(right, np.zeros((1, 300), np.float32))
-    assert accuracy == pytest.approx(right.mean(), abs=0.005)
     ways = Ways(right.astype(float), 1.0 - right)
-    assert ways.optimism(lambda weight: 0) == (0.0, 0.0)
+    (accuracy,) = out_of_bag(ways.best, ways.right)
+    assert accuracy == pytest.approx(right.mean(), abs=0.005)
+    assert ways.optimism(ways.best) == (0.0, 0.0)
 
 
 def test_a_choice_among_equals_is_cleared_of_what_its_luck_added() -> None:
     """Ways that are right by chance, as often as one another: the one that is chosen is ahead, and nothing is left of that."""
-
-    def luckiest(weight: Weights | None = None) -> int:
-        return int((ways.right @ (np.ones(80) if weight is None else weight)).argmax())
-
     ahead, told = [], []
     for seed in range(40):
         right = (np.random.default_rng(seed).random((6, 80)) < 0.6).astype(float)
         ways = Ways(right, 1.0 - right)
-        lead = float(right[luckiest()].mean() - 0.6)
+        lead = float(right[ways.best()].mean() - 0.6)
         ahead.append(lead)
-        told.append(lead - ways.optimism(luckiest)[0])
+        told.append(lead - ways.optimism(ways.best)[0])
     assert np.mean(ahead) > 0.04
     assert abs(np.mean(told)) < 0.02
 

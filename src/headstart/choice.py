@@ -26,16 +26,10 @@ def clearly_better(a: Logits, b: Logits, labels: NDArray[np.int64], errors: floa
     return bool(gain > max(errors * error, 2.5 / len(labels)))
 
 
-def likelier(a: Logits, b: Logits, labels: NDArray[np.int64]) -> tuple[float, float]:
-    """Mean and standard error of the difference in log-likelihood of the labels, in nats, picture by picture: logits `a` (N, K) less
-    `b`, both calibrated."""
-    return Ways.of([a, b], labels).likelier(0, 1)
-
-
 @dataclass(frozen=True, eq=False)
 class Ways:
     """How C ways of answering do on N pictures, both (C, N) float64: which answers are `right`, and the `loss`, how surprised each is
-    by the label, calibrated, in nats.
+    by the label, in nats.
 
     A `weight` (N,) says how often a picture counts: once without it, or as often as it was drawn in a bootstrap sample.
     """
@@ -45,7 +39,7 @@ class Ways:
 
     @classmethod
     def of(cls, logits: Sequence[Logits], labels: NDArray[np.int64]) -> Ways:
-        """Of logits (N, K) each; their temperatures are those that suit all of these pictures."""
+        """Of logits (N, K) each, calibrated by the temperature that suits all of these pictures."""
         loss = [surprise(labels, softmax(each, fit_temperature(each, labels))) for each in logits]
         return cls(np.stack([(each.argmax(1) == labels).astype(float) for each in logits]), np.stack(loss))
 
@@ -61,6 +55,11 @@ class Ways:
         """Whether the first makes the labels likelier by more than `errors` standard errors."""
         gain, error = self.likelier(one, other, weight)
         return gain > errors * error
+
+    def best(self, weight: Weights | None = None) -> int:
+        """The way that is right most often, of equals the one that is least surprised."""
+        count = np.ones(self.right.shape[1]) if weight is None else weight
+        return int(np.lexsort((self.loss @ count, -(self.right @ count)))[0])
 
     def optimism(self, choose: Callable[[Weights | None], int]) -> tuple[float, float]:
         """Of the way that `choose` takes, in accuracy and in nats, at least 0: how much better it does, on pictures left out of
@@ -88,16 +87,6 @@ def out_of_bag(choose: Callable[[Weights], int], *values: NDArray[np.floating]) 
     if not found:  # a single picture is left out of no sample
         found.append([float(value[choose(np.ones(count))].mean()) for value in values])
     return [float(mean) for mean in np.mean(found, axis=0)]
-
-
-def choice_out_of_bag(right: NDArray[np.bool_], loss: NDArray[np.float32]) -> float:
-    """Accuracy of choosing the best of C candidates, on pictures that did not choose.
-
-    `right` and `loss` (C, N): whether each candidate's out-of-fold answer is right, and its log-loss. The one that is right most
-    often is chosen, of equals the one with the least loss.
-    """
-    hits, losses = right.astype(np.float64), loss.astype(np.float64)
-    return out_of_bag(lambda inside: int(np.lexsort((losses @ inside, -(hits @ inside)))[0]), hits)[0]
 
 
 def _mean_and_error(difference: NDArray[np.float64], weight: Weights | None = None) -> tuple[float, float]:

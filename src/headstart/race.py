@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from headstart import runtime
-from headstart.choice import Ways, Weights, choice_out_of_bag, clearly_better, paired_gain
+from headstart.choice import Ways, Weights, clearly_better, paired_gain
 from headstart.data.splits import thinned
 from headstart.features.extract import Features
 from headstart.features.store import Artifact, Store
@@ -146,7 +146,7 @@ def _race(whole: _Course, store: Store | None, progress: runtime.Progress) -> Ra
     if store is not None:
         spec = {
             **course.key(),
-            "solver": [LOGISTIC_STRENGTHS, RIDGE_STRENGTHS, STEPS, STEPS_ON, WEAK, torch.__version__, 4],
+            "solver": [LOGISTIC_STRENGTHS, RIDGE_STRENGTHS, STEPS, STEPS_ON, WEAK, torch.__version__, 5],
         }
         memo = store.artifact("race", spec)
         raced = _recalled(memo)
@@ -178,9 +178,8 @@ def _race(whole: _Course, store: Store | None, progress: runtime.Progress) -> Ra
     candidates = (last, usual, *candidates[1:])
     if not clearly_better(best.logits, usual.logits, labels):
         best = usual
-    flattery = max(0.0, max(score.accuracy for score in raced.candidates) - raced.accuracy)
-    accuracy = best.accuracy - luck - (flattery if best is not last else 0.0)
-    reason = _why(best, usual, last, labels, flattery) + told
+    accuracy = best.accuracy - luck - (raced.flattery if best is not last else 0.0)
+    reason = _why(best, usual, last, labels, raced.flattery) + told
     if store is not None and all_raced:  # both will be asked for, and their axes may be at hand
         for score in (last, *([part for part, _ in best.parts] or [best])):
             if score.taps in known and not score.views:
@@ -201,7 +200,7 @@ def _in_views(
             **course.key(),
             "views": [view.table.folder.name for view in features.views],
             "heads": [(score.kind, score.taps) for score in finalists],
-            "solver": [LOGISTIC_STRENGTHS, RIDGE_STRENGTHS, STEPS, STEPS_ON, WEAK, torch.__version__],
+            "solver": [LOGISTIC_STRENGTHS, RIDGE_STRENGTHS, STEPS, STEPS_ON, WEAK, torch.__version__, 2],
         }
         memo = store.artifact("viewed", spec)
         if (stored := _recalled(memo)) is not None:
@@ -226,10 +225,10 @@ _PLAIN = ("kind", "taps", "strength", "accuracy", "accuracy_se", "log_loss", "lo
 
 @dataclass(frozen=True, eq=False)
 class _Raced:
-    """The candidates, the last stage's logistic head first, and the accuracy of choosing the best of them."""
+    """The candidates, the last stage's logistic head first, and by how much accuracy the best of them is flattered."""
 
     candidates: tuple[Score, ...]
-    accuracy: float
+    flattery: float
 
 
 def _recalled(memo: Artifact) -> _Raced | None:
@@ -241,13 +240,13 @@ def _recalled(memo: Artifact) -> _Raced | None:
         Score(**{**row, "taps": tuple(row["taps"])}, logits=arrays[str(place)])
         for place, row in enumerate(record["scores"])
     )
-    return _Raced(candidates, record["accuracy"])
+    return _Raced(candidates, record["flattery"])
 
 
 def _remember(memo: Artifact, raced: _Raced) -> None:
     rows = [{name: getattr(score, name) for name in _PLAIN} for score in raced.candidates]
     memo.save(
-        {"scores": rows, "accuracy": raced.accuracy},
+        {"scores": rows, "flattery": raced.flattery},
         {str(place): score.logits for place, score in enumerate(raced.candidates)},
     )
 
@@ -286,9 +285,10 @@ def _compete(course: _Course, known: dict[tuple[int, ...], Axes], progress: runt
         ran(order)
     order += [("ridge", taps) for taps in (*singles, *combined)]
     tried = [score for key in order for score in scores[key]]
-    right = np.stack([score.logits.argmax(1) == labels for score in tried])
+    right = np.stack([(score.logits.argmax(1) == labels).astype(float) for score in tried])
     loss = np.stack([-log_softmax(score.logits, axis=1)[np.arange(len(labels)), labels] for score in tried])
-    return _Raced(tuple(scores[key][0] for key in order), choice_out_of_bag(right, loss))
+    ways = Ways(right, loss.astype(np.float64))
+    return _Raced(tuple(scores[key][0] for key in order), ways.optimism(ways.best)[0])
 
 
 def _rank(score: Score) -> tuple[float, float]:
