@@ -104,8 +104,8 @@ def race(
         found,
         best=pair,
         accuracy=found.accuracy + pair.accuracy - first.best.accuracy,
-        reason=f"the two together are {100 * gain:.1f} ± {100 * error:.1f} points ahead of the first alone out of fold, "
-        f"{100 * (gain - flattery):.1f} once cleared of that choice, and the labels are clearly likelier",
+        reason=f"the two together are {_lead(gain, error)} the first alone out of fold, "
+        f"{100 * (gain - flattery):+.1f} points once cleared of that choice, and the labels are clearly likelier",
     )
 
 
@@ -299,11 +299,14 @@ def _why(best: Score, usual: Score, last: Score, labels: NDArray[np.int64], flat
     if best is last:
         return "no other stage adds to the last one"
     gain, error = paired_gain(best.logits, last.logits, labels)
-    by = f"{100 * gain:.1f} ± {100 * error:.1f} points ahead of" if gain or error else "as often right as"
-    ahead = f"{_words(best)} is {by} the last stage alone out of fold"
+    ahead = f"{_words(best)} is {_lead(gain, error)} the last stage alone out of fold"
     if best is usual:
         return f"{ahead}; no single head is clearly better"
     return f"{ahead}, {100 * (gain - flattery):.1f} once cleared of being the best of many"
+
+
+def _lead(gain: float, error: float) -> str:
+    return f"{100 * gain:.1f} ± {100 * error:.1f} points ahead of" if gain else "as often right as"
 
 
 def _words(score: Score) -> str:
