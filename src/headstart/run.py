@@ -77,7 +77,7 @@ def keep(
     """Write what is told of the model: plan, audit, predictions, report, and `metrics.json`, which ends the run."""
     began = time.monotonic()
     predictions, grown, telling = _predictions(dataset, proof), diagnosis.growth, diagnosis.telling
-    similar = diagnosis.similarity
+    similar, exact = diagnosis.similarity, diagnosis.exactness
     if dataset.audit is not None:
         folder.write("audit.json", dataset.audit.model_dump_json(indent=1))
     folder.write("plan.json", plan.model_dump_json(indent=1))
@@ -118,6 +118,7 @@ def keep(
             for r in tuned.rungs
         ],
         "engine": None if story.way is None else asdict(story.way),
+        "exactness": None if exact is None else {"sentence": exact.sentence, **asdict(exact)},
         "findings": [finding.model_dump(mode="json") for finding in diagnosis.findings],
         "doubts": {"pictures": len(diagnosis.doubts), "of": diagnosis.looked_at},
         "unknown": None if telling is None else {"sentence": telling.sentence, **asdict(telling)},
@@ -129,8 +130,9 @@ def keep(
     }
     folder.write("report.html", html)
     folder.write("metrics.json", json.dumps(_finite(metrics), indent=1, allow_nan=False))
-    if telling is not None:
-        story.note(telling.sentence)
+    for told in (telling, exact):
+        if told is not None:
+            story.note(told.sentence)
     story.note(proof.verdict.sentence)
     return Run(folder.path, dataset, plan, model, proof.verdict, metrics, predictions, html)
 

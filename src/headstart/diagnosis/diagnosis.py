@@ -11,6 +11,7 @@ from headstart.baselines import Thumbnails
 from headstart.data.audit import Finding, gravest_first
 from headstart.data.dataset import Dataset
 from headstart.diagnosis.doubts import Doubt, doubts
+from headstart.diagnosis.exactness import Exactness, exactness
 from headstart.diagnosis.gap import gap
 from headstart.diagnosis.growth import Growth, growth
 from headstart.diagnosis.leaks import leaks, suspected
@@ -32,8 +33,9 @@ from headstart.race import Race
 @dataclass(frozen=True, eq=False)
 class Diagnosis:
     """Doubtful labels of `looked_at` training pictures, the most doubtful first; findings, each with a next step, the gravest first;
-    the learning curve, None where it could not be drawn; how well unknown pictures are told, None where they are not; and how much the
-    data set is like what the backbone was trained on; and the pairs of pictures that a suspected leak is about."""
+    the learning curve, None where it could not be drawn; how well unknown pictures are told, None where they are not; how much the
+    data set is like what the backbone was trained on; the pairs of pictures that a suspected leak is about; and what bfloat16 costs in
+    answers, None where the model computes in float32."""
 
     doubts: tuple[Doubt, ...]
     looked_at: int
@@ -42,6 +44,7 @@ class Diagnosis:
     telling: Telling | None = None
     similarity: Similarity | None = None
     pairs: tuple[tuple[int, int], ...] = ()
+    exactness: Exactness | None = None
 
 
 def diagnose(
@@ -59,9 +62,11 @@ def diagnose(
     progress: runtime.Progress = runtime.silent,
 ) -> Diagnosis:
     """Look at what the run has computed, once the test set is open; nothing here changes the model. `engine` runs the backbone as it
-    came; past `deadline` (on `time.monotonic`'s clock) it runs no picture any more to look for leaks."""
+    came; past `deadline` (on `time.monotonic`'s clock) no picture is run any more to look for leaks, or in float32."""
     near = suspected(dataset, heads, features, engine, store, deadline=deadline, progress=progress)
+    exact = exactness(model, dataset, proof.indices, store, deadline=deadline)
     findings = (
+        *([] if exact is None else exact.findings),
         *gap(heads, proof.report),
         *leaks(dataset, near),
         *shortcuts(dataset, heads, thumbs),
@@ -79,4 +84,5 @@ def diagnose(
             shift(engine.backbone, dataset, features.of(0), store), heads, tuned, dataset, engine.backbone.names
         ),
         near.told,
+        exact,
     )

@@ -66,7 +66,7 @@ def gather(
         peak_memory_bytes=runtime.peak_memory_bytes(),
         versions=runtime.versions(),
         command=command,
-        notes=_notes(tuned, proof, resumed),
+        notes=_notes(tuned, proof, diagnosis, resumed),
     )
 
 
@@ -199,7 +199,7 @@ def _pair(dataset: Dataset, one: int, other: int) -> Pair:
     )
 
 
-def _notes(tuned: Finetuned, proof: Proof, resumed: bool) -> list[str]:
+def _notes(tuned: Finetuned, proof: Proof, diagnosis: Diagnosis, resumed: bool) -> list[str]:
     runs = proof.scratch
     notes = [
         f"The small network was trained for {proof.scratch_epochs}, at learning rate {runs[0].rate:g}"
@@ -209,6 +209,8 @@ def _notes(tuned: Finetuned, proof: Proof, resumed: bool) -> list[str]:
     ]
     if tuned.kept and tuned.refit:
         notes.append("In the end kept rungs were trained on all training pictures.")
+    if diagnosis.exactness is not None:
+        notes.append(diagnosis.exactness.sentence)
     if resumed:
         notes.append("This run went on from one that was interrupted: the timings are those of its last part.")
     return notes
