@@ -27,6 +27,7 @@ from headstart import proof, show
 from headstart.cli import app
 from headstart.cost import FOLDS_JUDGED, scratch_epochs
 from headstart.data import audit, load
+from headstart.diagnosis import exactness
 from headstart.diagnosis.growth import FARTHEST, FEWEST, Prior
 from headstart.diagnosis.similarity import LARGE, NEAR, SURE
 from headstart.features import engine
@@ -242,6 +243,8 @@ def test_thresholds_in_the_text_are_those_of_the_code() -> None:
     assert f"fewer than {audit.FEW} pictures" in start
     assert f"has {audit.IMBALANCE:g} times the pictures" in start
     assert f"a cosine of at least {engine.COSINE:g}" in decides
+    assert f"answers up to {exactness.PICTURES} of the test pictures in plain float32" in decides
+    assert f"(sign test, {100 * exactness.SURE:g} %)" in decides
     assert f"about {100 * LADDER[0]:.0f} % and about {100 * LADDER[1]:.0f} %" in decides
     assert f"about {100 * FEW_LADDER[0]:.0f} % stays frozen" in decides
     assert f"three of the five folds below {FEW_IMAGES} training pictures" in decides and FOLDS_JUDGED == 3

@@ -1,9 +1,10 @@
-"""What bfloat16 costs in answers: counted on the tested pictures, told by the run, and warned of where it is more than chance."""
+"""What bfloat16 does to answers: counted on test pictures, told by the run, and warned of where it is more than chance."""
 
 from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from headstart.backbones.from_module import load_module
 from headstart.data.dataset import Dataset
 from headstart.data.images import load_view
 from headstart.diagnosis.exactness import PICTURES, Exactness, exactness
+from headstart.errors import UnreadableImage
 from headstart.features.engine import Engine
 from headstart.features.extract import extract
 from headstart.features.precision import Precision
@@ -24,19 +26,22 @@ from headstart.features.settle import transform_of
 from headstart.features.store import Store
 from headstart.heads import Head
 from headstart.model import Model
+from headstart.proof import Proof, Rival
 from headstart.request import Options
-from headstart.solvers import one_hot
 from tests.toys import SPEC, TinyNet, striped, stripes, tiny_backbone
 
 
-def taught(backbone: Backbone, dataset: Dataset, store: Store, precision: Precision) -> Model:
-    """A model whose head is a least-squares fit to every picture's exact features of the last stage."""
-    features = extract(backbone, dataset, store, engine=Engine(backbone, precision="float32", folded=False))
+def taught(backbone: Backbone, dataset: Dataset, store: Store, precision: Precision) -> tuple[Model, Proof]:
+    """A model whose head is a least-squares fit to every picture's features as it computes them, and its answers to the test."""
+    features = extract(backbone, dataset, store, engine=Engine(backbone, precision=precision))
     last = len(backbone.stages) - 1
     raw = np.column_stack([features.stages((last,)), np.ones(len(dataset))])
-    weights = np.linalg.lstsq(raw, one_hot(dataset.labels, 3, torch.device("cpu")).numpy(), rcond=None)[0]
-    head = Head("ridge", (last,), 0.0, weights[:-1].astype(np.float32), weights[-1].astype(np.float32))
-    return Model(backbone, head, dataset.classes, precision=precision)
+    weights = np.linalg.lstsq(raw, np.eye(3)[dataset.labels], rcond=None)[0].astype(np.float32)
+    head = Head("ridge", (last,), 0.0, weights[:-1], weights[-1])
+    tested = dataset.indices("test")
+    logits = head.answers(features, tested)
+    proof = Proof(None, None, tested, {"final": Rival(logits, logits)}, (), "")  # type: ignore[arg-type]
+    return Model(backbone, head, dataset.classes, precision=precision), proof
 
 
 class Blurred(nn.Module):
@@ -55,45 +60,53 @@ class Blurred(nn.Module):
         return torch.as_tensor(self.off(self.offset(x))).mean((2, 3))
 
 
-def test_answers_are_counted_on_an_even_choice_of_the_tested_pictures(store: Store) -> None:
+def test_answers_are_counted_on_as_many_test_pictures_as_there_may_be(store: Store) -> None:
     dataset, backbone = striped(400), load_module(Blurred(), SPEC)
-    model, tested = taught(backbone, dataset, store, "bfloat16"), dataset.indices("test")
-    found = exactness(model, dataset, tested, store)
-    assert found is not None and found.sealed and PICTURES / 2 < found.pictures <= PICTURES
-    some = np.sort(tested)[:: -(-len(tested) // PICTURES)]
-    pictures = np.stack([load_view(dataset.images, int(i), transform_of(backbone)) for i in some])
+    model, proof = taught(backbone, dataset, store, "bfloat16")
+    found = exactness(model, dataset, proof, store)
+    assert found is not None and found.pictures == PICTURES < len(proof.indices)
+    assert found.pictures - found.same >= found.lost + found.won > 0
+    whole = exactness(model, dataset, replace(proof, indices=proof.indices[:50]), store)
+    assert whole is not None and whole.pictures == 50
+    labels, rounded = dataset.labels[proof.indices[:50]], proof.rivals["final"].logits[:50].argmax(1)
+    pictures = np.stack([load_view(dataset.images, int(i), transform_of(backbone)) for i in proof.indices[:50]])
     exact = Model(backbone, model.head, dataset.classes).logits(pictures).argmax(1)
-    rounded = np.concatenate([model.logits(part).argmax(1) for part in np.array_split(pictures, len(pictures) // 4)])
-    labels = dataset.labels[some]
-    assert (found.right, found.right_exactly) == ((rounded == labels).sum(), (exact == labels).sum())
-    assert found.same == (rounded == exact).sum() < found.pictures
-    assert found.harms == (found.right_exactly - found.right > max(1, found.error))
+    assert whole.same == (rounded == exact).sum() < 50
+    assert whole.lost - whole.won == (exact == labels).sum() - (rounded == labels).sum()
 
 
-def test_float32_has_nothing_to_tell_and_no_picture_is_run_past_the_deadline(store: Store) -> None:
+def test_nothing_is_told_where_there_is_nothing_to_look_at(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset, backbone = striped(130), tiny_backbone()
-    tested = dataset.indices("test")
-    assert exactness(taught(backbone, dataset, store, "float32"), dataset, tested, store) is None
-    model = taught(backbone, dataset, store, "bfloat16")
-    assert exactness(model, dataset, tested, store, deadline=time.monotonic() - 1) is None
-    assert exactness(model, dataset, tested, store) is not None
+    assert exactness(*looked(taught(backbone, dataset, store, "float32"), dataset, store)) is None
+    given = looked(taught(backbone, dataset, store, "bfloat16"), dataset, store)
+    assert exactness(*given) is not None
+    assert exactness(*given, deadline=time.monotonic() - 1) is None
+    few = striped(60)
+    assert not len(few.indices("test"))
+    assert exactness(given[0], few, given[2], store) is None
+
+    def gone(*_: object, **__: object) -> None:
+        raise UnreadableImage("it is gone")
+
+    monkeypatch.setattr("headstart.diagnosis.exactness.extract_all", gone)
+    assert exactness(*given) is None
+
+
+def looked(made: tuple[Model, Proof], dataset: Dataset, store: Store) -> tuple[Model, Dataset, Proof, Store]:
+    return made[0], dataset, made[1], store
 
 
 @pytest.mark.parametrize(
-    ("right", "right_exactly", "harms"),
-    [(60, 60, False), (59, 60, False), (58, 60, True), (60, 57, False), (63, 64, False), (62, 64, True), (28, 32, False)],
+    ("lost", "won", "warned"), [(0, 0, 0), (4, 0, 0), (5, 0, 1), (0, 9, 0), (7, 1, 1), (7, 3, 0)]
 )  # fmt: skip
-def test_a_loss_beyond_the_standard_error_is_warned_of(right: int, right_exactly: int, harms: bool) -> None:
-    found = Exactness(64, 60, right, right_exactly, True)
-    assert found.error == pytest.approx((64 * (right_exactly / 64) * (1 - right_exactly / 64)) ** 0.5)
-    assert found.harms is harms
-    assert [each.kind for each in found.findings] == ["bfloat16"] * harms
-    assert f"{right} are right, and {right_exactly} in float32" in found.sentence
-    for each in found.findings:
-        assert each.severity == "warning" and "--precision float32" in each.next_step
+def test_a_sure_loss_of_right_answers_is_warned_of(lost: int, won: int, warned: int) -> None:
+    found = Exactness(64, 64 - lost - won, lost, won)
+    assert [(each.kind, each.severity) for each in found.findings] == [("bfloat16", "warning")] * warned
+    assert all(found.sentence in each.message and "--precision float32" in each.next_step for each in found.findings)
+    assert ("in float32 alone" in found.sentence) == (lost + won > 0)
 
 
-def test_the_run_tells_it(tmp_path: Path, quick: None) -> None:
+def test_the_run_tells_it_whatever_the_order_of_the_pictures(tmp_path: Path, quick: None) -> None:
     plan = {
         "backbone": "module:TinyNet",
         "stages": ["stem", *(f"blocks.{place}" for place in range(4))],
@@ -102,9 +115,12 @@ def test_the_run_tells_it(tmp_path: Path, quick: None) -> None:
     }
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     options = Options(plan=str(tmp_path / "plan.json"), precision="bfloat16")
-    run = hs.fit(stripes(130), tmp_path / "run", options, module=TinyNet())
+    pictures, labels = stripes(400)
+    run = hs.fit((pictures, labels), tmp_path / "run", options, module=TinyNet())
     told = run.metrics["exactness"]
-    assert told["pictures"] == len(run.predictions) and told["sentence"] in run.report_html
-    assert told["right"] == sum(row["label"] == row["predicted"] for row in run.predictions)
-    plain = hs.fit(stripes(130), tmp_path / "plain", Options(plan=options.plan, precision="float32"), module=TinyNet())
-    assert plain.metrics["exactness"] is None and "computes in bfloat16" not in plain.report_html
+    assert told["pictures"] == PICTURES < len(run.predictions) and told["sentence"] in run.report_html
+    turned = hs.fit((pictures[::-1], labels[::-1]), tmp_path / "turned", options, module=TinyNet())
+    assert turned.metrics["exactness"] == told
+    exact = Options(plan=options.plan, precision="float32")
+    plain = hs.fit((pictures, labels), tmp_path / "plain", exact, module=TinyNet())
+    assert plain.metrics["exactness"] is None and "plain float32" not in plain.report_html

@@ -34,8 +34,8 @@ from headstart.race import Race
 class Diagnosis:
     """Doubtful labels of `looked_at` training pictures, the most doubtful first; findings, each with a next step, the gravest first;
     the learning curve, None where it could not be drawn; how well unknown pictures are told, None where they are not; how much the
-    data set is like what the backbone was trained on; the pairs of pictures that a suspected leak is about; and what bfloat16 costs in
-    answers, None where the model computes in float32."""
+    data set is like what the backbone was trained on; the pairs of pictures that a suspected leak is about; and what bfloat16 does to
+    answers, None where that was not looked at."""
 
     doubts: tuple[Doubt, ...]
     looked_at: int
@@ -64,7 +64,7 @@ def diagnose(
     """Look at what the run has computed, once the test set is open; nothing here changes the model. `engine` runs the backbone as it
     came; past `deadline` (on `time.monotonic`'s clock) no picture is run any more to look for leaks, or in float32."""
     near = suspected(dataset, heads, features, engine, store, deadline=deadline, progress=progress)
-    exact = exactness(model, dataset, proof.indices, store, deadline=deadline)
+    exact = exactness(model, dataset, proof, store, deadline=deadline)
     findings = (
         *([] if exact is None else exact.findings),
         *gap(heads, proof.report),
