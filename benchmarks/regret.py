@@ -20,6 +20,7 @@ from standings import SAID
 
 HEAD, LADDER, WITH = "the head alone", "the plan's ladder", ", with the head"
 JUDGED = "the deep rung, judged"  # by held-out pictures alone: no answer to the test is recorded
+CUTS = tuple(f"from {cut}" for cut in range(9))  # of EfficientNet-Lite0's stages: from 8 trains the last alone
 DEPTH = re.compile(rf"({HEAD}|from \d(, then from \d)?({WITH})?)")  # what the choice of a depth is a choice from
 
 
@@ -85,7 +86,8 @@ def by_depth(cases: Sequence[Depths]) -> list[str]:
     rows = headed(
         "| what trains | training pictures | cases | head alone | rung alone | better, worse | with the head | better, worse |"
     )
-    for name in dict.fromkeys(name for case in cases for name in case.marks if name + WITH in case.marks):
+    names = dict.fromkeys(name for case in cases for name in case.marks if name + WITH in case.marks)
+    for name in sorted(names, key=lambda each: (each not in CUTS, each in CUTS and -CUTS.index(each))):
         for size in SAID:
             those = [case for case in cases if case.size == size and name in case.marks]
             if not those:
@@ -96,6 +98,21 @@ def by_depth(cases: Sequence[Depths]) -> list[str]:
                 change = [value - case.accuracy(HEAD) for value, case in zip(own, those, strict=True)]
                 cells += [percent(mean(own)), f"{sum(d > 0 for d in change)}, {sum(d < 0 for d in change)}"]
             rows.append(f"| {name} | {SAID[size]} | {len(those)} | {' | '.join(cells)} |")
+    return rows
+
+
+def by_cut(cases: Sequence[Depths]) -> list[str]:
+    """Points that each cut gains over the head alone, in the cases that all of them were tried in."""
+    rows = headed(f"| training pictures | cases | answers | {' | '.join(CUTS)} |")
+    common = [case for case in cases if set(CUTS) <= set(case.marks)]
+    for size, shown in product(SAID, ("", WITH)):
+        those = [case for case in common if case.size == size]
+        if those:
+            gains = [100 * mean(case.accuracy(name + shown) - case.accuracy(HEAD) for case in those) for name in CUTS]
+            said = "with the head" if shown else "alone"
+            rows.append(
+                f"| {SAID[size]} | {len(those)} | {said} | {' | '.join(f'{gain:+.1f}' for gain in gains)} |"
+            )
     return rows
 
 
