@@ -110,9 +110,7 @@ def by_cut(cases: Sequence[Depths]) -> list[str]:
         if those:
             gains = [100 * mean(case.accuracy(name + shown) - case.accuracy(HEAD) for case in those) for name in CUTS]
             said = "with the head" if shown else "alone"
-            rows.append(
-                f"| {SAID[size]} | {len(those)} | {said} | {' | '.join(f'{gain:+.1f}' for gain in gains)} |"
-            )
+            rows.append(f"| {SAID[size]} | {len(those)} | {said} | {' | '.join(f'{gain:+.1f}' for gain in gains)} |")
     return rows
 
 
