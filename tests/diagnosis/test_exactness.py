@@ -77,23 +77,20 @@ def test_answers_are_counted_on_as_many_test_pictures_as_there_may_be(store: Sto
 
 def test_nothing_is_told_where_there_is_nothing_to_look_at(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset, backbone = striped(130), tiny_backbone()
-    assert exactness(*looked(taught(backbone, dataset, store, "float32"), dataset, store)) is None
-    given = looked(taught(backbone, dataset, store, "bfloat16"), dataset, store)
-    assert exactness(*given) is not None
-    assert exactness(*given, deadline=time.monotonic() - 1) is None
+    model, proof = taught(backbone, dataset, store, "float32")
+    assert exactness(model, dataset, proof, store) is None
+    model, proof = taught(backbone, dataset, store, "bfloat16")
+    assert exactness(model, dataset, proof, store) is not None
+    assert exactness(model, dataset, proof, store, deadline=time.monotonic() - 1) is None
     few = striped(60)
     assert not len(few.indices("test"))
-    assert exactness(given[0], few, given[2], store) is None
+    assert exactness(model, few, proof, store) is None
 
     def gone(*_: object, **__: object) -> None:
         raise UnreadableImage("it is gone")
 
     monkeypatch.setattr("headstart.diagnosis.exactness.extract_all", gone)
-    assert exactness(*given) is None
-
-
-def looked(made: tuple[Model, Proof], dataset: Dataset, store: Store) -> tuple[Model, Dataset, Proof, Store]:
-    return made[0], dataset, made[1], store
+    assert exactness(model, dataset, proof, store) is None
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def exactness(
     count = min(PICTURES, len(order))
     rows = np.array(order)[np.arange(count) * len(order) // count]
     asked, answers = dataset.select(proof.indices[rows]), proof.rivals["final"].logits[rows].argmax(1)
-    plain = [Engine(engine.backbone, precision=PLAIN.precision, folded=False) for engine in model.engines]
+    plain = [Engine(engine.backbone) for engine in model.engines]
     for engine in plain:
         engine.adopt(PLAIN)
     try:
