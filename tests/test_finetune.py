@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -26,9 +27,10 @@ from headstart.data.load import load_dataset
 from headstart.features.engine import Engine
 from headstart.features.extract import Features, extract, together
 from headstart.features.store import Store
-from headstart.finetune import Finetuned, Ladder, finetune
+from headstart.finetune import Finetuned, Ladder, _said, finetune
 from headstart.forecast import WORTH, Forecast
 from headstart.heads import fit_head
+from headstart.judge import Judged
 from headstart.plan import Evidence, Plan, Rung
 from headstart.planner import FEW_EACH
 from headstart.race import Race, race
@@ -174,8 +176,24 @@ def test_a_rung_that_is_forced_is_kept_whatever_it_gains_and_is_judged_once(
     assert judged == [0]  # pictures held out: none in the refit, and what the first ladder judged is remembered
     assert result.kept and not dropped.kept and result.gain == dropped.gain <= 0
     assert result.cleared is not None and dropped.cleared is None
-    cleared = f" points ({100 * result.cleared:+.1f} cleared of the choice) on"
-    assert result.reason == dropped.reason.replace("dropped", "kept, as asked for").replace(" points on", cleared)
+    without = re.sub(r" \([+-][\d.]+ cleared of the choice\)", "", result.reason)
+    assert without == dropped.reason.replace("dropped", "kept, as asked for")
+
+
+@pytest.mark.parametrize(
+    ("gain", "cleared", "told"),
+    [
+        (0.02, 0.011, "kept: +2.0 ± 1.0 points (+1.1 cleared of the choice) on 4 held-out"),
+        (0.02, 0.02, "kept: +2.0 ± 1.0 points on 4 held-out"),
+        (0.0, -0.0002, "kept: +0.0 ± 1.0 points on 4 held-out"),
+        (0.02, None, "kept: +2.0 ± 1.0 points on 4 held-out"),
+    ],
+)
+def test_what_clearing_takes_off_is_told_where_it_takes_something_off(
+    gain: float, cleared: float | None, told: str
+) -> None:
+    found = Judged(0, 1.0, np.zeros((4, 2), np.float32), 0.9, gain, 0.01, (0.1, 0.02), kept=True, cleared=cleared)
+    assert _said(Rung(cut=5, epochs=1), found).startswith(told)
 
 
 def test_the_head_that_won_is_what_a_rung_has_to_beat_and_the_last_stage_is_where_it_starts(

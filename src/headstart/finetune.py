@@ -256,10 +256,11 @@ class Ladder:
 
 def _said(rung: Rung, found: Judged) -> str:
     kept = "kept, as asked for" if rung.forced else "kept" if found.kept else "dropped"
-    cleared = "" if found.cleared is None else f" ({100 * found.cleared:+.1f} cleared of the choice)"
-    points = (
-        f"{100 * found.gain:+.1f} ± {100 * found.gain_se:.1f} points{cleared} on {len(found.logits)} held-out pictures"
+    gain, cleared = (
+        round(100 * share, 1) for share in (found.gain, found.gain if found.cleared is None else found.cleared)
     )
+    beside = f" ({cleared:+.1f} cleared of the choice)" if cleared != gain else ""
+    points = f"{gain:+.1f} ± {100 * found.gain_se:.1f} points{beside} on {len(found.logits)} held-out pictures"
     said = f"{kept}: {'together with the frozen head ' if found.together else ''}{points}, whose labels are {_nats(found.likelier)}"
     if found.posterior is None or found.with_head is None:
         return said
