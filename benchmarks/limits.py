@@ -99,7 +99,9 @@ def measured(source: Path, seed: int) -> dict[str, Any]:
         settle(engine, dataset, Store(work / "settling"))
         pictures = np.stack([load_view(dataset.images, i, transform) for i in range(count)])
         parts = [pictures[start : start + engine.batch] for start in range(0, count, engine.batch)]
-        rounds: dict[str, list[float]] = {"decode": [], "decode, processes": [], "engine": [], "extract": []}
+        rounds: dict[str, list[float]] = {
+            what: [] for what in ("decode", "decode, processes", "engine", "extract", "extract, cold")
+        }
         decoded = partial(discarded, dataset.images, transform)
         for number in range(ROUNDS):
             with ProcessPoolExecutor(runtime.cpu_count()) as pool:
@@ -113,6 +115,10 @@ def measured(source: Path, seed: int) -> dict[str, Any]:
             rounds["engine"].append(seconds(lambda: drained(engine.pooled, parts)))
             store = Store(work / f"store {number}")
             rounds["extract"].append(seconds(lambda store=store: extract(backbone, dataset, store, engine=engine)))  # type: ignore[misc]
+            empty, anew = Store(work / f"empty store {number}"), Engine(backbone, runner=engine.runner)
+            rounds["extract, cold"].append(
+                seconds(lambda empty=empty, anew=anew: extract(backbone, dataset, empty, engine=anew))  # type: ignore[misc]
+            )
         rates = {what: count / median(found) for what, found in rounds.items()}
         features = extract(backbone, dataset, store, engine=engine)
         taps = (len(backbone.stages) - 1,)
