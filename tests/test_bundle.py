@@ -66,6 +66,15 @@ def test_a_reloaded_model_gives_the_same_bits(folder: Path, timm_model: Model) -
     assert headstart.load is load
     save(again, folder.parent / "copy")
     assert (folder / WEIGHTS).read_bytes() == (folder.parent / "copy" / WEIGHTS).read_bytes()
+    assert again.mirror
+    again.mirror = False
+    save(again, folder.parent / "never mirrored")
+    card = json.loads((folder.parent / "never mirrored" / CARD).read_text())
+    assert card.pop("mirror") is False and not load(folder.parent / "never mirrored").mirror
+    older = json.loads((folder / CARD).read_text())
+    assert older.pop("mirror") is True
+    (folder / CARD).write_text(json.dumps(older))
+    assert not load(folder).mirror, "what was made before may have been made with --no-mirror"
 
 
 def test_a_bundle_is_two_files_and_no_pickle(folder: Path) -> None:

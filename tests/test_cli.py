@@ -27,6 +27,7 @@ from headstart import cli
 from headstart.demo import digits
 from headstart.errors import MissingExtra
 from headstart.features.store import Store
+from headstart.tasks.classification import log_loss
 from tests.conftest import Trained
 from tests.toys import folder
 
@@ -110,6 +111,25 @@ def test_predict_prints_csv(headstart: Headstart, trained: Trained) -> None:
     for row, answer in zip(said.rows, answers, strict=True):
         assert float(row["probability"]) == pytest.approx(answer.probability, abs=1e-6)
         assert (row["second"], row["error"]) == (answer.second, "")
+
+
+def test_predict_and_evaluate_average_over_views(headstart: Headstart, trained: Trained, tmp_path: Path) -> None:
+    pictures, model = some(trained), hs.load(trained.run)
+    said = headstart("predict", trained.run, *pictures, "--views", "2")
+    assert said.code == 0
+    expected = model.predict(pictures, views=2)
+    for row, answer in zip(said.rows, expected, strict=True):
+        assert float(row["probability"]) == pytest.approx(answer.probability, abs=1e-4)
+    assert not np.allclose(expected.probabilities, model.predict(pictures).probabilities, atol=1e-4)
+    fresh = folder(tmp_path / "fresh", 12, seed=9, contrast=22)
+    paths = sorted(fresh.rglob("*.png"))
+    truth = [model.classes.index(path.parent.name) for path in paths]
+    losses = [log_loss(np.array(truth), model.predict(paths, views=views).probabilities) for views in (2, 0)]
+    report = json.loads(headstart("evaluate", trained.run, fresh, "--json", "--views", "2").out)
+    assert report["models"]["final"]["log_loss"]["value"] == pytest.approx(losses[0], abs=1e-3)
+    assert abs(losses[0] - losses[1]) > 0.01
+    refused = headstart("predict", trained.run, *pictures, "--views", "-1")
+    assert refused.code == 2 and "--views" in refused.err
 
 
 def test_predict_says_what_shows_none_of_the_classes(headstart: Headstart, trained: Trained, tmp_path: Path) -> None:
@@ -385,6 +405,7 @@ def test_the_demo_is_the_whole_path(
     said = headstart("demo", "--out", tmp_path / "demo")
     assert said.code == 0 and "small network from scratch" in said.out
     assert f"headstart demo --out {tmp_path / 'demo'} --seed 0" in (tmp_path / "demo" / "report.html").read_text()
+    assert not hs.load(tmp_path / "demo").mirror  # a mirrored digit is none
     other = headstart("demo", "--out", tmp_path / "demo", "--seed", "1")  # somebody's run is not replaced unasked
     assert other.code == 2 and "--overwrite" in other.err
 

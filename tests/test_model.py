@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from headstart.backbones.backbone import Backbone
+from headstart.data.images import views_of
 from headstart.heads import Head
 from headstart.model import Model, Predictions
 from tests.toys import stripes, tiny_backbone
@@ -72,6 +74,21 @@ def test_what_cannot_be_read_has_a_reason_and_no_numbers(model: Model, tmp_path:
     assert "expected (H, W) or (H, W, C) of uint8" in found[3].error and "float32" in found[3].error
     assert np.isnan(found.probabilities[[0, 2, 3, 4]]).all() and np.isfinite(found.probabilities[1]).all()
     assert found.labels[0] == ""
+
+
+def test_answers_to_views_are_averaged(model: Model, tmp_path: Path) -> None:
+    pictures, _ = stripes(5)
+    path = tmp_path / "one.png"
+    Image.fromarray(pictures[0]).save(path)
+    looks = [views_of(partial(Image.fromarray, picture), model.transforms, 3)[0] for picture in pictures]
+    logits = np.stack([model.logits(look).mean(0) for look in looks])
+    found = model.predict([path, *pictures[1:]], views=3)
+    np.testing.assert_allclose(found.probabilities, model.probabilities(logits), rtol=1e-4)
+    np.testing.assert_allclose(model.logits(np.concatenate(looks), views=3), logits, rtol=1e-4, atol=1e-5)
+    assert not np.allclose(found.probabilities, model.predict(list(pictures)).probabilities, rtol=1e-3)
+    assert all(transform.flip for transform in model.transforms)
+    model.mirror = False
+    assert not any(transform.flip for transform in model.transforms)
 
 
 def test_nothing_asked_is_nothing_answered(model: Model) -> None:

@@ -162,6 +162,11 @@ def test_a_run_knows_and_says_what_is_unknown(trained: Trained) -> None:
     assert model.unknown is not None and model.unknown.taps == looked_at([range(min([7, *kept]))])
     known = model.predict(sorted(trained.pictures.rglob("*.png")))
     assert np.mean([row.unknown for row in known]) < 0.2
+    beside = model.predict(sorted(trained.pictures.rglob("*.png")), views=2)
+    moved = np.array([one.typicality - other.typicality for one, other in zip(known, beside, strict=True)])
+    assert np.abs(moved).max() < 0.03, "what is seen of a picture beside itself does not count"
+    assert np.std([row.typicality for row in known]) > 0.1
+    assert np.abs(known.probabilities - beside.probabilities).max() > 0.01
     noise = np.random.default_rng(0).integers(0, 256, (6, 64, 64, 3)).astype(np.uint8)
     strange = model.predict(list(noise))
     assert all(row.unknown and row.typicality <= 0.05 and row.label in model.classes for row in strange)

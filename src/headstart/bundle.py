@@ -110,7 +110,8 @@ class _Network(_Record):
 
 class Card(_Network):
     """`model.json`: everything about a model but its numbers; `sha256` is that of `model.safetensors`. Networks `beside` the
-    backbone answer together with it: the head counts their stages on from its own."""
+    backbone answer together with it: the head counts their stages on from its own. `mirror`: whether augmented views may be
+    mirrored; a card that does not say so has crops alone."""
 
     format: Literal[1] = 1
     task: Literal["classification"] = "classification"
@@ -119,6 +120,7 @@ class Card(_Network):
     temperature: float = Field(gt=0)
     beside: tuple[_Network, ...] = ()
     unknown: _Unknown | None = None
+    mirror: bool = False
     sha256: str
     versions: dict[str, str] = {}
 
@@ -148,6 +150,7 @@ def save(model: Model, folder: Path, *, versions: dict[str, str] | None = None) 
         temperature=model.temperature,
         beside=tuple(_Network(**_Network.of(engine)) for engine in model.engines[1:]),
         unknown=None if known is None else _Unknown.of(known),
+        mirror=model.mirror,
         sha256=hashlib.sha256(payload).hexdigest(),
         versions=versions or {},
     )
@@ -205,6 +208,7 @@ def load(folder: str | Path, *, module: nn.Module | None = None) -> Model:
             for backbone, network in zip(backbones[1:], card.beside, strict=True)
         ],
         unknown=_unknown(card, tensors, widths, folder),
+        mirror=card.mirror,
     )
 
 

@@ -15,7 +15,7 @@ from PIL import Image, ImageFile
 
 from headstart import runtime
 from headstart.backbones.backbone import Backbone
-from headstart.data.images import Transform, clean_views
+from headstart.data.images import Transform, views_of
 from headstart.data.sources import ArrayImages, FileImages
 from headstart.errors import UnreadableImage
 from headstart.features.engine import Engine
@@ -73,6 +73,7 @@ class Model:
 
     `temperature` divides the logits before the softmax (Guo et al. 2017); `precision` and `exact` are
     the engine's, so that a model answers in use as it did when it was measured. Without `unknown` no picture is ever unknown.
+    `mirror`: whether augmented views of a picture, where they are asked for, may be mirrored.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Model:
         exact: int = 0,
         beside: Sequence[Engine] = (),
         unknown: Unknown | None = None,
+        mirror: bool = True,
     ) -> None:
         self.backbone = backbone
         self.head = head
@@ -94,26 +96,33 @@ class Model:
         self.engine = Engine(backbone, precision=precision, exact=exact)
         self.engines = (self.engine, *beside)
         self.unknown = unknown
+        self.mirror = mirror
 
     @property
     def transforms(self) -> tuple[Transform, ...]:
         """How a picture is made ready for each backbone."""
-        return tuple(transform_of(engine.backbone) for engine in self.engines)
+        return tuple(transform_of(engine.backbone, self.mirror) for engine in self.engines)
 
     @property
     def widths(self) -> tuple[int, ...]:
         """Pooled width per stage, of all backbones in turn."""
         return tuple(width for engine in self.engines for width in engine.backbone.widths)
 
-    def logits(self, *pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def logits(self, *pictures: NDArray[np.uint8], views: int = 0) -> NDArray[np.float32]:
         """Pictures (N, H, W, 3) uint8, transformed for each backbone in turn, to logits (N, K) float32, not yet divided by the
-        temperature."""
-        return self._headed(self._pooled(pictures))
+        temperature. With `views`, each is followed by so many augmented views of it, N(1 + views) rows in all: the mean of each group.
+        """
+        return _averaged(self._headed(self._pooled(pictures)), views)
 
     def _pooled(self, pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """Pooled outputs of every stage of every backbone."""
-        pooled = [engine.pooled(each) for engine, each in zip(self.engines, pictures, strict=True)]
-        return np.concatenate(pooled, axis=1)
+        """Pooled outputs of every stage of every backbone, a batch at a time."""
+        parts, size = [], self.engine.batch
+        for start in range(0, max(1, len(pictures[0])), size):
+            rows = [each[start : start + size] for each in pictures]
+            parts.append(
+                np.concatenate([engine.pooled(x) for engine, x in zip(self.engines, rows, strict=True)], axis=1)
+            )
+        return np.concatenate(parts)
 
     def _headed(self, pooled: NDArray[np.float32]) -> NDArray[np.float32]:
         return self.head.logits(pooled[:, columns(self.widths, self.head.taps)])
@@ -129,20 +138,34 @@ class Model:
         """Calibrated probabilities (N, K) of logits (N, K)."""
         return softmax(logits.astype(np.float64) / self.temperature)
 
-    def predict(self, pictures: Iterable[Picture], *, progress: runtime.Progress = runtime.silent) -> Predictions:
-        """Answers for files, Pillow pictures or arrays (H, W) or (H, W, C), in their order; unreadable ones become errors."""
+    def predict(
+        self, pictures: Iterable[Picture], *, views: int = 0, progress: runtime.Progress = runtime.silent
+    ) -> Predictions:
+        """Answers for files, Pillow pictures or arrays (H, W) or (H, W, C), in their order; unreadable ones become errors.
+
+        Args:
+            pictures: what to answer.
+            views: how many augmented views of each picture (crops, mirrored or not by chance) are averaged with it, by logits; what
+                is unknown is told by the picture itself. Takes 1 + `views` times as long.
+            progress: a bar, or `runtime.silent`.
+
+        Raises:
+            ValueError: where `views` is negative.
+        """
         rows, blocks = [], []
         listed = list(pictures)
         with progress("Predicting", len(listed)) as advance:
-            for chunk, probabilities in self.stream(listed):
+            for chunk, probabilities in self.stream(listed, views=views):
                 rows += chunk
                 blocks.append(probabilities)
                 advance(len(chunk))
         empty = np.empty((0, len(self.classes)))
         return Predictions(tuple(rows), np.concatenate([empty, *blocks]), self.classes)
 
-    def stream(self, pictures: Iterable[Picture]) -> Iterator[tuple[list[Prediction], NDArray[np.float64]]]:
-        """Answers a few batches at a time, so that millions of pictures need no more memory than these."""
+    def stream(
+        self, pictures: Iterable[Picture], *, views: int = 0
+    ) -> Iterator[tuple[list[Prediction], NDArray[np.float64]]]:
+        """As `predict`, a few batches at a time, so that millions of pictures need no more memory than these."""
         source, step = enumerate(pictures), self.engine.batch
 
         def chunks() -> Iterator[list[tuple[int, Picture]]]:
@@ -158,32 +181,36 @@ class Model:
             named: list[tuple[str, UnreadableImage | None]] = []
             pooled: list[NDArray[np.float32]] = []
             for start in range(0, len(chunk), step):
-                loaded = [self._loaded(place, item) for place, item in chunk[start : start + step]]
+                loaded = [self._loaded(place, item, views) for place, item in chunk[start : start + step]]
                 named += [(name, found if isinstance(found, UnreadableImage) else None) for name, found in loaded]
                 read = [found for _, found in loaded if not isinstance(found, UnreadableImage)]
                 if read:
-                    pooled.append(self._pooled([np.stack(views) for views in zip(*read, strict=True)]))
-            return self._answers(named, pooled)
+                    pooled.append(self._pooled([np.concatenate(each) for each in zip(*read, strict=True)]))
+            return self._answers(named, pooled, views)
 
         return runtime.parallel(answered, chunks())
 
-    def _loaded(self, place: int, picture: Picture) -> tuple[str, list[NDArray[np.uint8]] | UnreadableImage]:
+    def _loaded(
+        self, place: int, picture: Picture, views: int
+    ) -> tuple[str, list[NDArray[np.uint8]] | UnreadableImage]:
         name = str(picture) if isinstance(picture, str | Path) else f"[{place}]"
         try:
-            return name, clean_views(partial(_opened, picture), self.transforms)
+            return name, views_of(partial(_opened, picture), self.transforms, views)
         except UnreadableImage as error:
             return name, UnreadableImage(str(error).removeprefix(f"{name}: "))  # the row names it already
 
     def _answers(
-        self, named: Sequence[tuple[str, UnreadableImage | None]], pooled: Sequence[NDArray[np.float32]]
+        self, named: Sequence[tuple[str, UnreadableImage | None]], pooled: Sequence[NDArray[np.float32]], views: int
     ) -> tuple[list[Prediction], NDArray[np.float64]]:
-        """Answers to pictures by name, or why one could not be read; `pooled` are the features of those that could."""
+        """Answers to pictures by name, or why one could not be read; `pooled` are the features of those that could, each followed by
+        those of its `views`."""
         found = [i for i, (_, error) in enumerate(named) if error is None]
         probabilities, typicality = np.full((len(named), len(self.classes)), np.nan), np.full(len(named), np.nan)
         if found:
             features = np.concatenate(pooled)
             logits = self._headed(features)
-            probabilities[found], typicality[found] = self.probabilities(logits), self._typicality(features, logits)
+            probabilities[found] = self.probabilities(_averaged(logits, views))
+            typicality[found] = self._typicality(features[:: 1 + views], logits[:: 1 + views])
         lost = 0.0 if self.unknown is None else self.unknown.lost
         rows = []
         for (name, error), row, typical in zip(named, probabilities, typicality, strict=True):
@@ -194,6 +221,11 @@ class Model:
             top, next_ = (self.classes[first], float(row[first])), (self.classes[second], float(row[second]))
             rows.append(Prediction(name, *top, *next_, unknown=bool(typical <= lost), typicality=float(typical)))
         return rows, probabilities
+
+
+def _averaged(logits: NDArray[np.float32], views: int) -> NDArray[np.float32]:
+    """The mean over each picture and its views, which follow it: (N(1 + views), K) to (N, K)."""
+    return logits.reshape(-1, 1 + views, logits.shape[1]).mean(1) if views else logits
 
 
 def _opened(picture: Picture) -> Image.Image:

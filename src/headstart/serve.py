@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from headstart import bundle, runtime
 from headstart.data.audit import plural
 from headstart.data.dataset import Images
-from headstart.data.images import clean_views
+from headstart.data.images import views_of
 from headstart.data.listing import Columns
 from headstart.data.readers import read
 from headstart.data.sources import extensions
@@ -69,9 +69,16 @@ def _in_folder(path: str) -> Iterator[str]:
 
 
 def write_predictions(
-    model: Model, paths: Iterable[str], out: Path | None, *, as_json: bool, progress: runtime.Progress = runtime.silent
+    model: Model,
+    paths: Iterable[str],
+    out: Path | None,
+    *,
+    as_json: bool,
+    views: int = 0,
+    progress: runtime.Progress = runtime.silent,
 ) -> tuple[int, int, int]:
-    """Print a row per picture as it is answered; returns how many there were, could not be read, and are unknown.
+    """Print a row per picture as it is answered, averaged over `views` (see `Model.predict`); returns how many there were, could
+    not be read, and are unknown.
 
     Raises:
         OutputError: where `out` cannot be written.
@@ -82,7 +89,7 @@ def write_predictions(
         writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
         if not as_json:
             writer.writeheader()
-        for rows, _ in model.stream(pictures):
+        for rows, _ in model.stream(pictures, views=views):
             for row in rows:
                 failed += bool(row.error)
                 unknown += row.unknown
@@ -134,9 +141,11 @@ def measure(
     path_column: str = "path",
     label_column: str = "label",
     unreadable: Literal["skip", "error"] = "skip",
+    views: int = 0,
     progress: runtime.Progress = runtime.silent,
 ) -> tuple[TestReport, list[str]]:
-    """Metrics of the model in `run` on every labelled picture of `source`, whatever its split, and warnings in words.
+    """Metrics of the model in `run` on every labelled picture of `source`, whatever its split, and warnings in words. Answers are
+    averaged over `views` (see `Model.predict`).
 
     The warnings name pictures that were left out, and count those that the model was made from: they do not test it.
 
@@ -156,7 +165,7 @@ def measure(
     seen, count = trained_on(run), len(listing.labels)
     blocks, bad, used, known = [], [], [], 0
     with progress("Evaluating", count) as advance:
-        for looks, logits in _answered(model, listing.images):
+        for looks, logits in _answered(model, listing.images, views):
             for index, digest, reason in looks:
                 known += digest[:SEEN_DIGITS] in seen
                 if reason:
@@ -193,22 +202,22 @@ def measure(
 _Look = tuple[int, str, str]  # index, content digest, why it cannot be read
 
 
-def _answered(model: Model, images: Images) -> Iterator[tuple[list[_Look], NDArray[np.float32]]]:
+def _answered(model: Model, images: Images, views: int) -> Iterator[tuple[list[_Look], NDArray[np.float32]]]:
     """What was looked at, batch by batch, and the logits of those that could be read; each picture is decoded once."""
 
     def answer(chunk: range) -> tuple[list[_Look], NDArray[np.float32]]:
-        looks, views = [], []
+        looks, seen = [], []
         for index in chunk:
             digest, reason, name = "", "", images.names[index]
             try:
                 digest, open_picture = images.fetch(index)
-                views.append(clean_views(open_picture, model.transforms))
+                seen.append(views_of(open_picture, model.transforms, views))
             except UnreadableImage as error:
                 reason = f"{name}: {str(error).removeprefix(f'{name}: ')}"
             looks.append((index, digest, reason))
-        if not views:
+        if not seen:
             return looks, np.empty((0, len(model.classes)), np.float32)
-        return looks, model.logits(*map(np.stack, zip(*views, strict=True)))
+        return looks, model.logits(*map(np.concatenate, zip(*seen, strict=True)), views=views)
 
     step = model.engine.batch
     chunks = [range(start, min(start + step, len(images))) for start in range(0, len(images), step)]

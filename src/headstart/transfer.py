@@ -158,17 +158,16 @@ def transfer(
 
 def on_frozen(engines: Sequence[Engine], heads: Race, features: Features, dataset: Dataset, store: Store) -> Model:
     """The model whose head won the race, on the backbones as they are; the temperature calibrates its out-of-fold answers."""
-    pool, classes = dataset.indices("train"), dataset.classes
-    labels = dataset.labels[pool]
-    head = fit_winner(heads.best, features, labels, len(classes), pool, store)
+    pool = dataset.indices("train")
+    head = fit_winner(heads.best, features, dataset.labels[pool], len(dataset.classes), pool, store)
     heat = fit_temperature(heads.best.logits, dataset.labels[heads.pool])
-    return _model(engines[0].backbone, engines, head, classes, heat)
+    return _model(engines[0].backbone, engines, head, dataset, heat)
 
 
 def finetuned(engines: Sequence[Engine], tuned: Finetuned, dataset: Dataset) -> Model:
     """The model that the ladder ended with; the temperature calibrates its held-out answers."""
     heat = fit_temperature(tuned.logits, dataset.labels[tuned.held])
-    return _model(tuned.backbone, engines, tuned.head, dataset.classes, heat)
+    return _model(tuned.backbone, engines, tuned.head, dataset, heat)
 
 
 def knowing(
@@ -181,18 +180,17 @@ def knowing(
     return learn(features, dataset, frozen, heads.pool, held, logits / np.float32(heat), store)
 
 
-def _model(
-    backbone: Backbone, engines: Sequence[Engine], head: Head, classes: tuple[str, ...], temperature: float
-) -> Model:
+def _model(backbone: Backbone, engines: Sequence[Engine], head: Head, dataset: Dataset, temperature: float) -> Model:
     """A model whose first backbone, perhaps a fine-tuned one, runs as the first engine does."""
     return Model(
         backbone,
         head,
-        classes,
+        dataset.classes,
         temperature=temperature,
         precision=engines[0].settled or "float32",
         exact=engines[0].exact,
         beside=[
             Engine(other.backbone, precision=other.settled or "float32", exact=other.exact) for other in engines[1:]
         ],
+        mirror=dataset.mirror,
     )

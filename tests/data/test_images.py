@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 from timm.data import create_transform
 
-from headstart.data.images import INTERPOLATIONS, Transform, clean_views, decode, load_view, load_views
+from headstart.data.images import INTERPOLATIONS, Transform, decode, load_view, load_views, views_of
 from headstart.data.sources import ArrayImages, FileImages, open_bytes
 from headstart.errors import UnreadableImage
 from tests.data.pictures import encoded, pixels, scene, write
@@ -154,9 +154,25 @@ def test_a_picture_is_decoded_once_for_all_networks_that_need_it_at_one_scale(
         return decode(image, shortest)
 
     monkeypatch.setattr("headstart.data.images.decode", counted)
-    found = clean_views(lambda: open_bytes(content), transforms)
+    found = views_of(lambda: open_bytes(content), transforms, 2)
     assert len(asked) == decodes
-    assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert all(len(views) == 3 and np.array_equal(views[0], b) for views, b in zip(found, expected, strict=True))
+    (alone,) = views_of(lambda: open_bytes(content), transforms[:1])
+    assert np.array_equal(alone[0], expected[0]) and len(alone) == 1
+
+
+def test_views_are_drawn_from_what_is_seen() -> None:
+    flipping, plain = Transform((64, 64)), Transform((64, 64), flip=False)
+    as_png, as_bmp = (encoded(scene(6, 200, 160), kind) for kind in ("PNG", "BMP"))
+    (first,) = views_of(lambda: open_bytes(as_png), [flipping], 6)
+    assert np.array_equal(first, views_of(lambda: open_bytes(as_bmp), [flipping], 6)[0])
+    assert len(np.unique(first.reshape(7, -1), axis=0)) == 7
+    (never,) = views_of(lambda: open_bytes(as_png), [plain], 6)
+    same = [np.array_equal(a, b) for a, b in zip(first, never, strict=True)]
+    mirrored = [np.array_equal(a, b[:, ::-1]) for a, b in zip(first, never, strict=True)]
+    assert same[0] and any(mirrored) and all(a != b for a, b in zip(same, mirrored, strict=True))
+    with pytest.raises(ValueError, match="-1 augmented views; expected 0"):
+        views_of(lambda: open_bytes(as_png), [plain], -1)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])

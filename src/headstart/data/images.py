@@ -282,20 +282,35 @@ def load_views(
     except UnreadableImage as error:
         name = images.names[index]
         raise UnreadableImage(f"{name}: {str(error).removeprefix(f'{name}: ')}") from error
+    return _stacked(pictures, transforms, content, views, seed)
+
+
+def views_of(
+    open_picture: Callable[[], Image.Image], transforms: Sequence[Transform], more: int = 0
+) -> list[NDArray[np.uint8]]:
+    """The clean view of one picture, then `more` augmented ones, for each transform, (1 + more, H, W, 3) uint8; decoded once for all
+    that decode it at the same scale. The augmented ones are drawn from the decoded pixels, whatever file they come from.
+
+    Raises:
+        UnreadableImage: with the reason.
+        ValueError: where `more` is negative.
+    """
+    if more < 0:
+        raise ValueError(f"{more} augmented views; expected 0, for the picture as it is, or how many to add")
+    decoded = _decoded(open_picture)
+    pictures = [decoded(transform.needed_side) for transform in transforms]
+    content = hashlib.blake2b(pictures[0].tobytes(), digest_size=32).hexdigest() if more else ""
+    return _stacked(pictures, transforms, content, range(1 + more), 0)
+
+
+def _stacked(
+    pictures: Sequence[Image.Image], transforms: Sequence[Transform], content: str, views: Sequence[int], seed: int
+) -> list[NDArray[np.uint8]]:
+    """The views of one picture, decoded for each of the transforms, (len(views), H, W, 3) each."""
     return [
         np.stack([each.clean(picture) if view == 0 else each.view(picture, content, view, seed) for view in views])
         for each, picture in zip(transforms, pictures, strict=True)
     ]
-
-
-def clean_views(open_picture: Callable[[], Image.Image], transforms: Sequence[Transform]) -> list[NDArray[np.uint8]]:
-    """The clean view (H, W, 3) of one picture for each transform, decoded once for all that decode it at the same scale.
-
-    Raises:
-        UnreadableImage: with the reason.
-    """
-    decoded = _decoded(open_picture)
-    return [transform.clean(decoded(transform.needed_side)) for transform in transforms]
 
 
 def _decoded(open_picture: Callable[[], Image.Image]) -> Callable[[int], Image.Image]:
