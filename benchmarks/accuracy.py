@@ -118,7 +118,11 @@ def draws(source: Path, sizes: Iterable[str], seed: int, capped: bool) -> list[D
 def row(done: Ran, tested: list[str]) -> dict[str, Any]:
     """What is kept of a contestant in a case; `right` has a 1 per right answer, in the order of the test paths."""
     right = "".join(str(int(done.answers.get(path) == path.split("/")[0])) for path in tested)
-    kept = {key: done.row[key] for key in ("seconds", "first", "whole", "rate", "limit", "versions") if key in done.row}
+    kept = {
+        key: done.row[key]
+        for key in ("seconds", "first", "heads", "whole", "rate", "limit", "versions")
+        if key in done.row
+    }
     found = {"accuracy": right.count("1") / len(right), "right": right, **kept}
     if done.told:
         models = done.told["test"]["models"]

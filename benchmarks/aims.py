@@ -10,7 +10,7 @@ from accuracy import LP_FT
 from calibration import ENOUGH, errors_by_set
 from cells import headed, percent
 from forecast import held_up, planned_away
-from regret import depths, shortfalls
+from regret import depths, shortfalls, thorough
 from standings import HEADS, OURS, SAID, hours, met, ranks_by_size, standing, surely_behind, together
 
 Results = Mapping[str, Any]  # what a file of benchmarks/results holds, by its name
@@ -69,7 +69,12 @@ def of_speed(results: Results) -> Iterator[str]:
     if limits is not None:
         cases = list(limits["cases"].values())
         yield at_most(
-            "cold extraction against its limit", 1.25, [case["limit"] / case["rates"]["extract"] for case in cases]
+            "cold extraction against its limit, choosing how to run included",
+            1.25,
+            [case["limit"] / case["rates"]["extract, cold"] for case in cases],
+        )
+        yield at_most(
+            "extraction once that is chosen", 1.25, [case["limit"] / case["rates"]["extract"] for case in cases]
         )
         share = [case["partial_speedup"] / case["ideal_speedup"] for case in cases]
         yield at_least("an epoch behind a cut, times as fast as all of it, over 1/(1 − frozen share)", 0.75, share)
@@ -133,10 +138,22 @@ def of_judgement(results: Results) -> Iterator[str]:
             whole <= 2,
         )
     if deep is not None:
-        behind, fitted = shortfalls(depths(deep["cases"]))
+        every = depths(deep["cases"])
+        behind, fitted = shortfalls(thorough(every))
         said = f"{100 * mean(behind):.1f} in hindsight, {100 * mean(fitted):.1f} cross-fitted"
-        yield row("points behind the best depth, mean", "≤ 0.5", said, mean(behind) <= 0.005)
-        yield row("points behind the best depth, worst", "≤ 2", f"{100 * max(behind):.1f}", max(behind) <= 0.02)
+        yield row(
+            f"points behind the best depth, mean of {len(behind)} cases with every cut",
+            "≤ 0.5",
+            said,
+            mean(behind) <= 0.005,
+        )
+        behind, _ = shortfalls(every)
+        yield row(
+            f"points behind the best depth, worst of all {len(behind)}",
+            "≤ 2",
+            f"{100 * max(behind):.1f}",
+            max(behind) <= 0.02,
+        )
         held = held_up(deep["cases"])
         said = f"{held.rank:.2f}"
         yield row("rank correlation of expected and true gains, sets left out", "≥ 0.7", said, held.rank >= 0.7)

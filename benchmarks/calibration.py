@@ -33,17 +33,17 @@ def calibrated(cases: Mapping[str, Any]) -> list[str]:
 
 
 def errors_by_set(deep: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, float]:
-    """Of every data set with enough test pictures: the mean error of what the depth suite's ladders end with (without one, of the
-    frozen head); of a set that is not in there, that of Headstart's default in the accuracy suite."""
+    """Of every data set with enough test pictures: the mean error of Headstart's default in the accuracy suite; of a set that is not
+    in there, of what the depth suite's ladders end with (without one, of the frozen head)."""
     found: dict[str, list[float]] = {}
-    for case in deep.values():
-        if case["tested"] >= ENOUGH:
-            found.setdefault(case["set"], []).append(case["rungs"].get(LADDER, case)["ece"])
-    there = {case["set"] for case in deep.values()}
     for case in right.values():
         row = case["contestants"].get(OURS, {})
-        if case["set"] not in there and len(row.get("right", "")) >= ENOUGH:
+        if len(row.get("right", "")) >= ENOUGH:
             found.setdefault(case["set"], []).append(row["ece"])
+    there = {case["set"] for case in right.values()}
+    for case in deep.values():
+        if case["set"] not in there and case["tested"] >= ENOUGH:
+            found.setdefault(case["set"], []).append(case["rungs"].get(LADDER, case)["ece"])
     return {name: mean(errors) for name, errors in found.items()}
 
 

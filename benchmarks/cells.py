@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -26,6 +27,19 @@ def headed(head: str) -> list[str]:
 def chance(p: float) -> str:
     """A p-value."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def commits(record: Any) -> str:
+    """How many runs in a record, however deep, are of which commit, in words, the commonest first."""
+    return ", ".join(f"{count} of {name}" for name, count in Counter(_commits(record)).most_common())
+
+
+def _commits(record: Any) -> Iterator[str]:
+    if isinstance(record, Mapping) and "commit" in record:
+        yield record["commit"]
+    elif isinstance(record, Mapping | list):
+        for part in record.values() if isinstance(record, Mapping) else record:
+            yield from _commits(part)
 
 
 def sets_of(cases: Mapping[str, Case]) -> dict[str, list[Case]]:

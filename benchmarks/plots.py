@@ -8,7 +8,9 @@ from typing import Any
 from scaling import EXTRACTED
 
 
-def accuracy_against_time(shown: dict[str, list[tuple[str, float, float]]], path: Path) -> None:
+def accuracy_against_time(
+    shown: dict[str, list[tuple[str, float, float]]], path: Path, seconds_to: str = "a usable model"
+) -> None:
     """Accuracy against time, a panel each, of (contestant, seconds, accuracy): what a person gets, and how long it takes. The time
     axis is logarithmic."""
     pyplot = plain_plots()
@@ -24,7 +26,7 @@ def accuracy_against_time(shown: dict[str, list[tuple[str, float, float]]], path
             panel.annotate(who, place, where, textcoords="offset points", ha=side, fontsize=7.5)
         panel.set(
             xscale="log",
-            xlabel="seconds, from files to a usable model (Headstart's default: to the end of its proof)",
+            xlabel=f"seconds, from files to {seconds_to}",
             ylabel="test accuracy, %",
             title=name,
         )

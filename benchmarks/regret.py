@@ -104,7 +104,7 @@ def by_depth(cases: Sequence[Depths]) -> list[str]:
 def by_cut(cases: Sequence[Depths]) -> list[str]:
     """Points that each cut gains over the head alone, in the cases that all of them were tried in."""
     rows = headed(f"| training pictures | cases | answers | {' | '.join(CUTS)} |")
-    common = [case for case in cases if set(CUTS) <= set(case.marks)]
+    common = thorough(cases)
     for size, shown in product(SAID, ("", WITH)):
         those = [case for case in common if case.size == size]
         if those:
@@ -112,6 +112,11 @@ def by_cut(cases: Sequence[Depths]) -> list[str]:
             said = "with the head" if shown else "alone"
             rows.append(f"| {SAID[size]} | {len(those)} | {said} | {' | '.join(f'{gain:+.1f}' for gain in gains)} |")
     return rows
+
+
+def thorough(cases: Sequence[Depths]) -> list[Depths]:
+    """Those in which every cut was tried: where fewer were, there is less to be behind of."""
+    return [case for case in cases if set(CUTS) <= set(case.marks)]
 
 
 def shortfalls(cases: Sequence[Depths]) -> tuple[list[float], list[float]]:
@@ -156,9 +161,11 @@ def laddered(cases: Sequence[Depths]) -> list[str]:
             f"| {case.source}, {SAID[case.size]}, seed {case.seed} | {count} | {percent(case.accuracy(HEAD))} | "
             f"{percent(case.accuracy(LADDER))} | {percent(case.accuracy(best))} | {best} | {100 * after:.1f} | {100 * crossed:.1f} |"
         )
-    if shown:
-        heads, ladders = (percent(mean(case.accuracy(name) for case in shown)) for name in (HEAD, LADDER))
-        rows.append(
-            f"| mean of {len(shown)} | | {heads} | {ladders} | | | {100 * mean(behind):.1f} | {100 * mean(fitted):.1f} |"
-        )
+    for those, what in ((shown, ""), (thorough(shown), " with every cut")):
+        if those:
+            heads, ladders = (percent(mean(case.accuracy(name) for case in those)) for name in (HEAD, LADDER))
+            behind, fitted = shortfalls(those)
+            rows.append(
+                f"| mean of {len(those)}{what} | | {heads} | {ladders} | | | {100 * mean(behind):.1f} | {100 * mean(fitted):.1f} |"
+            )
     return rows

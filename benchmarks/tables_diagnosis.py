@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from statistics import mean
 from typing import Any
@@ -137,10 +136,16 @@ def hours(cases: Mapping[str, Any]) -> float:
     return sum(run["seconds"] for case in cases.values() for run in case["runs"].values()) / 3600
 
 
-def commits(cases: Mapping[str, Any]) -> str:
-    """How many runs of the verdict suite are of which commit, in words."""
-    found = Counter(run["commit"] for case in cases.values() for run in case["runs"].values())
-    return ", ".join(f"{count} of {name}" for name, count in found.most_common())
+def tuned(cases: Mapping[str, Any]) -> str:
+    """In how many runs of the default plan a rung was tried, and kept, of those that recorded it."""
+    runs = [
+        run["rungs"]
+        for name, case in cases.items()
+        if "default plan" in name
+        for run in case["runs"].values()
+        if "rungs" in run
+    ]
+    return f"{sum(bool(rungs) for rungs in runs)} and {sum(any(rungs) for rungs in runs)} of {len(runs)}"
 
 
 def judged(cases: dict[str, Any]) -> list[str]:

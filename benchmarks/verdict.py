@@ -152,6 +152,7 @@ def measured(case: Case, data: Path, seed: int) -> dict[str, Any]:
         "outcome": run.verdict.outcome, "overkill": run.verdict.overkill, "baseline": run.verdict.baseline,
         "images": run.metrics["test"]["images"],
         "accuracy": {name: s["accuracy"]["value"] for name, s in models.items()},
+        "rungs": [bool(rung["kept"]) for rung in run.metrics["rungs"]],
         "seconds": time.monotonic() - began, "commit": commit(),
     }  # fmt: skip
 

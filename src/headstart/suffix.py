@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from headstart import runtime
 from headstart.backbones.backbone import Activation, Backbone
 from headstart.data.dataset import Dataset
 from headstart.data.images import load_view
@@ -60,7 +61,8 @@ class FromStore:
 @final
 @dataclass(frozen=True)
 class FromImages:
-    """Activations computed anew from the pictures, view by view; with cut 0, the normalised pictures themselves."""
+    """Activations computed anew from the pictures, view by view; with cut 0, the normalised pictures themselves. All cores decode a
+    batch."""
 
     engine: Engine
     dataset: Dataset
@@ -71,12 +73,12 @@ class FromImages:
         self, indices: NDArray[np.int64], views: NDArray[np.int64], device: torch.device
     ) -> tuple[Activation, Tensor]:
         transform = transform_of(self.engine.backbone, self.dataset.mirror)
-        pictures = np.stack(
-            [
-                load_view(self.dataset.images, int(i), transform, view=int(v), seed=self.seed)
-                for i, v in zip(indices, views, strict=True)
-            ]
-        )
+
+        def seen(place: int) -> NDArray[np.uint8]:
+            index, view = int(indices[place]), int(views[place])
+            return load_view(self.dataset.images, index, transform, view=view, seed=self.seed)
+
+        pictures = np.stack(list(runtime.parallel(seen, range(len(indices)))))
         if self.cut == 0:
             images = normalize(pictures, self.engine.backbone.input, device)
             return images, torch.empty(len(indices), 0, device=device)
