@@ -230,7 +230,7 @@ def _standing(found: Mapping[str, tuple[float, float, int]]) -> Iterator[str]:
     head, first, _ = found[HEADS["head"]]
     said = f"{100 * (head - theirs):.1f} in {first:.0f} s against {others:.0f} s"
     yield row(
-        "the same, of its best frozen head alone",
+        "the same, of its best frozen head alone, whose seconds are an upper bound",
         "≥ 2, in no more time",
         said,
         head - theirs >= 0.02 and first <= others,

@@ -33,14 +33,14 @@ def calibrated(cases: Mapping[str, Any]) -> list[str]:
 
 
 def errors_by_set(deep: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, float]:
-    """Of every data set with enough test pictures: the mean error of Headstart's default in the accuracy suite; of a set that is not
-    in there, of what the depth suite's ladders end with (without one, of the frozen head)."""
+    """Of every data set with enough test pictures: the mean error of Headstart's default in the accuracy suite; of a set that has
+    too few in there, of what the depth suite's ladders end with (without one, of the frozen head)."""
     found: dict[str, list[float]] = {}
     for case in right.values():
         row = case["contestants"].get(OURS, {})
         if len(row.get("right", "")) >= ENOUGH:
             found.setdefault(case["set"], []).append(row["ece"])
-    there = {case["set"] for case in right.values()}
+    there = set(found)
     for case in deep.values():
         if case["set"] not in there and case["tested"] >= ENOUGH:
             found.setdefault(case["set"], []).append(case["rungs"].get(LADDER, case)["ece"])
