@@ -235,9 +235,15 @@ def test_an_interrupted_save_leaves_the_old_bundle(
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_precision_travels_with_the_model(tmp_path: Path) -> None:
+def test_precision_travels_with_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of(tiny_backbone(), precision="bfloat16", exact=2)
     save(model, tmp_path)
+    monkeypatch.setattr("headstart.bundle.has_fast_bfloat16", lambda device: False)
+    elsewhere = load(tmp_path, module=TinyNet())
+    assert elsewhere.engine.settled == "float32", "a machine without bfloat16 would take many times as long"
+    near = np.abs(elsewhere.logits(pictures(32)) - model.logits(pictures(32)))
+    assert 0 < near.max() < 0.1 * np.abs(model.logits(pictures(32))).max()
+    monkeypatch.setattr("headstart.bundle.has_fast_bfloat16", lambda device: True)
     again = load(tmp_path, module=TinyNet())
     assert (again.engine.settled, again.engine.exact) == ("bfloat16", 2)
     assert np.array_equal(again.logits(pictures(32)), model.logits(pictures(32)))

@@ -17,10 +17,12 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
 
+from headstart import runtime
 from headstart.backbones.backbone import Backbone, InputSpec, Origin
 from headstart.backbones.catalog import load_backbone
 from headstart.errors import BackboneError, BundleError
 from headstart.features.engine import Engine
+from headstart.features.precision import Precision, has_fast_bfloat16
 from headstart.folder import CARD, WEIGHTS, write_atomically
 from headstart.heads import Head, Kind
 from headstart.model import Model
@@ -160,7 +162,8 @@ def save(model: Model, folder: Path, *, versions: dict[str, str] | None = None) 
 
 
 def load(folder: str | Path, *, module: nn.Module | None = None) -> Model:
-    """Read a bundle; needs neither the original weights nor the data.
+    """Read a bundle; needs neither the original weights nor the data. It runs at the precision that it was measured at, or in float32
+    where this machine lacks that.
 
     A model on a person's own network needs `module`, that network with any weights: its code is not in the bundle.
 
@@ -201,15 +204,20 @@ def load(folder: str | Path, *, module: nn.Module | None = None) -> Model:
         head,
         card.classes,
         temperature=card.temperature,
-        precision=card.precision,
+        precision=_precision(card),
         exact=card.exact_stages,
         beside=[
-            Engine(backbone, precision=network.precision, exact=network.exact_stages)
+            Engine(backbone, precision=_precision(network), exact=network.exact_stages)
             for backbone, network in zip(backbones[1:], card.beside, strict=True)
         ],
         unknown=_unknown(card, tensors, widths, folder),
         mirror=card.mirror,
     )
+
+
+def _precision(network: _Network) -> Precision:
+    """What a network runs at here. Without bfloat16 in hardware torch imitates it, an order of magnitude slower than float32."""
+    return network.precision if has_fast_bfloat16(runtime.device()) else "float32"
 
 
 def _prefix(place: int) -> str:
