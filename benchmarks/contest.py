@@ -126,7 +126,7 @@ def ran(who: Contestant, name: str, tree: Path, work: Path, python: str) -> Ran:
     row = {
         "seconds": whole - sum(seconds[phase] for phase in after) if later else usable,
         "first": usable,
-        "heads": usable + seconds["views"],
+        "heads": usable + seconds.get("backbones", 0.0) + seconds["views"],
         "whole": whole,
         "accuracy": found["test"]["models"]["final"]["accuracy"]["value"],
         "phases": seconds,

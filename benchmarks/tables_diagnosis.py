@@ -136,18 +136,6 @@ def hours(cases: Mapping[str, Any]) -> float:
     return sum(run["seconds"] for case in cases.values() for run in case["runs"].values()) / 3600
 
 
-def tuned(cases: Mapping[str, Any]) -> str:
-    """In how many runs of the default plan a rung was tried, and kept, of those that recorded it."""
-    runs = [
-        run["rungs"]
-        for name, case in cases.items()
-        if "default plan" in name
-        for run in case["runs"].values()
-        if "rungs" in run
-    ]
-    return f"{sum(bool(rungs) for rungs in runs)} and {sum(any(rungs) for rungs in runs)} of {len(runs)}"
-
-
 def judged(cases: dict[str, Any]) -> list[str]:
     """One row per constructed case, and one for all cases of a truth."""
     columns = "case | truth | runs | right, % | called helped, % | called hurt, % | called overkill, %"
