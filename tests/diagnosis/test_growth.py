@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from headstart.data.dataset import Dataset
 from headstart.diagnosis import growth as module
-from headstart.diagnosis.growth import FEWEST, LONE, Prior, answered, foretell, growth, slopes
+from headstart.diagnosis.growth import FEWEST, LONE, Foretold, Growth, Prior, answered, foretell, growth, slopes
 from headstart.features.engine import Engine
 from headstart.features.extract import Features, extract
 from headstart.features.store import Store
@@ -157,6 +157,18 @@ def test_a_run_s_curve_begins_with_what_the_race_tells(
     assert f"about {100 * then.accuracy:.1f} % ({100 * then.low:.1f} to {100 * then.high:.1f})" in found.sentence
     monkeypatch.setattr(module, "answered", lambda *_: pytest.fail("fitted again"))
     assert growth(heads, features, dataset, store) == found
+
+
+@pytest.mark.parametrize(
+    ("now", "told"),
+    [
+        (0.9, "would reach about 99.9 % (98.0 to 100.0) out of fold, instead of 90.0 %."),
+        (0.9994, "would stay at about 99.9 % (98.0 to 100.0) out of fold."),
+    ],
+)
+def test_where_nothing_is_to_be_gained_no_gain_is_told(now: float, told: str) -> None:
+    found = Growth(((20, now),), (Foretold(1, 20, now, 0.8, 1.0), Foretold(2, 40, 0.9991, 0.98, 1.0)))
+    assert found.sentence == f"With twice as many labelled pictures the frozen head {told}"
 
 
 def first(heads: Race, count: int) -> Race:

@@ -65,10 +65,10 @@ class Growth:
     def sentence(self) -> str:
         """What twice as many pictures would give."""
         now, then = self.foretold[0], next(each for each in self.foretold if each.times == 2)
-        return (
-            f"With twice as many labelled pictures the frozen head would reach about {100 * then.accuracy:.1f} % "
-            f"({100 * then.low:.1f} to {100 * then.high:.1f}) out of fold, instead of {100 * now.accuracy:.1f} %."
-        )
+        before, after = (f"{100 * each.accuracy:.1f} %" for each in (now, then))
+        said = f"about {after} ({100 * then.low:.1f} to {100 * then.high:.1f}) out of fold"
+        more = "With twice as many labelled pictures the frozen head would"
+        return f"{more} stay at {said}." if before == after else f"{more} reach {said}, instead of {before}."
 
 
 def growth(
