@@ -20,7 +20,7 @@ from torch import Tensor
 from headstart import runtime
 from headstart.backbones.backbone import Backbone
 from headstart.choice import Ways
-from headstart.cost import FOLDS_JUDGED, ON_EPOCHS, ON_RATE
+from headstart.cost import FOLDS_JUDGED, ON_EPOCHS, ON_RATE, seconds
 from headstart.data.dataset import Dataset
 from headstart.data.load import load_dataset
 from headstart.features.engine import Engine
@@ -30,7 +30,7 @@ from headstart.finetune import Finetuned, Ladder, _said, finetune
 from headstart.forecast import WORTH, Forecast
 from headstart.heads import fit_head
 from headstart.judge import Judged
-from headstart.plan import Evidence, Plan, Rung
+from headstart.plan import Budget, Evidence, Plan, Rung
 from headstart.planner import FEW_EACH
 from headstart.race import Race, race
 from headstart.suffix import FromStore, Net, between
@@ -354,6 +354,48 @@ def test_past_the_deadline_the_head_is_the_model_and_says_so(begun: Start) -> No
     assert tuned.rungs == ()
     assert tuned.reasons == ("the rung from blocks.0 on was not tried: the time was used up",)
     assert is_head_only(begun, tuned)
+
+
+@pytest.mark.parametrize("slower", [0.4, 0.9])
+def test_the_pace_of_the_first_rung_decides_whether_there_is_time_for_the_next(
+    begun: Start, monkeypatch: pytest.MonkeyPatch, slower: float
+) -> None:
+    """All would take twice too long by the speeds that were measured before; the first then takes `slower` times as long."""
+    known = Evidence.model_construct(
+        images=len(begun.dataset.indices("train")),
+        folds=5,
+        classes=3,
+        decode_seconds=0.0,
+        forward_seconds=[0.0] * len(begun.backbone.stages),
+        training_seconds=[1.0] * len(begun.backbone.stages),
+        forecast=None,
+    )
+    deeper = replace_rung(PAYS, cut=0)
+    first, second = (seconds(known, rung, "fold", refit="none") for rung in (PAYS, deeper))
+    refit = seconds(known, deeper, "fold") - second
+    budget = Budget(seconds=first + second + refit, spent_seconds=0.0)  # rungs may take half of it
+    begins = room.Ladder._try
+
+    def paced(*given: Any) -> Any:
+        result, *rest = begins(*given)
+        epochs = sum(map(len, result.curves))
+        curves = tuple(tuple(replace(row, seconds=slower * first / epochs) for row in curve) for curve in result.curves)
+        return replace(result, curves=curves), *rest
+
+    monkeypatch.setattr(room.Ladder, "_try", paced)
+    tuned = begun.ladder(PAYS, deeper, evidence=known, budget=budget, refit="none").climb()
+    assert tuned.rungs[0].kept
+    if slower < 0.5:
+        assert (len(tuned.rungs), tuned.reasons) == (2, ())
+        return
+    left = 0.5 * (first + second + refit) - slower * first
+    assert tuned.reasons == (
+        "the rung from stem on was not tried: at the pace of the one above it would take about "
+        f"{slower * (second + refit):.0f} s, and {max(0.0, left):.0f} s are left",
+    )
+    assert tuned.kept == tuned.rungs and len(tuned.rungs) == 1
+    # Without a budget it is tried.
+    assert len(begun.ladder(PAYS, deeper, evidence=known, refit="none").climb().rungs) == 2
 
 
 class Clock:

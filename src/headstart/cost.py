@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-from headstart.plan import Evidence, Judge, Refit, Rung
+from headstart.plan import Budget, Evidence, Judge, Refit, Rung
 
 # Of the folds, those that a rung is judged on with "folds", where a test set proves the model in the end.
 FOLDS_JUDGED = 3
@@ -25,17 +26,34 @@ def refitting(rung: Rung, refit: Refit) -> int:
     return {"again": rung.epochs, "on": ON_EPOCHS, "none": 0}[refit]
 
 
-def seconds(evidence: Evidence, rung: Rung, judge: Judge) -> float:
-    """Estimated wall time of a rung: its views through the frozen part, its judging and its refit."""
+def seconds(evidence: Evidence, rung: Rung, judge: Judge, refit: Refit | None = None) -> float:
+    """Estimated wall time of a rung: its views through the frozen part, its judging and its refit (None: the usual one)."""
     trainings, share = judgings(evidence.folds, judge)
-    return seconds_of(evidence, rung, rung.epochs * trainings * share + refitting(rung, REFITS[judge]))
+    return seconds_of(evidence, rung, rung.epochs * trainings * share + refitting(rung, refit or REFITS[judge]))
+
+
+def pace(evidence: Evidence, trained: Sequence[tuple[Rung, float]], judge: Judge) -> float:
+    """How many times as long as estimated the epochs of the judged trainings of rungs took, whose seconds are given with them."""
+    trainings, share = judgings(evidence.folds, judge)
+    expected = sum(training_seconds(evidence, rung, rung.epochs * trainings * share) for rung, _ in trained)
+    return sum(took for _, took in trained) / expected if expected else 1.0
 
 
 def seconds_of(evidence: Evidence, rung: Rung, epochs: float) -> float:
     """Estimated wall time of a rung that goes over all training pictures `epochs` times."""
     view = evidence.decode_seconds + sum(evidence.forward_seconds[: rung.cut])
+    return evidence.images * rung.views * view * (rung.cut > 0) + training_seconds(evidence, rung, epochs)
+
+
+def training_seconds(evidence: Evidence, rung: Rung, epochs: float) -> float:
+    """Of these, the seconds that training takes once the views are cached."""
     step = sum(evidence.training_seconds[rung.cut :]) + (evidence.decode_seconds if rung.cut == 0 else 0.0)
-    return evidence.images * (rung.views * view * (rung.cut > 0) + epochs * step)
+    return evidence.images * epochs * step
+
+
+def for_rungs(budget: Budget) -> float:
+    """Seconds that rungs may take: half of what is left, since the network from scratch is given as much time as transfer."""
+    return math.inf if budget.seconds is None else 0.5 * (budget.seconds - budget.spent_seconds)
 
 
 # The search for its learning rate takes this many times the epochs of the small network's one training.

@@ -48,13 +48,16 @@ def planned(
     modes: dict[str, Mode] = {"auto": "auto", "head": "head", "full": "full"}
     mode = modes.get(options.plan)
     if mode is None:
-        return load_plan(
+        given = load_plan(
             Path(options.plan),
             backbone=backbone.origin.name,
             stages=list(backbone.names),
             tested=len(dataset.indices("test")) > 0,
             given_val=len(dataset.indices("val")) > 0,
         )
+        return given.model_copy(
+            update={"budget": None}
+        )  # that of another run, perhaps: the rungs are tried while there is time
     found = {"weights": [each.backbone.digest() for each in engines], "head": [heads.accuracy, heads.best.log_loss]}
     spec = {"data": dataset.digest, **found, "options": asdict(options), "rules": RULES}
     memo = store.artifact("plan", spec)

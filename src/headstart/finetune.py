@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from headstart import runtime
 from headstart.backbones.backbone import Backbone
-from headstart.cost import ON_EPOCHS, ON_RATE
+from headstart.cost import ON_EPOCHS, ON_RATE, for_rungs, pace, seconds
 from headstart.data.dataset import Dataset
 from headstart.features.engine import Engine
 from headstart.features.extract import Features
@@ -128,6 +128,9 @@ class Ladder:
             if time.monotonic() > tuning.deadline:
                 reasons.append(f"the rung from {plan.stages[rung.cut]} on was not tried: the time was used up")
                 continue
+            if why := self._too_long(rung, results):
+                reasons.append(f"the rung from {plan.stages[rung.cut]} on was not tried: {why}")
+                continue
             result, after, logits, warmth = self._try(rung, len(results), splits, best, truth, beside, frozen)
             results.append(result)
             if not result.kept:
@@ -199,6 +202,22 @@ class Ladder:
             found.cleared,
         )
         return result, after, found.logits, found.heat
+
+    def _too_long(self, rung: Rung, before: Sequence[RungResult]) -> str:
+        """Why there is no time for another rung, by the pace of those `before`; "" where there is, or nothing is known of it.
+
+        It hangs on nothing but what is remembered of them: the same run on the same data decides the same.
+        """
+        known, budget, judge = self.tuning.plan.evidence, self.tuning.plan.budget, self.tuning.plan.judge
+        if known is None or budget is None or not before:
+            return ""
+        took = [(each.rung, sum(epoch.seconds for curve in each.curves for epoch in curve)) for each in before]
+        times = pace(known, took, judge)
+        left = for_rungs(budget) - times * sum(seconds(known, each.rung, judge, refit="none") for each in before)
+        needed = times * seconds(known, rung, judge)
+        if needed <= left:
+            return ""
+        return f"at the pace of the one above it would take about {needed:.0f} s, and {max(0.0, left):.0f} s are left"
 
     def _expected(self, rung: Rung) -> Forecast | None:
         """What recorded runs let expect of a first rung that is like theirs, where pictures are few, in all or of each class."""

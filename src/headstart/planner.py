@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from headstart.cost import REFITS, judgings, seconds
+from headstart.cost import REFITS, for_rungs, judgings, seconds
 from headstart.forecast import PROMISING
 from headstart.plan import Budget, Evidence, Judge, Plan, Rung
 
 Mode = Literal["auto", "head", "full"]
-RULES = 7  # of `decide`: a plan that was decided by others is not taken up again
+RULES = 8  # of `decide`: a plan that was decided by others is not taken up again
 # Pictures below which a rung is judged on several folds: a single fold of them decides nothing.
 FEW_IMAGES = 500
 FEW_EACH = 20  # training pictures a class: so few, or fewer than `FEW_IMAGES` in all, were most recorded runs'
@@ -18,6 +18,8 @@ FEW_EACH = 20  # training pictures a class: so few, or fewer than `FEW_IMAGES` i
 LADDER = (0.75, 0.45)
 # With few pictures one deep rung gives as much as two (benchmarks/depth.py) in less time: the first that there is time for.
 FEW_LADDER = (0.33, 0.75)
+# Speeds are measured in a moment: the pace of the first rung decides on what lies below it, unless all take so many times too long.
+HOPELESS = 2.0
 WHOLE_VIEWS = 16  # where all stages train from pictures: nothing is cached, so that one view more costs nothing
 
 
@@ -85,7 +87,7 @@ def _ladder(evidence: Evidence, cuts: list[int]) -> list[Rung]:
         why = (
             f"{100 * share:.0f} % of the forward pass stays frozen and is computed once"
             if place == 0
-            else f"one step deeper, {100 * share:.0f} % stays frozen; tried only if the rung above it pays"
+            else f"one step deeper, {100 * share:.0f} % stays frozen; tried if the rung above it pays and at its pace there is time"
         )
         rungs.append(rung_from(evidence, cut, f"stages from {evidence.stages[cut]} on train: {why}"))
     return rungs
@@ -129,8 +131,7 @@ def _within(evidence: Evidence, rungs: list[Rung], budget: Budget, judge: Judge)
     """Drop what neither the time nor the store has room for, deepest first, each with its reason."""
     kept: list[Rung] = []
     reasons: list[str] = []
-    # The network from scratch is given as much time as transfer, so transfer may take half of what is left.
-    left = None if budget.seconds is None else 0.5 * (budget.seconds - budget.spent_seconds)
+    left, spent = for_rungs(budget), 0.0
     room = budget.store_bytes
     for rung in rungs:
         fitting = rung
@@ -145,14 +146,14 @@ def _within(evidence: Evidence, rungs: list[Rung], budget: Budget, judge: Judge)
                 continue
             fitting = stored
         cost = seconds(evidence, fitting, judge)
-        if left is not None and cost > left:
+        if spent + cost > (HOPELESS if kept else 1.0) * left:
             reasons.append(
                 f"no rung from {evidence.stages[fitting.cut]} on: it would take about {cost:.0f} s, "
-                f"and {max(0.0, left):.0f} s are left"
+                f"and {max(0.0, left - spent):.0f} s are left"
             )
             continue
         kept.append(fitting)
-        left = None if left is None else left - cost
+        spent += cost
         if room is not None and fitting.cut:  # the rung above is still in use while this one is judged
             room = max(0, room - fitting.views * _view_bytes(evidence, fitting))
     return kept, reasons

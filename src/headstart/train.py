@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, final
 
 import numpy as np
@@ -25,12 +25,14 @@ from headstart.suffix import Net, Source, held_out_logits
 
 @dataclass(frozen=True)
 class Epoch:
-    """One pass: mean training loss, and loss and accuracy on the pictures held out (NaN where none are)."""
+    """One pass: mean training loss, loss and accuracy on the pictures held out (NaN where none are), and the seconds that it took,
+    which tell two passes not apart."""
 
     epoch: int
     train_loss: float
     val_loss: float
     val_accuracy: float
+    seconds: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +156,7 @@ def train(
     for epoch in range(len(curve), rung.epochs):
         if keep == "best" and len(held) and epoch - 1 - best_epoch > rung.epochs // 2:
             break  # asked before an epoch, so that a run resumed after its last one trains no other
-        draw = np.random.default_rng([seed, epoch])
+        began, draw = time.perf_counter(), np.random.default_rng([seed, epoch])
         torch.manual_seed(int(draw.integers(2**31)))  # for dropout in the stages that train
         order, views = draw.permutation(fit), draw.integers(rung.views, size=len(fit))
         net.unfreeze(rung)
@@ -174,7 +176,8 @@ def train(
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             total += loss.detach() * len(order[part])
-        curve.append(_judged(net, source, labels, held, epoch, float(total) / max(1, len(fit)), precision))
+        judged = _judged(net, source, labels, held, epoch, float(total) / max(1, len(fit)), precision)
+        curve.append(replace(judged, seconds=time.perf_counter() - began))
         if best_epoch < 0 or not len(held) or curve[-1].val_accuracy >= curve[best_epoch].val_accuracy:
             best, best_epoch = net.weights(), epoch
         if checkpoint:

@@ -123,7 +123,7 @@ class Tuning:
             "precision": how,
             "transform": self.features.table.folder.name + " never mirrored" * (not self.dataset.mirror),
             "torch": torch.__version__,
-            "version": 4,
+            "version": 5,
         }
         memo = self.store.artifact("rung", spec)
         stored = memo.load()
