@@ -316,7 +316,7 @@ def test_interrupted_within_an_epoch_or_while_activations_are_cached(
     begun: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = begun.ladder(PAYS).climb()
-    for kind, method, after in ((Engine, "activations", 5), (FromStore, "batch", 9), (FromStore, "batch", 70)):
+    for kind, method, after in ((Engine, "activations_at", 5), (FromStore, "batch", 9), (FromStore, "batch", 70)):
         store, left = Store(Store().root.parent / f"{method}{after}"), [after]
         whole = getattr(kind, method)
 
@@ -354,6 +354,24 @@ def test_past_the_deadline_the_head_is_the_model_and_says_so(begun: Start) -> No
     assert tuned.rungs == ()
     assert tuned.reasons == ("the rung from blocks.0 on was not tried: the time was used up",)
     assert is_head_only(begun, tuned)
+
+
+def test_one_pass_caches_what_all_rungs_start_from(begun: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    upper, deeper = replace_rung(PAYS, cut=2, forced=True), replace_rung(PAYS, forced=True)
+    alone = begun.ladder(upper, store=Store(Store().root.parent / "elsewhere")).climb()
+    ran: list[tuple[int, ...]] = []
+    whole = Engine.activations_at
+
+    def counted(engine: Engine, pictures: Any, cuts: Any) -> Any:
+        ran.append((len(pictures), *cuts))
+        return whole(engine, pictures, cuts)
+
+    monkeypatch.setattr(Engine, "activations_at", counted)
+    tuned = begun.ladder(upper, deeper).climb()
+    assert len(tuned.kept) == 2
+    assert {row[1:] for row in ran} == {(1, 2)}
+    assert sum(row[0] for row in ran) == PAYS.views * len(begun.dataset.indices("train"))
+    assert tuned.rungs[0].curves == alone.rungs[0].curves
 
 
 @pytest.mark.parametrize("slower", [0.4, 0.9])

@@ -138,8 +138,11 @@ def test_nothing_is_tuned_where_nothing_could_be_shown_or_gained() -> None:
 
 def test_what_the_time_has_no_room_for_is_dropped_with_its_reason() -> None:
     whole = plan()
-    first, second = (seconds(evidence(), rung, "fold") for rung in whole.rungs)
+    first, second = (seconds(evidence(), rung, "fold", whole.rungs[:place]) for place, rung in enumerate(whole.rungs))
     assert second > first
+    # The pass for the first caches what the second starts from.
+    pictures, share = evidence().images, sum(evidence().forward_seconds[:2]) + evidence().decode_seconds
+    assert seconds(evidence(), whole.rungs[1], "fold") - second == pytest.approx(4 * pictures * share)
     # The pace of the first rung decides on the second, unless twice the speed would not do either.
     for left, expected in (
         (2 * (first + second) + 1, [4, 2]),

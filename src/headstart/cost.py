@@ -26,10 +26,13 @@ def refitting(rung: Rung, refit: Refit) -> int:
     return {"again": rung.epochs, "on": ON_EPOCHS, "none": 0}[refit]
 
 
-def seconds(evidence: Evidence, rung: Rung, judge: Judge, refit: Refit | None = None) -> float:
-    """Estimated wall time of a rung: its views through the frozen part, its judging and its refit (None: the usual one)."""
+def seconds(
+    evidence: Evidence, rung: Rung, judge: Judge, above: Sequence[Rung] = (), refit: Refit | None = None
+) -> float:
+    """Estimated wall time of a rung: its views through the frozen part, its judging and its refit (None: the usual one). The rungs
+    `above` it may have cached its views."""
     trainings, share = judgings(evidence.folds, judge)
-    return seconds_of(evidence, rung, rung.epochs * trainings * share + refitting(rung, refit or REFITS[judge]))
+    return seconds_of(evidence, rung, rung.epochs * trainings * share + refitting(rung, refit or REFITS[judge]), above)
 
 
 def pace(evidence: Evidence, trained: Sequence[tuple[Rung, float]], judge: Judge) -> float:
@@ -39,10 +42,11 @@ def pace(evidence: Evidence, trained: Sequence[tuple[Rung, float]], judge: Judge
     return sum(took for _, took in trained) / expected if expected else 1.0
 
 
-def seconds_of(evidence: Evidence, rung: Rung, epochs: float) -> float:
-    """Estimated wall time of a rung that goes over all training pictures `epochs` times."""
-    view = evidence.decode_seconds + sum(evidence.forward_seconds[: rung.cut])
-    return evidence.images * rung.views * view * (rung.cut > 0) + training_seconds(evidence, rung, epochs)
+def seconds_of(evidence: Evidence, rung: Rung, epochs: float, above: Sequence[Rung] = ()) -> float:
+    """Estimated wall time of a rung that goes over all training pictures `epochs` times; rungs `above` may have cached its views."""
+    cached = rung.cut == 0 or any(rung.rides(other) for other in above)
+    view = 0.0 if cached else evidence.decode_seconds + sum(evidence.forward_seconds[: rung.cut])
+    return evidence.images * rung.views * view + training_seconds(evidence, rung, epochs)
 
 
 def training_seconds(evidence: Evidence, rung: Rung, epochs: float) -> float:

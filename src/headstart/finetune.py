@@ -212,9 +212,9 @@ class Ladder:
         if known is None or budget is None or not before:
             return ""
         took = [(each.rung, sum(epoch.seconds for curve in each.curves for epoch in curve)) for each in before]
-        times = pace(known, took, judge)
-        left = for_rungs(budget) - times * sum(seconds(known, each.rung, judge, refit="none") for each in before)
-        needed = times * seconds(known, rung, judge)
+        times, above = pace(known, took, judge), [each.rung for each in before]
+        spent = sum(seconds(known, each, judge, above[:place], refit="none") for place, each in enumerate(above))
+        left, needed = for_rungs(budget) - times * spent, times * seconds(known, rung, judge, above)
         if needed <= left:
             return ""
         return f"at the pace of the one above it would take about {needed:.0f} s, and {max(0.0, left):.0f} s are left"

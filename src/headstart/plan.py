@@ -93,6 +93,10 @@ class Rung(_Record):
     statistics: Literal["frozen", "learnt"] = "frozen"
     reason: str = ""
 
+    def rides(self, above: Rung) -> bool:
+        """Whether the pass that caches the views of the rung `above` keeps those of this one as well."""
+        return 0 < self.cut < above.cut and self.views == above.views
+
     @model_validator(mode="after")
     def _ends_above_its_cut(self) -> Rung:
         if self.until is not None and self.until <= self.cut:

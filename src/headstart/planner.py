@@ -145,7 +145,7 @@ def _within(evidence: Evidence, rungs: list[Rung], budget: Budget, judge: Judge)
                 )
                 continue
             fitting = stored
-        cost = seconds(evidence, fitting, judge)
+        cost = seconds(evidence, fitting, judge, kept)
         if spent + cost > (HOPELESS if kept else 1.0) * left:
             reasons.append(
                 f"no rung from {evidence.stages[fitting.cut]} on: it would take about {cost:.0f} s, "

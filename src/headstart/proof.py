@@ -181,8 +181,9 @@ def _scratch_epochs(plan: Plan, tuned: Finetuned, trainings: int) -> tuple[int, 
             plan.evidence,
             each.rung,
             share * sum(map(len, each.curves)) + (refitting(each.rung, plan.refit) if each in again else 0),
+            [other.rung for other in tuned.rungs[:place]],
         )
-        for each in tuned.rungs
+        for place, each in enumerate(tuned.rungs)
     )
     return scratch_epochs(plan.evidence, tuning, trainings)
 

@@ -135,7 +135,7 @@ class Tuning:
             curve = tuple(Epoch(**row) for row in record["curve"])
             return Tuned(net, start, Trained(weights, int(record["best_epoch"]), curve, True), shares)
         began = time.monotonic()
-        source, checkpoint = self._source(rung, split), Checkpoint(self.store.artifact("checkpoint", spec))
+        source, checkpoint = self._source(rung, number, split), Checkpoint(self.store.artifact("checkpoint", spec))
         caching = time.monotonic() - began
         with training(net, how) as precision:
             outcome = train(
@@ -161,7 +161,7 @@ class Tuning:
             checkpoint.drop()
         return Tuned(net, start, outcome, shares, caching)
 
-    def _source(self, rung: Rung, split: Split) -> Source:
+    def _source(self, rung: Rung, number: int, split: Split) -> Source:
         # The prefix of a split may have been trained by an earlier rung, so it is that split's backbone that runs.
         engine = self.engine if split.backbone is self.engine.backbone else self.engine.alike(split.backbone)
         if rung.cut == 0 or not self.cached:
@@ -178,6 +178,7 @@ class Tuning:
             seed=self.plan.seed,
             engine=engine,
             rounded=rung.rounded,
+            also=[(later.cut, later.rounded) for later in self.plan.rungs[number + 1 :] if later.rides(rung)],
             progress=self.progress,
         )
         return FromStore(split.backbone, cached)

@@ -6,12 +6,14 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import nn
 
 from headstart.backbones.backbone import Backbone
 from headstart.backbones.from_module import load_module
@@ -19,7 +21,7 @@ from headstart.data.dataset import Dataset
 from headstart.data.images import decode, load_view
 from headstart.data.load import load_dataset
 from headstart.errors import DamagedStore, StoreError, UnreadableImage
-from headstart.features.activations import activation_bytes, cache_activations
+from headstart.features.activations import Cached, activation_bytes, cache_activations
 from headstart.features.engine import BATCH, Engine, normalize
 from headstart.features.extract import Features, columns, extract, extract_all, together, with_views
 from headstart.features.settle import settle, transform_of
@@ -33,18 +35,18 @@ Passes = Callable[[], int]
 def passes(monkeypatch: pytest.MonkeyPatch) -> Passes:
     """How many pictures an engine has run since the last call."""
     ran: list[int] = []
-    pooled, activations = Engine.pooled, Engine.activations
+    pooled, activations = Engine.pooled, Engine.activations_at
 
     def counted(engine: Engine, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
         ran.append(len(pictures))
         return pooled(engine, pictures)
 
-    def counted_at(engine: Engine, pictures: NDArray[np.uint8], cut: int) -> tuple[torch.Tensor, NDArray[np.float32]]:
+    def counted_at(engine: Engine, pictures: NDArray[np.uint8], cuts: Sequence[int]) -> object:
         ran.append(len(pictures))
-        return activations(engine, pictures, cut)
+        return activations(engine, pictures, cuts)
 
     monkeypatch.setattr(Engine, "pooled", counted)
-    monkeypatch.setattr(Engine, "activations", counted_at)
+    monkeypatch.setattr(Engine, "activations_at", counted_at)
 
     def since() -> int:
         total = sum(ran)
@@ -301,6 +303,33 @@ def test_activations_are_cached_per_view_and_read_back_as_they_were(passes: Pass
         np.testing.assert_allclose(beside[place], pooled[0], rtol=1e-5, atol=1e-6)
     with pytest.raises(StoreError, match="a row was asked for that the table does not hold"):
         found.read(np.array([25]), np.array([1]))
+
+
+@pytest.mark.parametrize("rounded", [True, False])
+def test_one_pass_keeps_what_enters_deeper_cuts(passes: Passes, rounded: bool) -> None:
+    """Bit for bit what a pass of its own gives, though stages work in place."""
+    net = TinyNet()
+    for block in net.blocks:
+        block.conv = nn.Sequential(nn.ReLU(inplace=True), block.conv)
+    dataset, backbone, everyone, held = striped(30), load_module(net, SPEC), np.arange(20), np.arange(20, 30)
+
+    def cached(store: Store, cut: int, rounded: bool, **more: Any) -> Cached:
+        engine = Engine(backbone, precision="float32")
+        return cache_activations(
+            backbone, dataset, store, cut, 3, augmented=everyone, clean=held, engine=engine, rounded=rounded, **more
+        )
+
+    cached(Store(), 3, not rounded, also=[(2, rounded), (1, not rounded)])
+    assert passes() == 20 * 3 + 10
+    together = [cached(Store(), cut, how) for cut, how in ((3, not rounded), (2, rounded), (1, not rounded))]
+    assert passes() == 0
+    elsewhere = Store(Store().root.parent / "elsewhere")
+    pictures, views = np.array([*everyone, *everyone, *held]), np.repeat([0, 2, 0], [20, 20, 10])
+    for one in together:
+        alone = cached(elsewhere, one.cut, one.activations[0].dtype == np.uint16)
+        assert passes() == 20 * 3 + 10
+        for mine, its in zip(one.read(pictures, views), alone.read(pictures, views), strict=True):
+            assert np.array_equal(mine, its)
 
 
 def test_activations_of_frozen_stages_serve_whatever_stands_above_them(passes: Passes) -> None:

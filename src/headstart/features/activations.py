@@ -19,6 +19,8 @@ from headstart.features.extract import batches
 from headstart.features.settle import key_of, settle, transform_of
 from headstart.features.store import Store, Table
 
+_Tables = list[tuple[Table, Table]]  # by view: activations, and the pooled outputs of the stages before them
+
 
 @dataclass(frozen=True)
 class Cached:
@@ -66,45 +68,55 @@ def cache_activations(
     seed: int = 0,
     engine: Engine | None = None,
     rounded: bool = False,
+    also: Sequence[tuple[int, bool]] = (),
     progress: runtime.Progress = runtime.silent,
 ) -> Cached:
     """Run `stages[:cut]` once over fixed views: view 0, the clean one, of the pictures `augmented` and `clean`; views 1 to
     V-1 of the pictures `augmented` only. Activations are kept as they are computed, or `rounded` to bfloat16.
+
+    The same pass keeps what enters the cuts of `also`, deeper ones each with its own `rounded`, for whoever asks for them later.
 
     Raises:
         StoreError: where the activations do not fit or cannot be written.
     """
     engine = Engine(backbone) if engine is None else engine
     how = settle(engine, dataset, store).before_compiling
-    rounded = rounded or engine.settled == "bfloat16"
-    dtype = "uint16" if rounded else "float32"
-    values = sum(int(np.prod(shape)) for shape in backbone.shapes[cut - 1])
-    tables = []
-    for view in range(views):
-        spec = key_of(backbone, cut, view, seed, dataset.mirror) | {"precision": how}
-        table = store.table("activations", spec, dtype, values)
-        tables.append((table, store.table("beside", spec, "float32", sum(backbone.widths[:cut]))))
+
+    def tables_at(cut: int, rounded: bool) -> _Tables:
+        dtype = "uint16" if rounded or engine.settled == "bfloat16" else "float32"
+        values = sum(int(np.prod(shape)) for shape in backbone.shapes[cut - 1])
+        specs = [key_of(backbone, cut, view, seed, dataset.mirror) | {"precision": how} for view in range(views)]
+        wide = sum(backbone.widths[:cut])
+        return [
+            (store.table("activations", spec, dtype, values), store.table("beside", spec, "float32", wide))
+            for spec in specs
+        ]
+
+    kept = {each: tables_at(each, short) for each, short in sorted([*also, (cut, rounded)])}
+    tables = kept[cut]
     whole = _lacking(tables, dataset, augmented)
     work = [(whole, tuple(range(views))), (_lacking(tables[:1], dataset, np.setdiff1d(clean, whole)), (0,))]
     total = sum(len(indices) * len(which) for indices, which in work)
-    store.make_room(total * (tables[0][0].row_bytes + tables[0][1].row_bytes))
+    store.make_room(total * sum(table.row_bytes for each in kept.values() for table in each[0]))
     transform = transform_of(backbone, dataset.mirror)
     with progress("Caching activations", total, "views") if total else nullcontext(runtime.nothing) as advance:
         for indices, which in work:
-            for chunk, (flat, pooled) in batches(
+            for chunk, found in batches(
                 dataset.images,
                 indices.tolist(),
                 [transform],
-                lambda x: engine.activations(x, cut),
+                lambda x: engine.activations_at(x, tuple(kept)),
                 views=which,
                 seed=seed,
                 size=engine.batch,
             ):
-                raw = (flat.to(torch.bfloat16).view(torch.uint16) if rounded else flat).numpy()
                 digests = [dataset.digests[i] for i in chunk]
-                for place, view in enumerate(which):
-                    tables[view][0].append(digests, raw[place :: len(which)])
-                    tables[view][1].append(digests, pooled[place :: len(which)])
+                for each, (flat, pooled) in zip(kept.values(), found, strict=True):
+                    short = each[0][0].dtype == np.uint16
+                    raw = (flat.to(torch.bfloat16).view(torch.uint16) if short else flat).numpy()
+                    for place, view in enumerate(which):
+                        each[view][0].append(digests, raw[place :: len(which)])
+                        each[view][1].append(digests, pooled[place :: len(which)])
                 advance(len(chunk) * len(which))
     return Cached(
         cut,
@@ -115,7 +127,7 @@ def cache_activations(
     )
 
 
-def _lacking(tables: Sequence[tuple[Table, Table]], dataset: Dataset, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+def _lacking(tables: _Tables, dataset: Dataset, indices: NDArray[np.int64]) -> NDArray[np.int64]:
     """Those of `indices` (M,) whose rows are missing from any of the tables; of equal contents the first."""
     digests = [dataset.digests[i] for i in indices]
     return indices[sorted({place for pair in tables for table in pair for place in table.missing(digests)})]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, final
 
@@ -358,13 +358,26 @@ class Engine:
 
     def activations(self, pictures: NDArray[np.uint8], cut: int) -> tuple[Tensor, NDArray[np.float32]]:
         """Activation at the cut, flattened (N, L) in the running precision, and the pooled outputs of `stages[:cut]`."""
-        now = self._ready(pictures)
+        return self.activations_at(pictures, (cut,))[0]
+
+    def activations_at(
+        self, pictures: NDArray[np.uint8], cuts: Sequence[int]
+    ) -> tuple[tuple[Tensor, NDArray[np.float32]], ...]:
+        """The same at several cuts, in ascending order, in one pass."""
+        now, start = self._ready(pictures), 0
+        found: list[tuple[Tensor, NDArray[np.float32]]] = []
+        beside: tuple[Tensor, ...] = ()
         with torch.inference_mode():
-            images = normalize(pictures, self.backbone.input, self.device)
-            activation, pooled = self._run(now, images, 0, cut)
-            beside = torch.cat(pooled, dim=1).float().cpu().numpy()
-            # An exact stage, or an operation that promotes, may have left more digits.
-            return self.backbone.flatten(activation).to(getattr(torch, now.way.precision)).cpu(), beside
+            activation: Activation = normalize(pictures, self.backbone.input, self.device)
+            for cut in cuts:
+                activation, pooled = self._run(now, activation, start, cut)
+                start, beside = cut, beside + pooled
+                # An exact stage, or an operation that promotes, may have left more digits.
+                flat = self.backbone.flatten(activation).to(getattr(torch, now.way.precision)).cpu()
+                if cut < cuts[-1]:
+                    flat = flat.clone()  # the next stage may work in place
+                found.append((flat, torch.cat(beside, dim=1).float().cpu().numpy()))
+        return tuple(found)
 
     def maps(self, pictures: NDArray[np.uint8], cut: int) -> Tensor:
         """The feature map (N, height, width, C) float32 that enters stage `cut`, where it is one (`Backbone.map_size`)."""
