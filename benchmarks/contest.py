@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 PEERS = Path(__file__).parent / "peers"
+FORETOLD = Path(__file__).with_name("foretold.py")
 PROOF = ("baselines", "evaluate", "diagnose", "report")
 LITE, MOBILE = "tf_efficientnet_lite0", "mobilenetv2_100"
 
@@ -29,7 +30,8 @@ class Contestant:
     """What is run: a script of benchmarks/peers with its arguments, or Headstart's options; `warm` after the run it names; for as
     many seconds, its last argument, as the contestant took who is named by `equal`.
 
-    Headstart may use no network but the one whose `weights` all have; with "", those of its installation, as it does by default.
+    Headstart may use no network but the one whose `weights` all have; with "", those of its installation, as it does by default. It
+    may have the forecast of a file in place of that which comes with it.
     """
 
     arguments: tuple[str, ...]
@@ -37,6 +39,7 @@ class Contestant:
     runs: int = 1
     warm: str = ""
     equal: str = ""
+    forecast: Path | None = None
 
     @property
     def is_peer(self) -> bool:
@@ -111,7 +114,8 @@ def ran(who: Contestant, name: str, tree: Path, work: Path, python: str) -> Ran:
         shutil.rmtree(cache, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=work) as scratch:
         out = Path(scratch) / "run"
-        command = [sys.executable, "-m", "headstart", "fit", str(tree), "--out", str(out), *who.arguments]
+        called = ["-m", "headstart"] if who.forecast is None else [str(FORETOLD), str(who.forecast)]
+        command = [sys.executable, *called, "fit", str(tree), "--out", str(out), *who.arguments]
         if who.weights:
             command += ["--backbone", who.weights, "--weights", str(weights_of(who.weights, work))]
         whole, usable = timed(command, cache, out / "model.json")

@@ -46,8 +46,9 @@ def loaded(folder: Path) -> dict[str, Any]:
 
 def machine(environment: Mapping[str, Any]) -> str:
     """The environment that figures must be read with, in a line."""
+    instructions = f" ({environment['instructions']})" if "instructions" in environment else ""
     return (
-        f"{environment['processor']}, {environment['cores']} cores, {environment['memory_bytes'] / 2**30:.0f} GiB, "
+        f"{environment['processor']}{instructions}, {environment['cores']} cores, {environment['memory_bytes'] / 2**30:.0f} GiB, "
         f"torch {environment['torch']}, timm {environment['timm']}, Python {environment['python']}"
     )
 

@@ -82,7 +82,7 @@ def test_one_seed_for_everything_that_draws() -> None:
 
 def test_the_environment_of_a_measurement_is_told() -> None:
     found = runtime.environment()
-    assert {"python", "torch", "timm", "processor", "cores", "device", "memory_bytes"} <= set(found)
+    assert {"python", "torch", "timm", "processor", "instructions", "cores", "device", "memory_bytes"} <= set(found)
     assert torch.__version__.startswith(runtime.versions()["torch"])
     assert 10_000_000 < runtime.peak_memory_bytes() < 10**12
     assert runtime.cpu_count() >= 1

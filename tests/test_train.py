@@ -23,6 +23,7 @@ from headstart.errors import StoreError
 from headstart.features.activations import cache_activations
 from headstart.features.engine import Engine
 from headstart.features.extract import Features, extract
+from headstart.features.precision import has_fast_bfloat16
 from headstart.features.store import Store
 from headstart.heads import Head, fit_head
 from headstart.plan import Rung
@@ -342,6 +343,7 @@ class Mixed(nn.Sequential):
         )
 
 
+@pytest.mark.skipif(not has_fast_bfloat16(torch.device("cpu")), reason="no bfloat16 in this processor")
 def test_mixed_precision_rounds_1x1_convolutions_that_train_and_nothing_else() -> None:
     torch.manual_seed(0)
     backbone = load_module(Mixed(), SPEC)

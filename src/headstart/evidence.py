@@ -119,7 +119,7 @@ def _speed(engine: Engine, store: Store, what: str, measure: Callable[[], Sequen
         "stages": list(engine.backbone.names),
         "name": engine.backbone.origin.name,
         "precision": str(engine.way),
-        "machine": runtime.environment()["processor"],
+        "machine": runtime.machine(),
         "threads": torch.get_num_threads(),
         "device": str(engine.device),
         "training": fastest(engine.device),

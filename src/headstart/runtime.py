@@ -214,18 +214,27 @@ def bar(description: str, total: int, unit: str = "images") -> Iterator[Advance]
 
 
 def environment() -> Mapping[str, object]:
-    """What a measurement must be read with: versions, processor, cores, threads, device, memory."""
+    """What a measurement must be read with: versions, processor and the widest instructions that torch has for it, cores, threads,
+    device, memory."""
     import psutil
     import torch
 
     return {
         **versions(),
         "processor": _processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "device": str(device()),
         "memory_bytes": int(psutil.virtual_memory().total),
     }
+
+
+def machine() -> str:
+    """What speeds and rounding belong to: processors of one name may know other instructions."""
+    import torch
+
+    return f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _processor() -> str:

@@ -146,7 +146,7 @@ class Engine:
             "runner": "eager" if self.runner == "auto" else f"{self.runner} {version(self.runner)}",
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device),
             "bfloat16": has_fast_bfloat16(self.device) and f"{_ROUNDED}, every stage within {AGREES}",
-            "machine": runtime.environment()["processor"],
+            "machine": runtime.machine(),
             "torch": torch.__version__,
         }
 
