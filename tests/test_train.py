@@ -23,13 +23,12 @@ from headstart.errors import StoreError
 from headstart.features.activations import cache_activations
 from headstart.features.engine import Engine
 from headstart.features.extract import Features, extract
-from headstart.features.precision import has_fast_bfloat16
 from headstart.features.store import Store
 from headstart.heads import Head, fit_head
 from headstart.plan import Rung
 from headstart.suffix import FromImages, FromStore, Net, Source, fastest, held_out_logits, stage_seconds, training
 from headstart.train import Checkpoint, Trained, one_cycle, optimizer_for, train
-from tests.toys import SPEC, striped, tiny_backbone
+from tests.toys import SPEC, needs_bfloat16, striped, tiny_backbone
 
 TAPS = (1, 3, 4)  # a stage below the cut, and two above it
 SEED = 7
@@ -343,7 +342,7 @@ class Mixed(nn.Sequential):
         )
 
 
-@pytest.mark.skipif(not has_fast_bfloat16(torch.device("cpu")), reason="no bfloat16 in this processor")
+@needs_bfloat16
 def test_mixed_precision_rounds_1x1_convolutions_that_train_and_nothing_else() -> None:
     torch.manual_seed(0)
     backbone = load_module(Mixed(), SPEC)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -15,9 +16,12 @@ from headstart.backbones.from_module import load_module
 from headstart.choice import Ways
 from headstart.data.dataset import Dataset
 from headstart.data.load import load_dataset
+from headstart.features.precision import has_fast_bfloat16
 
 SIDE = 32
 SPEC = InputSpec(size=(SIDE, SIDE), mean=(0.5, 0.4, 0.3), std=(0.25, 0.3, 0.2), interpolation="bilinear", crop=1.0)
+# oneDNN computes nothing in bfloat16 on a processor that lacks it, whatever a test pretends.
+needs_bfloat16 = pytest.mark.skipif(not has_fast_bfloat16(torch.device("cpu")), reason="no bfloat16 in this processor")
 Floats = NDArray[np.float32]
 Labels = NDArray[np.int64]
 

@@ -21,9 +21,8 @@ from headstart.features import settle as settling
 from headstart.features.compiled import Gain, Runner, compiled, compilers
 from headstart.features.engine import Engine
 from headstart.features.extract import Features, extract
-from headstart.features.precision import has_fast_bfloat16
 from headstart.features.store import Store
-from tests.toys import striped, stripes, tiny_backbone
+from tests.toys import needs_bfloat16, striped, stripes, tiny_backbone
 
 CPU = torch.device("cpu")
 
@@ -114,6 +113,7 @@ def test_new_weights_are_compiled_anew() -> None:
     np.testing.assert_allclose(after, plain.pooled(pictures(4)), rtol=1e-4, atol=1e-5)
 
 
+@needs_bfloat16
 def test_bfloat16_is_compiled_after_the_exact_stages_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_room, "has_fast_bfloat16", lambda device: True)
     asked: list[tuple[int, torch.dtype]] = []
@@ -260,7 +260,7 @@ def test_a_compiler_is_not_used_where_it_cannot_pay(
     assert (run(Store(tmp_path), 70)[1], timed.built) == ("eager", builds), "known to lose: never again"
 
 
-@pytest.mark.skipif(not has_fast_bfloat16(CPU), reason="no bfloat16 here")
+@needs_bfloat16
 def test_where_bfloat16_runs_already_only_a_long_job_tries_a_compiler(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,7 @@ from headstart.backbones.from_module import load_module
 from headstart.features import engine as room
 from headstart.features.engine import AGREES, BATCH, BATCH_CUDA, COSINE, PLAIN, Engine, as_activation, normalize
 from headstart.features.folded import can_fold
-from tests.toys import SPEC, stripes, tiny_backbone
+from tests.toys import SPEC, needs_bfloat16, stripes, tiny_backbone
 
 CPU = torch.device("cpu")
 
@@ -125,6 +125,7 @@ def test_features_that_only_a_middle_stage_spoils_do_not_agree() -> None:
     assert engine._agreement(dark, truth) < COSINE
 
 
+@needs_bfloat16
 @pytest.mark.parametrize("folded", [False, True])
 def test_early_stages_run_in_float32_where_rounding_them_does_the_harm(
     monkeypatch: pytest.MonkeyPatch, folded: bool

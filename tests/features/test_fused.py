@@ -17,8 +17,7 @@ from headstart.backbones.from_module import load_module
 from headstart.features import fused as module
 from headstart.features.folded import can_fold
 from headstart.features.fused import fused
-from headstart.features.precision import has_fast_bfloat16
-from tests.toys import SPEC, Twice, settle_statistics, tiny_backbone
+from tests.toys import SPEC, Twice, needs_bfloat16, settle_statistics, tiny_backbone
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(not can_fold(CPU), reason="torch has no oneDNN here")
@@ -156,7 +155,7 @@ def test_what_is_read_by_others_too_stays_apart() -> None:
     same(learnt(backbone, 0, x, lambda: fused(backbone, 0, low=False)), learnt(backbone, 0, x), 1e-4)
 
 
-@pytest.mark.skipif(not has_fast_bfloat16(CPU), reason="no bfloat16 here")
+@needs_bfloat16
 def test_low_rounds_1x1_convolutions_alone() -> None:
     backbone = load_backbone(next(iter(BUNDLED)))
     cut = 6
