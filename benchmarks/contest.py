@@ -114,7 +114,7 @@ def ran(who: Contestant, name: str, tree: Path, work: Path, python: str) -> Ran:
         shutil.rmtree(cache, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=work) as scratch:
         out = Path(scratch) / "run"
-        called = ["-m", "headstart"] if who.forecast is None else [str(FORETOLD), str(who.forecast)]
+        called = ["-m", "headstart"] if who.forecast is None else ["-P", str(FORETOLD), str(who.forecast)]
         command = [sys.executable, *called, "fit", str(tree), "--out", str(out), *who.arguments]
         if who.weights:
             command += ["--backbone", who.weights, "--weights", str(weights_of(who.weights, work))]

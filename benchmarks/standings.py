@@ -10,7 +10,7 @@ from typing import Any
 
 from scipy.stats import binomtest, rankdata
 
-from accuracy import LP_FT, QUICK, SIZES
+from accuracy import FOREIGN, LP_FT, QUICK, SIZES
 from cells import chance, commits, headed, percent
 
 OURS = "Headstart, default"
@@ -49,7 +49,7 @@ def met(cases: Mapping[str, Any]) -> list[Met]:
     for case in cases.values():
         answered: dict[str, Answered] = {}
         for name, row in case["contestants"].items():
-            if "failed" in row:
+            if "failed" in row or name == FOREIGN:
                 continue
             gain = row.get("over head")
             interval = (gain["low"], gain["high"]) if gain else None
