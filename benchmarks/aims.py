@@ -11,7 +11,7 @@ from calibration import ENOUGH, errors_by_set
 from cells import headed, percent
 from forecast import held_up, planned_away
 from regret import depths, shortfalls, thorough
-from standings import HEADS, OURS, SAID, hours, met, ranks_by_size, standing, surely_behind, together
+from standings import HEADS, OURS, SAID, foretold, hours, met, ranks_by_size, standing, surely_behind, together
 
 Results = Mapping[str, Any]  # what a file of benchmarks/results holds, by its name
 FASTAI, PLAIN, KERAS = (
@@ -130,6 +130,14 @@ def of_judgement(results: Results) -> Iterator[str]:
                 f"mean rank in these with {sizes}", "first at every size", f"{ours}; the best other's {others}",
                 all(own < other for own, other in ranks.values()),
             )  # fmt: skip
+        if few := foretold(right["cases"]):
+            own, foreign = (100 * mean(getattr(case, key) - case.probe for case in few) for key in ("own", "foreign"))
+            yield row(
+                f"points above the linear probe in the {len(few)} cases with few pictures, foretold by other sets",
+                "≥ 2",
+                f"{foreign:.1f}; as it comes {own:.1f}",
+                foreign >= 2,
+            )
         whole, first = hours(right["cases"]), hours(right["cases"], 0)
         yield row(
             "the whole accuracy suite as it is recorded",

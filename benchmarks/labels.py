@@ -3,7 +3,8 @@
     python benchmarks/labels.py --data ../shared/data
 
 Five percent of the training labels of each data set are changed to another class, drawn evenly, twenty times; the share of them within
-the first tenth of the training pictures, by the rank of `headstart.diagnosis.doubts`.
+the first tenth of the training pictures, by the rank of `headstart.diagnosis.doubts`; and of those that are contradicted with
+confidence, how many there are, which share of the changed labels they hold, and which share of them was changed.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def measured(source: Path, seed: int) -> dict[str, Any]:
     engine = Engine(load_backbone("tf_efficientnet_lite0"))
     features = extract(engine.backbone, dataset, Store(), engine=engine)
     pool, classes = dataset.indices("train"), len(dataset.classes)
-    found, listed = [], []
+    found, listed, sure, held, right = [], [], [], [], []
     for draw in range(DRAWS):
         random = np.random.default_rng([seed, draw])
         wrong = random.permutation(pool)[: max(1, round(PLANTED * len(pool)))]
@@ -45,12 +46,19 @@ def measured(source: Path, seed: int) -> dict[str, Any]:
         first = [doubt.index for doubt in doubtful[: max(1, round(FIRST * len(pool)))]]
         found.append(float(np.isin(wrong, first).mean()))
         listed.append(len(doubtful) / len(pool))
+        confident = np.array([doubt.index for doubt in doubtful if doubt.confident], np.int64)
+        sure.append(len(confident) / len(pool))
+        held.append(float(np.isin(wrong, confident).mean()))
+        right.append(float(np.isin(confident, wrong).mean()) if len(confident) else 1.0)
     clean = race(features, dataset.labels[pool], dataset.fold[pool], classes, pool)
+    as_given = doubts(clean, dataset.labels, dataset.fold)
     row = {
         "pictures": len(pool), "planted": len(wrong), "found": found, "listed": mean(listed),
-        "listed_as_given": len(doubts(clean, dataset.labels, dataset.fold)) / len(pool), "out_of_fold": clean.accuracy,
+        "confident": mean(sure), "confident_holds": mean(held), "confident_right": mean(right),
+        "listed_as_given": len(as_given) / len(pool),
+        "confident_as_given": sum(doubt.confident for doubt in as_given) / len(pool), "out_of_fold": clean.accuracy,
     }  # fmt: skip
-    print(source, mean(found), min(found), flush=True)
+    print(source, mean(found), min(found), row["confident"], row["confident_holds"], row["confident_right"], flush=True)
     return row
 
 

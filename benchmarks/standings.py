@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 from scipy.stats import binomtest, rankdata
@@ -13,7 +13,7 @@ from scipy.stats import binomtest, rankdata
 from accuracy import FOREIGN, LP_FT, QUICK, SIZES
 from cells import chance, commits, headed, percent
 
-OURS = "Headstart, default"
+OURS, PROBE = "Headstart, default", "linear probe, scikit-learn"
 HEADS = {"head": "Headstart, its best head", "last_stage_head": "Headstart, its last-stage head"}
 ENOUGH = 2 / 3  # of the cases of whoever has most: fewer would leave the others hardly any in common
 SAID = {"5": "5 a class", "20": "20 a class", str(QUICK): f"up to {QUICK} in all", "all": "all"}
@@ -123,15 +123,63 @@ def ranks_by_size(cases: list[Met], names: tuple[str, ...]) -> dict[str, tuple[f
     return found
 
 
-def own_commits(cases: Mapping[str, Any]) -> str:
+def own_commits(cases: Mapping[str, Any], name: str = OURS) -> str:
     """How many of Headstart's own runs are of which commit."""
-    return commits([case["contestants"].get(OURS, {}) for case in cases.values()])
+    return commits([case["contestants"].get(name, {}) for case in cases.values()])
 
 
 def hours(cases: Mapping[str, Any], seed: int | None = None) -> float:
-    """What all processes took, or those of a seed."""
+    """What all processes of the quick tier took, or those of a seed."""
     chosen = [case for case in cases.values() if seed in {None, case["seed"]}]
-    return sum(row.get("whole", 0.0) for case in chosen for row in case["contestants"].values()) / 3600
+    return sum(row.get("whole", 0.0) for row in _quick(chosen)) / 3600
+
+
+def _quick(cases: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [row for case in cases for name, row in case["contestants"].items() if name != FOREIGN]
+
+
+@dataclass(frozen=True)
+class Foretold:
+    """Headstart's default in the cases in which it also ran foretold by other sets: both accuracies, that of the linear probe, and
+    whether it answers otherwise."""
+
+    size: str
+    own: float
+    foreign: float
+    probe: float
+    otherwise: bool
+
+
+def foretold(cases: Mapping[str, Any]) -> list[Foretold]:
+    """Every case in which all three ran to their ends."""
+    found = []
+    for case in cases.values():
+        three = [case["contestants"].get(name) for name in (OURS, FOREIGN, PROBE)]
+        if all(three) and not any("failed" in row for row in three):
+            own, foreign, probe = three
+            otherwise = (own["chosen"], own["rungs"]) != (foreign["chosen"], foreign["rungs"])
+            found.append(Foretold(case["size"], own["accuracy"], foreign["accuracy"], probe["accuracy"], otherwise))
+    return found
+
+
+def beside_foretold(cases: Mapping[str, Any]) -> list[str]:
+    """By size, and in all: as it comes, and foretold by other sets."""
+    every = foretold(cases)
+    groups = {
+        SAID[size]: [case for case in every if case.size == size] for size in dict.fromkeys(c.size for c in every)
+    }
+    rows = headed(
+        "| training pictures | cases | linear probe | as it comes | foretold by other sets | difference | other rungs or model |"
+    )
+    for name, some in {**groups, "all of these": every}.items():
+        gaps = [100 * (case.foreign - case.own) for case in some]
+        error = stdev(gaps) / len(gaps) ** 0.5 if len(gaps) > 1 else float("nan")
+        shown = (percent(mean(getattr(case, key) for case in some)) for key in ("probe", "own", "foreign"))
+        rows.append(
+            f"| {name} | {len(some)} | {' | '.join(shown)} | {mean(gaps):+.1f} ± {error:.1f} | "
+            f"{sum(case.otherwise for case in some)} |"
+        )
+    return rows
 
 
 RIVALS = (HEADS["head"], LP_FT)
@@ -255,7 +303,7 @@ def points(cases: list[Met], names: tuple[str, ...]) -> list[tuple[str, float, f
 
 def busiest(cases: Mapping[str, Any]) -> float:
     """The highest load average before anybody ran."""
-    return max(row["load"] for case in cases.values() for row in case["contestants"].values())
+    return max(row["load"] for row in _quick(cases.values()))
 
 
 def failed(cases: Mapping[str, Any]) -> list[str]:

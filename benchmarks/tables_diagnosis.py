@@ -15,13 +15,15 @@ def planted(cases: dict[str, Any]) -> list[str]:
     """Planted label errors: how many are found, by data set."""
     rows = headed(
         "| data set | training pictures | planted a draw | in the first tenth, mean | least of all draws | doubtful then | "
-        "doubtful as given | accuracy out of fold, as given |"
+        "with confidence | these hold of the planted | of these planted | doubtful as given | with confidence | "
+        "accuracy out of fold, as given |"
     )
     for name, case in cases.items():
         rows.append(
             f"| {name} | {case['pictures']} | {case['planted']} | {percent(mean(case['found']))} % | "
-            f"{percent(min(case['found']))} % | {percent(case['listed'])} % | {percent(case['listed_as_given'])} % | "
-            f"{percent(case['out_of_fold'])} |"
+            f"{percent(min(case['found']))} % | {percent(case['listed'])} % | {percent(case['confident'])} % | "
+            f"{percent(case['confident_holds'], 0)} % | {percent(case['confident_right'], 0)} % | "
+            f"{percent(case['listed_as_given'])} % | {percent(case['confident_as_given'])} % | {percent(case['out_of_fold'])} |"
         )
     return rows
 

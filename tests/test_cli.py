@@ -93,8 +93,11 @@ def test_fit_shows_the_verdict_and_where_things_are(
     assert "final model" in said.out and "small network from scratch" in said.out
     assert f"headstart predict {trained.run} PICTURES" in said.out
     assert str(trained.run / "report.html") in said.out
-    doubts = verdict["doubts"]["pictures"]
-    assert f"{trained.run / 'doubts.csv'}  ({doubts} of 103 labels are worth a second look)" in said.out
+    doubts, first = verdict["doubts"]["pictures"], verdict["doubts"]["confident"]
+    assert (
+        f"{trained.run / 'doubts.csv'}  ({doubts} of 103 labels are worth a second look, {first} of them first)"
+        in said.out
+    )
     assert verdict["growth"]["sentence"] in " ".join(said.out.split())
     assert "130 images of 3 classes: 103 train, 27 test" in said.err
     assert "\x1b[" not in said.err  # no bars where nobody looks

@@ -318,7 +318,10 @@ def test_the_output_in_the_readme_is_that_of_the_example_run() -> None:
         assert expected in " ".join(row)
     assert metrics["growth"]["sentence"] in " ".join(text.split())
     doubts = metrics["doubts"]
-    assert f"({doubts['pictures']} of {doubts['of']} labels are worth a second look)" in text
+    assert (
+        f"({doubts['pictures']} of {doubts['of']} labels are worth a second look, {doubts['confident']} of them first)"
+        in text
+    )
 
 
 def test_the_example_runs(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:

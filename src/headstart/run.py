@@ -120,7 +120,11 @@ def keep(
         "engine": None if story.way is None else asdict(story.way),
         "exactness": None if exact is None else {"sentence": exact.sentence, **asdict(exact)},
         "findings": [finding.model_dump(mode="json") for finding in diagnosis.findings],
-        "doubts": {"pictures": len(diagnosis.doubts), "of": diagnosis.looked_at},
+        "doubts": {
+            "pictures": len(diagnosis.doubts),
+            "confident": sum(each.confident for each in diagnosis.doubts),
+            "of": diagnosis.looked_at,
+        },
         "unknown": None if telling is None else {"sentence": telling.sentence, **asdict(telling)},
         "similarity": None if similar is None else {"sentence": similar.sentence, **asdict(similar)},
         "growth": None if grown is None else {"sentence": grown.sentence, **asdict(grown)},
@@ -170,13 +174,14 @@ def _doubted(dataset: Dataset, doubtful: Sequence[Doubt]) -> list[dict[str, Any]
             "label_probability": each.label_probability,
             "suggested": dataset.classes[each.suggested],
             "suggested_probability": each.suggested_probability,
+            "confident": "yes" if each.confident else "no",
         }
         for each in doubtful
     ]
 
 
 _PREDICTED = ("path", "label", "predicted", "probability", "second", "second_probability")
-_DOUBTED = ("path", "label", "label_probability", "suggested", "suggested_probability")
+_DOUBTED = ("path", "label", "label_probability", "suggested", "suggested_probability", "confident")
 
 
 def _csv(columns: Sequence[str], rows: list[dict[str, Any]]) -> str:

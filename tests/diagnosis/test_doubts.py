@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from headstart.diagnosis.doubts import doubts
-from headstart.heads import logistic_scores
+from headstart.heads import Score, logistic_scores
 from headstart.race import Race
 from headstart.solvers import principal_axes
 from tests.toys import clouds
@@ -36,6 +36,21 @@ def test_planted_errors_come_first(seed: int) -> None:
     suggested = {doubt.index: doubt.suggested for doubt in found}
     right = [suggested.get(int(pool[place])) == truth[place] for place in wrong]
     assert np.mean(right) >= 0.8, "what is suggested is what it was"
+    sure = {doubt.index for doubt in found if doubt.confident}
+    planted = set(pool[wrong].tolist())
+    assert len(sure) < len(found) and len(sure & planted) >= 10
+    assert len(sure & planted) / len(sure) >= len({doubt.index for doubt in found} & planted) / len(found)
+
+
+def test_an_answer_is_confident_where_its_class_is_as_probable_as_for_its_own() -> None:
+    """Pictures of class 1 get 0.8 and 0.6 for it, 0.7 on the mean; two of class 0 are answered 1."""
+    labels = np.array([0, 0, 0, 1, 1, 0, 0])
+    shares = np.array([0.1, 0.1, 0.1, 0.8, 0.6, 0.62, 0.78])
+    logits = np.log(np.stack([1 - shares, shares], axis=1)).astype(np.float32)
+    best = Score("logistic", (0,), 1.0, 0.0, 0.0, 0.0, 0.0, logits)
+    found = doubts(Race((best,), best, best, (best,), 0.0, "", np.arange(7)), labels, np.arange(7) % 2)
+    with_confidence = {doubt.index: doubt.confident for doubt in found}
+    assert with_confidence == {5: False, 6: True}
 
 
 def test_only_answers_against_the_label_are_doubts_the_least_likely_label_first() -> None:

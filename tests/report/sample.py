@@ -137,7 +137,7 @@ def sample(names: Sequence[str] = SIGNS, images: int = 420, *, repeats: int = 1)
             Mistake(f"{names[k]}/IMG_{4100 + k}.jpg", names[k], names[k + 1], 0.97 - 0.1 * k, picture(700 + k))
             for k in range(min(3, count - 1))
         ],
-        doubtful=(17, 640),
+        doubtful=(17, 6, 640),
         pairs=[
             Pair((f"roses/s{k}.jpg", f"roses/t{k}.jpg"), ("test", "train"), (picture(500 + k), picture(500 + k)))
             for k in range(3)

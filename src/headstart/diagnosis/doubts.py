@@ -1,7 +1,8 @@
 """Labels worth a second look: training pictures that the best frozen head answers against their label, not having seen them.
 
 Ranked by the probability out of fold of the label that was given ("self-confidence", Northcutt et al. 2021, Confident Learning,
-arXiv 1911.00068).
+arXiv 1911.00068). By the same work an answer against a label is confident where the class is at least as probable as it is, on the
+mean, for the pictures that have it as their label.
 """
 
 from __future__ import annotations
@@ -17,20 +18,22 @@ from headstart.tasks.classification import fit_temperature, softmax
 
 @dataclass(frozen=True)
 class Doubt:
-    """A picture of the data set, by its `index`: calibrated probability of the label it has, and of the class that it looks like."""
+    """A picture of the data set, by its `index`: calibrated probability of the label it has, and of the class that it looks like;
+    whether that one is answered with confidence."""
 
     index: int
     label_probability: float
     suggested: int
     suggested_probability: float
+    confident: bool
 
 
 def doubts(heads: Race, labels: NDArray[np.int64], folds: NDArray[np.int64]) -> tuple[Doubt, ...]:
     """The doubtful ones among the pictures that raced, the most doubtful first; `labels` and `folds` (N,) are those of the whole
     data set.
 
-    Some are wrong labels, the others are hard pictures: only a person can tell. A class that lies in one fold is never answered,
-    which says nothing about its labels.
+    Some are wrong labels, more so where the answer is confident; the others are hard pictures: only a person can tell. A class that
+    lies in one fold is never answered, which says nothing about its labels.
     """
     given = labels[heads.pool]
     logits = heads.best.logits
@@ -38,8 +41,15 @@ def doubts(heads: Race, labels: NDArray[np.int64], folds: NDArray[np.int64]) -> 
     own, answered = shares[np.arange(len(given)), given], shares.argmax(1)
     fold, classes = folds[heads.pool], range(int(given.max(initial=-1)) + 1)
     known = np.array([len(np.unique(fold[given == label])) > 1 for label in classes], bool)
+    usual = np.array([shares[given == label, label].mean() if (given == label).any() else np.inf for label in classes])
     against = np.flatnonzero((answered != given) & known[given])
     return tuple(
-        Doubt(int(heads.pool[place]), float(own[place]), int(answered[place]), float(shares[place].max()))
+        Doubt(
+            int(heads.pool[place]),
+            float(own[place]),
+            int(answered[place]),
+            float(shares[place].max()),
+            bool(shares[place].max() >= usual[answered[place]]),
+        )
         for place in against[np.argsort(own[against], kind="stable")]
     )

@@ -56,7 +56,7 @@ def gather(
         mistakes=_mistakes(dataset, proof),
         findings=diagnosis.findings,
         doubts=_doubts(dataset, diagnosis.doubts),
-        doubtful=(len(diagnosis.doubts), diagnosis.looked_at),
+        doubtful=(len(diagnosis.doubts), sum(each.confident for each in diagnosis.doubts), diagnosis.looked_at),
         pairs=[_pair(dataset, *pair) for pair in diagnosis.pairs[:_PAIRS]],
         paired=len(diagnosis.pairs),
         growth=diagnosis.growth,

@@ -104,10 +104,10 @@ class ReportData:
 
     `seconds` per phase, in order, and "total". `thumbnails` are (class, pictures) pairs, `mistakes` the final model's on test
     pictures, the most confident first, `doubts` the frozen head's on training pictures that it had not seen, the most doubtful label
-    first, and `doubtful` how many there are of how many; `findings` what to be careful about; `pairs` the first of
-    `paired` that a suspected leak is about; `growth` the learning curve, None where
-    there is none; `telling` how well unknown pictures are told, None where they are not; `similarity` how much the data are like the
-    source; `command` repeats the run; `beside` are the backbones that answer together with the first.
+    first, and `doubtful` how many there are, how many of them with confidence, and of how many; `findings` what to be careful about;
+    `pairs` the first of `paired` that a suspected leak is about; `growth` the learning curve, None where there is none; `telling`
+    how well unknown pictures are told, None where they are not; `similarity` how much the data are like the source; `command`
+    repeats the run; `beside` are the backbones that answer together with the first.
     """
 
     title: str
@@ -129,7 +129,7 @@ class ReportData:
     notes: Sequence[str] = field(default=())
     findings: Sequence[Finding] = ()
     doubts: Sequence[Mistake] = ()
-    doubtful: tuple[int, int] = (0, 0)
+    doubtful: tuple[int, int, int] = (0, 0, 0)
     pairs: Sequence[Pair] = ()
     paired: int = 0
     growth: Growth | None = None
