@@ -136,6 +136,8 @@ CASES = {
     "labels shuffled, flowers, default plan": Case("nothing", partial(_shuffled, "flowers", 200), "auto"),
     "labels shuffled, steel, default plan": Case("nothing", partial(_shuffled, "steel", 200), "auto"),
     "photographs, ants_bees, default plan": Case("helped", partial(_photographs, "ants_bees", 300), "auto"),
+    "a tint, default plan": Case("overkill", _tinted, "auto"),
+    "weights destroyed, digits, default plan": Case("hurt", partial(_without_source, "digits", 500), "auto"),
 }
 
 
