@@ -17,7 +17,7 @@ from headstart.cost import ON_EPOCHS, judgings, scratch_epochs, seconds, seconds
 from headstart.errors import PlanError
 from headstart.forecast import PROMISING, Forecast
 from headstart.plan import Budget, Evidence, Judge, Plan, Rung, load_plan
-from headstart.planner import FEW_IMAGES, WHOLE_VIEWS, cut_for, decide, frozen_share
+from headstart.planner import FEW_IMAGES, WHOLE_VIEWS, cut_for, decide, foreseen, frozen_share
 
 STAGES = ["stem", "one", "two", "three", "four"]
 
@@ -157,6 +157,21 @@ def test_what_the_time_has_no_room_for_is_dropped_with_its_reason() -> None:
         assert len(dropped) == 2 - len(expected)
     assert f"no rung from four on: it would take about {first:.0f} s, and {first - 0.5:.0f} s are left" in found.reasons
     assert plan(Budget(seconds=10, spent_seconds=30)).reasons[-1].endswith("and 0 s are left")
+
+
+@pytest.mark.parametrize("images", [300, 800])
+def test_what_heads_cache_ahead_is_what_plans_cut_at_and_costs_nothing_again(images: int) -> None:
+    known = {"images": images, "views": 3}
+    about: dict[str, Any] = {"tested": 200, "given_val": False, "folds": 5}
+    cuts = foreseen(evidence().flops, images, accuracy=0.9, **about)
+    found = plan(changes={**known, "cached": cuts})
+    assert [rung.cut for rung in found.rungs] == cuts == [rung.cut for rung in plan(changes=known).rungs]
+    rung = found.rungs[0]
+    before, after = (seconds(evidence(**known, cached=each), rung, found.judge) for each in ([], cuts))
+    once = evidence().decode_seconds + sum(evidence().forward_seconds[: rung.cut])
+    assert before - after == pytest.approx(3 * images * once), "the clean view is left"
+    assert foreseen(evidence().flops, images, accuracy=1.0, **about) == []
+    assert foreseen(evidence().flops, images, accuracy=0.9, **{**about, "tested": 0}) == []
 
 
 def test_what_the_store_has_no_room_for_is_cached_in_less() -> None:

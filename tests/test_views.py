@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +14,15 @@ from headstart import views as room
 from headstart.data.dataset import Dataset
 from headstart.diagnosis.growth import answered
 from headstart.errors import StoreError
+from headstart.evidence import cached_ahead
+from headstart.features.activations import Cached, activation_bytes, cache_activations
 from headstart.features.engine import Engine
 from headstart.features.extract import Features, extract, together, with_views
+from headstart.features.settle import settle
 from headstart.features.store import Store
 from headstart.heads import Kind, centroid_scores, fit_head, leaves, logistic_scores, ridge_scores
 from headstart.race import Race, race
+from headstart.request import Options
 from headstart.solvers import principal_axes
 from headstart.views import VIEWS, more_views
 from headstart.winner import fit_winner
@@ -55,6 +60,90 @@ def test_the_features_of_more_views_are_those_of_each_view_alone(
         assert not np.allclose(rows[view], rows[0])
     with pytest.raises(IndexError):
         found.in_views((0,), pool, 3)  # fewer views than a head was fitted to must not pass for them
+
+
+@pytest.mark.parametrize("cuts", [(2,), (1, 3)])
+def test_the_pass_for_the_views_of_heads_caches_what_rungs_start_from(
+    dataset: Dataset, engine: Engine, store: Store, cuts: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit the same features; a rung then runs nothing but the clean view."""
+    ran: list[int] = []
+    pooled, at = Engine.pooled, Engine.activations_at
+
+    def counted(engine: Engine, pictures: Any) -> Any:
+        ran.append(len(pictures))
+        return pooled(engine, pictures)
+
+    def counted_at(engine: Engine, pictures: Any, cuts: Any) -> Any:
+        ran.append(len(pictures))
+        return at(engine, pictures, cuts)
+
+    monkeypatch.setattr(Engine, "pooled", counted)
+    monkeypatch.setattr(Engine, "activations_at", counted_at)
+    elsewhere, pool = Store(store.root.parent / "elsewhere"), dataset.indices("train")
+    made = [extract(engine.backbone, dataset, each, engine=engine) for each in (store, elsewhere)]
+    ran.clear()
+    found, _ = more_views(made[0], [engine], dataset, store, cuts=cuts)
+    assert sum(ran) == VIEWS * len(pool)
+    plain, _ = more_views(made[1], [engine], dataset, elsewhere)
+    taps = tuple(range(len(found.own)))
+    np.testing.assert_array_equal(found.in_views(taps, pool, VIEWS), plain.in_views(taps, pool, VIEWS))
+
+    def cached(where: Store) -> Cached:
+        ran.clear()
+        nobody, also = np.empty(0, np.int64), [(cut, False) for cut in cuts[:-1]]
+        return cache_activations(
+            engine.backbone, dataset, where, cuts[-1], VIEWS + 1, augmented=pool, clean=nobody, engine=engine, also=also
+        )
+
+    ahead = cached(store)
+    assert sum(ran) == len(pool), "the clean view"
+    alone = cached(elsewhere)
+    assert sum(ran) == (VIEWS + 1) * len(pool)
+    asked, views = np.repeat(pool, VIEWS + 1), np.tile(np.arange(VIEWS + 1), len(pool))
+    for mine, its in zip(ahead.read(asked, views), alone.read(asked, views), strict=True):
+        np.testing.assert_allclose(mine, its, rtol=1e-4, atol=1e-5)
+    for cut in cuts[:-1]:
+        cache_activations(
+            engine.backbone, dataset, store, cut, VIEWS + 1, augmented=pool, clean=pool[:0], engine=engine
+        )
+    assert sum(ran) == (VIEWS + 1) * len(pool), "none is run again for a deeper cut"
+
+
+def test_heads_have_their_views_where_there_is_no_room_for_what_rungs_start_from(
+    dataset: Dataset, engine: Engine, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr(room, "cache_views", full)
+    features = extract(engine.backbone, dataset, store, engine=engine)
+    found, why = more_views(features, [engine], dataset, store, cuts=(1,))
+    assert (len(found.views), why) == (VIEWS, "")
+
+
+def test_nothing_is_cached_ahead_that_no_rung_may_ask_for(dataset: Dataset, engine: Engine, store: Store) -> None:
+    split = dataset.split.copy()
+    split[dataset.indices("train")[::5]] = "test"
+    dataset = replace(dataset, split=split)
+    features, pool = extract(engine.backbone, dataset, store, engine=engine), dataset.indices("train")
+    heads = race(features, dataset.labels[pool], dataset.fold[pool], 3, pool)
+    poor, perfect = (replace(heads, accuracy=accuracy) for accuracy in (0.7, 1.0))
+
+    def cuts(heads: Race = poor, engines: int = 1, **options: Any) -> list[int]:
+        return cached_ahead(dataset, [engine] * engines, heads, Options(**options), store)
+
+    assert len(cuts()) == 1 and 0 < cuts()[0] < len(engine.backbone.stages)
+    bytes_each = activation_bytes(engine.backbone, cuts()[0], "float32")
+    needed = store.in_use() // 2 + (VIEWS + 1) * len(pool) * bytes_each
+    assert cuts(store_limit=2 * needed + 2) == cuts(store_limit=None) == cuts()
+    for none in (
+        cuts(perfect), cuts(engines=2), cuts(plan="head"), cuts(plan="full"), cuts(plan="mine.json"), cuts(store_limit=2 * needed - 1)
+    ):  # fmt: skip
+        assert none == []
+    compiled = Engine(engine.backbone, precision="float32")
+    compiled.adopt(replace(settle(engine, dataset, store), runner="openvino"))
+    assert cached_ahead(dataset, [compiled], poor, Options(), store) == []
 
 
 class Lanes:

@@ -45,8 +45,9 @@ def pace(evidence: Evidence, trained: Sequence[tuple[Rung, float]], judge: Judge
 def seconds_of(evidence: Evidence, rung: Rung, epochs: float, above: Sequence[Rung] = ()) -> float:
     """Estimated wall time of a rung that goes over all training pictures `epochs` times; rungs `above` may have cached its views."""
     cached = rung.cut == 0 or any(rung.rides(other) for other in above)
-    view = 0.0 if cached else evidence.decode_seconds + sum(evidence.forward_seconds[: rung.cut])
-    return evidence.images * rung.views * view + training_seconds(evidence, rung, epochs)
+    views = 0 if cached else rung.views - min(rung.views - 1, evidence.views) * (rung.cut in evidence.cached)
+    view = evidence.decode_seconds + sum(evidence.forward_seconds[: rung.cut])
+    return evidence.images * views * view + training_seconds(evidence, rung, epochs)
 
 
 def training_seconds(evidence: Evidence, rung: Rung, epochs: float) -> float:

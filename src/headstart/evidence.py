@@ -15,15 +15,17 @@ from headstart.data.dataset import Dataset
 from headstart.features.activations import activation_bytes
 from headstart.features.engine import Engine
 from headstart.features.extract import Features, decode_seconds
+from headstart.features.settle import settle
 from headstart.features.shift import shift
 from headstart.features.store import Store
 from headstart.forecast import forecast
 from headstart.plan import Budget, Evidence, Plan, load_plan
-from headstart.planner import RULES, Mode, decide
+from headstart.planner import RULES, Mode, decide, foreseen
 from headstart.race import Race
 from headstart.request import Options
 from headstart.scratch import scratch_seconds
 from headstart.suffix import fastest, stage_seconds
+from headstart.views import VIEWS
 
 
 def planned(
@@ -34,6 +36,7 @@ def planned(
     options: Options,
     store: Store,
     *,
+    cached: Sequence[int] = (),
     spent: float = 0.0,
 ) -> Plan:
     """The plan: from a file, or decided from the evidence; options on the same data, with the same heads, keep their plan.
@@ -92,14 +95,14 @@ def planned(
         decode_seconds=decode_seconds(dataset, engine.backbone),
         scratch_seconds=float(_speed(engine, store, "scratch", lambda: [scratch_seconds()])[0]),
         views=heads.last.views,
+        cached=list(cached),
         folds=len(np.unique(dataset.fold[pool])),
         head_log_loss=loss,
         shift=far,
         forecast=None if far is None else forecast(loss, far, len(pool), len(dataset.classes), backbone=name),
         beside_seconds=float(sum(_speed(other, store, "forward", other.stage_seconds).sum() for other in engines[1:])),
     )
-    room = None if options.store_limit is None else max(0, options.store_limit - store.in_use())
-    budget = Budget(seconds=options.budget, spent_seconds=spent, store_bytes=room)
+    budget = Budget(seconds=options.budget, spent_seconds=spent, store_bytes=_room(options, store))
     plan = decide(
         evidence,
         budget,
@@ -110,6 +113,34 @@ def planned(
     )
     memo.save({"plan": plan.model_dump(mode="json")}, {})
     return plan
+
+
+def cached_ahead(dataset: Dataset, engines: Sequence[Engine], heads: Race, options: Options, store: Store) -> list[int]:
+    """The cuts that rungs will train from, where the pass that heads' views take may cache what enters them.
+
+    None where a plan is given, where several networks share decoded pictures, where a compiler runs one, which gives nothing but
+    pooled outputs, and where all views take more than half of the room in the store: the plan then says what comes in less.
+    """
+    engine, pool = engines[0], dataset.indices("train")
+    way = settle(engine, dataset, store)
+    if options.plan != "auto" or len(engines) > 1 or way.runner != "eager":
+        return []
+    cuts = foreseen(
+        engine.backbone.flops,
+        len(pool),
+        tested=len(dataset.indices("test")),
+        given_val=len(dataset.indices("val")) > 0,
+        folds=len(np.unique(dataset.fold[pool])),
+        accuracy=heads.accuracy,
+    )
+    room = _room(options, store)
+    needed = len(pool) * (VIEWS + 1) * sum(activation_bytes(engine.backbone, cut, way.precision) for cut in cuts)
+    return cuts if room is None or needed <= 0.5 * room else []
+
+
+def _room(options: Options, store: Store) -> int | None:
+    """Bytes that the store has room for; None where it is not limited."""
+    return None if options.store_limit is None else max(0, options.store_limit - store.in_use())
 
 
 def _speed(engine: Engine, store: Store, what: str, measure: Callable[[], Sequence[float]]) -> NDArray[np.float64]:

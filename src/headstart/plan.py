@@ -27,8 +27,9 @@ class Evidence(_Record):
     one they are computed in; `forward_seconds` and `training_seconds` per picture, measured on this machine; `decode_seconds` per
     picture; `scratch_seconds` of one picture in the training of the small network from scratch; `beside_seconds` per picture of
     another backbone that answers together with the first. `views`: how many augmented views heads were fitted to, beside the
-    clean one; `folds`: those of cross-validation. `head_log_loss` in nats; `shift`, how far the pictures lie from the source
-    (features/shift.py), and `forecast`, what recorded runs let expect of fine-tuning: None where that is not known.
+    clean one, and `cached` the cuts at which these are cached already; `folds`: those of cross-validation. `head_log_loss` in
+    nats; `shift`, how far the pictures lie from the source (features/shift.py), and `forecast`, what recorded runs let expect of
+    fine-tuning: None where that is not known.
     """
 
     images: int
@@ -50,6 +51,7 @@ class Evidence(_Record):
     scratch_seconds: float
     beside_seconds: float = 0.0
     views: int = 0
+    cached: list[int] = []
     folds: int = Field(default=5, ge=1)
     head_log_loss: float | None = None
     shift: float | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 from headstart.cost import REFITS, for_rungs, judgings, seconds
@@ -31,9 +32,7 @@ def decide(
         f"the head on frozen features reaches {100 * evidence.head_accuracy:.1f} ± "
         f"{100 * evidence.head_accuracy_se:.1f} % out of fold ({evidence.head})"
     ]
-    judge: Judge = "folds" if evidence.images < FEW_IMAGES or not evidence.tested else "fold"
-    if given_val and evidence.tested:
-        judge = "val"
+    judge = _judge(evidence.images, evidence.tested, given_val)
     expected = evidence.forecast
     rungs: list[Rung] = []
     if mode == "head":
@@ -46,7 +45,7 @@ def decide(
         reasons.append(
             f"only the head is trained: {evidence.images} images are too few to cut a test set that could prove what more adds"
         )
-    elif (mistakes := _mistakes(evidence, judge)) < _FEWEST_MISTAKES:
+    elif (mistakes := _mistakes(evidence.head_accuracy, evidence.images, evidence.folds, judge)) < _FEWEST_MISTAKES:
         reasons.append(
             f"only the head is trained: about {mistakes:.1f} mistakes are expected on the pictures that would judge more, "
             "so no gain could show"
@@ -57,9 +56,8 @@ def decide(
             f"what held-out pictures approve of, promises {100 * expected.promise:.1f}, not worth its time"
         )
     else:
-        for steps in [[share] for share in FEW_LADDER] if judge == "folds" else [list(LADDER)]:
-            cuts = [cut_for(evidence.flops, share) for share in steps]
-            rungs, more = _within(evidence, _ladder(evidence, list(dict.fromkeys(cuts))), budget, judge)
+        for cuts in _ladders(evidence.flops, judge):
+            rungs, more = _within(evidence, _ladder(evidence, cuts), budget, judge)
             reasons += [reason for reason in more if reason not in reasons]
             if rungs:
                 break
@@ -97,11 +95,34 @@ def _ladder(evidence: Evidence, cuts: list[int]) -> list[Rung]:
 _FEWEST_MISTAKES = 1.5
 
 
-def _mistakes(evidence: Evidence, judge: Judge) -> float:
+def _mistakes(accuracy: float, images: int, folds: int, judge: Judge) -> float:
     """How many the head is expected to make on the pictures that judge a rung; a given validation set is taken as no smaller."""
-    trainings, share = judgings(evidence.folds, judge)
+    trainings, share = judgings(folds, judge)
     asked = 1.0 if judge == "val" else trainings * (1 - share)
-    return (1.0 - evidence.head_accuracy) * evidence.images * asked
+    return (1.0 - accuracy) * images * asked
+
+
+def _judge(images: int, tested: int, given_val: bool) -> Judge:
+    if given_val and tested:
+        return "val"
+    return "folds" if images < FEW_IMAGES or not tested else "fold"
+
+
+def _ladders(flops: list[int], judge: Judge) -> list[list[int]]:
+    """The cuts of the ladders to try, the best that there may be time for first."""
+    steps = [[share] for share in FEW_LADDER] if judge == "folds" else [list(LADDER)]
+    return [list(dict.fromkeys(cut_for(flops, share) for share in shares)) for shares in steps]
+
+
+def foreseen(
+    flops: Sequence[int], images: int, *, tested: int, given_val: bool, folds: int, accuracy: float
+) -> list[int]:
+    """The cuts that rungs will train from, as far as heads tell that are right for a share `accuracy`; none where no rung could show a
+    gain. What is run before there is a plan may then keep what enters them."""
+    judge = _judge(images, tested, given_val)
+    if not tested or _mistakes(accuracy, images, folds, judge) < _FEWEST_MISTAKES:
+        return []
+    return _ladders(list(flops), judge)[0]
 
 
 def cut_for(flops: list[int], share: float) -> int:

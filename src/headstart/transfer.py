@@ -19,7 +19,7 @@ from headstart.backbones.catalog import first_and_others, load_backbone
 from headstart.data.ahead import Ahead
 from headstart.data.dataset import Dataset
 from headstart.diagnosis.diagnosis import diagnose
-from headstart.evidence import planned
+from headstart.evidence import cached_ahead, planned
 from headstart.features.engine import Engine
 from headstart.features.extract import Features, extract, extract_all, together, with_views
 from headstart.features.settle import settle
@@ -104,7 +104,8 @@ def transfer(
     with story.phase("views"):
         how: dict[str, Any] = {"seed": options.seed, "progress": progress}
         limits: dict[str, Any] = {"deadline": deadline, "budget": options.budget}
-        features, why = more_views(features, engines, dataset, store, **limits, **how)
+        cuts = cached_ahead(dataset, engines, heads, options, store)
+        features, why = more_views(features, engines, dataset, store, cuts=cuts, **limits, **how)
         if views := len(features.views):
             engines, features, heads = answering(engines, features, raced)
             model = on_frozen(engines, heads, features, dataset, store)
@@ -114,7 +115,8 @@ def transfer(
                 tried = with_views(tried, entrants, dataset, store, views, only=pool, **how)
         story.views(heads, views, why)
     with story.phase("plan"):
-        plan = planned(dataset, engines, heads, features, options, store, spent=story.total)
+        spent, cached = story.total, cuts if views else []
+        plan = planned(dataset, engines, heads, features, options, store, cached=cached, spent=spent)
         story.plan(plan)
     with story.phase("finetune"):
         # The network from scratch is given the time that transfer took, so transfer may use half of what is left.

@@ -9,10 +9,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+
+import numpy as np
+from numpy.typing import NDArray
 
 from headstart import runtime
 from headstart.data.dataset import Dataset
 from headstart.errors import StoreError
+from headstart.features.activations import cache_views
 from headstart.features.engine import Engine
 from headstart.features.extract import Features, with_views
 from headstart.features.store import Store
@@ -30,12 +35,13 @@ def more_views(
     store: Store,
     *,
     seed: int = 0,
+    cuts: Sequence[int] = (),
     deadline: float = math.inf,
     budget: float | None = None,
     progress: runtime.Progress = runtime.silent,
 ) -> tuple[Features, str]:
     """The features with those of more views of the training pictures, or as they are; why they are so, "" where that goes without
-    saying.
+    saying. The pass that the only one of `engines` makes caches what enters `cuts`, where any are given.
 
     What is decided depends on the time that is left until `deadline`, and is remembered: the same run with the same `budget` decides
     the same. Without room in the store there are none.
@@ -48,12 +54,19 @@ def more_views(
         "views", {"data": dataset.digest, "backbones": digests, "seed": seed, "views": VIEWS, "budget": budget}
     )
     stored = memo.load()
+
+    def run(only: NDArray[np.int64], progress: runtime.Progress) -> Features:
+        if cuts:
+            with suppress(StoreError):  # rungs may find no room for what they need; heads need little
+                cache_views(engines[0], dataset, store, cuts, VIEWS, only=only, seed=seed, progress=progress)
+        return with_views(features, engines, dataset, store, VIEWS, only=only, seed=seed, progress=progress)
+
     try:
         if stored is not None:
             record = stored[0]
         else:
             began = time.monotonic()
-            with_views(features, engines, dataset, store, VIEWS, only=pool[:_FIRST], seed=seed)
+            run(pool[:_FIRST], runtime.silent)
             needed = (time.monotonic() - began) / min(_FIRST, len(pool)) * max(0, len(pool) - _FIRST)
             record = {"taken": needed <= _SHARE * (deadline - time.monotonic()), "seconds": needed}
             memo.save(record, {})
@@ -62,6 +75,6 @@ def more_views(
                 features,
                 f"{VIEWS} more of each picture would take about {record['seconds']:.0f} s: heads do without",
             )
-        return with_views(features, engines, dataset, store, VIEWS, only=pool, seed=seed, progress=progress), ""
+        return run(pool, progress), ""
     except StoreError as error:
         return features, f"heads do without more of them: {error}"

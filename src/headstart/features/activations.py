@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +15,11 @@ from headstart import runtime
 from headstart.backbones.backbone import Backbone
 from headstart.data.dataset import Dataset
 from headstart.features.engine import Engine
-from headstart.features.extract import batches
+from headstart.features.extract import batches, pooled_table
 from headstart.features.settle import key_of, settle, transform_of
 from headstart.features.store import Store, Table
 
-_Tables = list[tuple[Table, Table]]  # by view: activations, and the pooled outputs of the stages before them
+_Tables = dict[int, tuple[Table, Table]]  # by view: activations, and the pooled outputs of the stages before them
 
 
 @dataclass(frozen=True)
@@ -80,54 +80,117 @@ def cache_activations(
         StoreError: where the activations do not fit or cannot be written.
     """
     engine = Engine(backbone) if engine is None else engine
-    how = settle(engine, dataset, store).before_compiling
-
-    def tables_at(cut: int, rounded: bool) -> _Tables:
-        dtype = "uint16" if rounded or engine.settled == "bfloat16" else "float32"
-        values = sum(int(np.prod(shape)) for shape in backbone.shapes[cut - 1])
-        specs = [key_of(backbone, cut, view, seed, dataset.mirror) | {"precision": how} for view in range(views)]
-        wide = sum(backbone.widths[:cut])
-        return [
-            (store.table("activations", spec, dtype, values), store.table("beside", spec, "float32", wide))
-            for spec in specs
-        ]
-
-    kept = {each: tables_at(each, short) for each, short in sorted([*also, (cut, rounded)])}
+    kept = {
+        each: _tables(engine, dataset, store, each, range(views), seed, short)
+        for each, short in sorted([*also, (cut, rounded)])
+    }
     tables = kept[cut]
-    whole = _lacking(tables, dataset, augmented)
-    work = [(whole, tuple(range(views))), (_lacking(tables[:1], dataset, np.setdiff1d(clean, whole)), (0,))]
-    total = sum(len(indices) * len(which) for indices, which in work)
-    store.make_room(total * sum(table.row_bytes for each in kept.values() for table in each[0]))
-    transform = transform_of(backbone, dataset.mirror)
-    with progress("Caching activations", total, "views") if total else nullcontext(runtime.nothing) as advance:
-        for indices, which in work:
+    asked = {
+        view: augmented if view else np.concatenate([augmented, np.setdiff1d(clean, augmented)]) for view in tables
+    }
+    _run(engine, dataset, store, kept, {}, _lacking(tables, dataset, asked), seed, "Caching activations", progress)
+    return Cached(
+        cut,
+        tuple(table for table, _ in tables.values()),
+        tuple(beside for _, beside in tables.values()),
+        np.stack([table.locate(dataset.digests) for table, _ in tables.values()]),
+        np.stack([beside.locate(dataset.digests) for _, beside in tables.values()]),
+    )
+
+
+def cache_views(
+    engine: Engine,
+    dataset: Dataset,
+    store: Store,
+    cuts: Sequence[int],
+    views: int,
+    *,
+    only: NDArray[np.int64],
+    seed: int = 0,
+    progress: runtime.Progress = runtime.silent,
+) -> None:
+    """Run augmented views 1 to `views` of the pictures `only` (M,) once, for `with_views` and for `cache_activations` alike: the
+    pooled outputs of every stage are kept, and what enters `cuts`, as it is computed. No compiler may run the engine.
+
+    Raises:
+        StoreError: where the activations do not fit or cannot be written.
+    """
+    which = range(1, views + 1)
+    kept = {cut: _tables(engine, dataset, store, cut, which, seed, rounded=False) for cut in sorted(set(cuts))}
+    ends = {view: pooled_table(engine, dataset, store, view, seed) for view in which}
+    # In the order of the contents: who shares a batch moves the last bits, and names and order of files must not.
+    order = only[np.argsort([dataset.digests[i] for i in only], kind="stable")]
+    every = {view: [*(table for tables in kept.values() for table in tables[view]), ends[view]] for view in which}
+    work, title = _lacking(every, dataset, dict.fromkeys(which, order)), f"Extracting {views} more views"
+    _run(engine, dataset, store, kept, ends, work, seed, title, progress)
+
+
+def _tables(
+    engine: Engine, dataset: Dataset, store: Store, cut: int, views: Sequence[int], seed: int, rounded: bool
+) -> _Tables:
+    """Where the activations of a cut lie: computed as the engine is settled, kept so or `rounded` to bfloat16."""
+    backbone, how = engine.backbone, settle(engine, dataset, store).before_compiling
+    dtype = "uint16" if rounded or engine.settled == "bfloat16" else "float32"
+    values = sum(int(np.prod(shape)) for shape in backbone.shapes[cut - 1])
+    found = {}
+    for view in views:
+        spec = key_of(backbone, cut, view, seed, dataset.mirror) | {"precision": how}
+        beside = store.table("beside", spec, "float32", sum(backbone.widths[:cut]))
+        found[view] = (store.table("activations", spec, dtype, values), beside)
+    return found
+
+
+def _run(
+    engine: Engine,
+    dataset: Dataset,
+    store: Store,
+    kept: Mapping[int, _Tables],
+    ends: Mapping[int, Table],
+    work: Mapping[tuple[int, ...], list[int]],
+    seed: int,
+    title: str,
+    progress: runtime.Progress,
+) -> None:
+    """Run pictures in the views that they lack, and keep what enters the cuts of `kept`, and in `ends`, where there are any, the
+    pooled outputs of all stages."""
+    total = sum(len(indices) * len(which) for which, indices in work.items())
+    rows = [table.row_bytes for tables in kept.values() for table in next(iter(tables.values()))]
+    store.make_room(total * (sum(rows) + sum(table.row_bytes for table in [*ends.values()][:1])))
+    transform = transform_of(engine.backbone, dataset.mirror)
+    cuts = (*kept, len(engine.backbone.stages)) if ends else tuple(kept)
+    with progress(title, total, "views") if total else nullcontext(runtime.nothing) as advance:
+        for which, indices in work.items():
             for chunk, found in batches(
                 dataset.images,
-                indices.tolist(),
+                indices,
                 [transform],
-                lambda x: engine.activations_at(x, tuple(kept)),
+                lambda x: engine.activations_at(x, cuts),
                 views=which,
                 seed=seed,
                 size=engine.batch,
             ):
                 digests = [dataset.digests[i] for i in chunk]
-                for each, (flat, pooled) in zip(kept.values(), found, strict=True):
-                    short = each[0][0].dtype == np.uint16
+                for tables, (flat, pooled) in zip(kept.values(), found, strict=False):
+                    short = tables[which[0]][0].dtype == np.uint16
                     raw = (flat.to(torch.bfloat16).view(torch.uint16) if short else flat).numpy()
                     for place, view in enumerate(which):
-                        each[view][0].append(digests, raw[place :: len(which)])
-                        each[view][1].append(digests, pooled[place :: len(which)])
+                        tables[view][0].append(digests, raw[place :: len(which)])
+                        tables[view][1].append(digests, pooled[place :: len(which)])
+                for place, view in enumerate(which if ends else ()):
+                    ends[view].append(digests, found[-1][1][place :: len(which)])
                 advance(len(chunk) * len(which))
-    return Cached(
-        cut,
-        tuple(table for table, _ in tables),
-        tuple(beside for _, beside in tables),
-        np.stack([table.locate(dataset.digests) for table, _ in tables]),
-        np.stack([beside.locate(dataset.digests) for _, beside in tables]),
-    )
 
 
-def _lacking(tables: _Tables, dataset: Dataset, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Those of `indices` (M,) whose rows are missing from any of the tables; of equal contents the first."""
-    digests = [dataset.digests[i] for i in indices]
-    return indices[sorted({place for pair in tables for table in pair for place in table.missing(digests)})]
+def _lacking(
+    tables: Mapping[int, Sequence[Table]], dataset: Dataset, asked: Mapping[int, NDArray[np.int64]]
+) -> dict[tuple[int, ...], list[int]]:
+    """The pictures `asked` for in each view, by the views that any of its tables lacks of them; of equal contents the first."""
+    views: dict[int, list[int]] = {}
+    for view, pictures in asked.items():
+        digests = [dataset.digests[i] for i in pictures]
+        for place in sorted({place for table in tables[view] for place in table.missing(digests)}):
+            views.setdefault(int(pictures[place]), []).append(view)
+    found: dict[tuple[int, ...], list[int]] = {}
+    for picture, which in views.items():
+        found.setdefault(tuple(which), []).append(picture)
+    return found

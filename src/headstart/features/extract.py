@@ -16,7 +16,7 @@ from headstart.backbones.backbone import Backbone
 from headstart.data.ahead import Ahead
 from headstart.data.dataset import Dataset, Images
 from headstart.data.images import Transform, load_view, load_views
-from headstart.features.engine import BATCH, Engine, Pictures
+from headstart.features.engine import BATCH, Engine, Pictures, Way
 from headstart.features.settle import key_of, settle, there, transform_of
 from headstart.features.store import Store, Table
 
@@ -240,9 +240,7 @@ def _extracted(
     for engine in engines:
         way = settle(engine, dataset, store, ahead.enough if ahead else runtime.nothing)
         way = replace(way, decodes=way.decodes and views == (0,) and there() is not None)
-        specs = [key_of(engine.backbone, None, view, seed, dataset.mirror) | {"precision": str(way)} for view in views]
-        width = sum(engine.backbone.widths)
-        tables = tuple(store.table("pooled", spec, "float32", width) for spec in specs)
+        tables = tuple(_pooled_table(engine, way, dataset, store, view, seed) for view in views)
         for table in tables:
             table.check(table.locate(digests))
         lacking = {place for table in tables for place in table.missing(digests)}
@@ -256,6 +254,16 @@ def _extracted(
         tuple(Features(table, table.locate(dataset.digests), tuple(one.engine.backbone.widths)) for table in one.tables)
         for one in each
     ]
+
+
+def pooled_table(engine: Engine, dataset: Dataset, store: Store, view: int, seed: int) -> Table:
+    """Where the pooled outputs of every stage of an augmented view lie."""
+    return _pooled_table(engine, replace(settle(engine, dataset, store), decodes=False), dataset, store, view, seed)
+
+
+def _pooled_table(engine: Engine, way: Way, dataset: Dataset, store: Store, view: int, seed: int) -> Table:
+    spec = key_of(engine.backbone, None, view, seed, dataset.mirror) | {"precision": str(way)}
+    return store.table("pooled", spec, "float32", sum(engine.backbone.widths))
 
 
 def _run(
