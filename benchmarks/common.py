@@ -62,14 +62,17 @@ def seed_by_seed(
 
 
 def backbone_by_backbone(
-    about: str | None, path: Path, measured: Callable[[str, Path], Any], sets: Mapping[str, str] = SETS
+    about: str | None, path: Path, measured: Callable[[str, Path], Any], sets: Mapping[str, str] = SETS, here: str = ""
 ) -> None:
-    """Run `measured(backbone, source)` on the backbones and data sets that are asked for and the results do not hold yet."""
+    """Run `measured(backbone, source)` on the backbones and data sets that are asked for and the results do not hold yet; with `here`,
+    cases are those of a machine."""
     parser = _asking(about, sets)
     parser.add_argument("--backbones", nargs="+", default=["tf_efficientnet_lite0", "mobilenetv2_100"])
     given = parser.parse_args()
     todo = [
-        (f"{name} on {chosen}", name, given.data / sets[chosen]) for name in given.backbones for chosen in given.sets
+        (f"{name} on {chosen}{f', {here}' * bool(here)}", name, given.data / sets[chosen])
+        for name in given.backbones
+        for chosen in given.sets
     ]
     _fill(path, {case: partial(measured, name, source) for case, name, source in todo})
 

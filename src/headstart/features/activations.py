@@ -119,9 +119,13 @@ def cache_views(
     kept = {cut: _tables(engine, dataset, store, cut, which, seed, rounded=False) for cut in sorted(set(cuts))}
     ends = {view: pooled_table(engine, dataset, store, view, seed) for view in which}
     # In the order of the contents: who shares a batch moves the last bits, and names and order of files must not.
-    order = only[np.argsort([dataset.digests[i] for i in only], kind="stable")]
-    every = {view: [*(table for tables in kept.values() for table in tables[view]), ends[view]] for view in which}
-    work, title = _lacking(every, dataset, dict.fromkeys(which, order)), f"Extracting {views} more views"
+    asked = dict.fromkeys(which, only[np.argsort([dataset.digests[i] for i in only], kind="stable")])
+    if not _lacking({view: [table] for view, table in ends.items()}, dataset, asked):
+        ends = {}  # as after a run that trained the head alone: what lies above the cuts need not run again
+    lacking = {view: [table for tables in kept.values() for table in tables[view]] for view in which}
+    for view, table in ends.items():
+        lacking[view].append(table)
+    work, title = _lacking(lacking, dataset, asked), f"Extracting {views} more views"
     _run(engine, dataset, store, kept, ends, work, seed, title, progress)
 
 
