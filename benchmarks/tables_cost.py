@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from statistics import median
 from typing import Any
 
 from cells import headed, percent
@@ -58,6 +59,15 @@ def handed(cases: Mapping[str, Any]) -> list[str]:
                 f"| {name} | {way['asked'][1]}, {way['asked'][0]} | {way['way']} | {1000 * way['seconds']:.2f} | {agreement} | "
                 f"{way['settling']:.1f} |"
             )
+    return rows
+
+
+def in_one_pass(cases: Mapping[str, Any]) -> list[str]:
+    """Seconds of passes apart and together, medians of turns, by data set."""
+    rows = headed("| data set | pictures | passes apart, s | one pass, s | saved |")
+    for name, case in cases.items():
+        apart, together = (median(case["seconds"][way]) for way in ("apart", "together"))
+        rows.append(f"| {name} | {case['pictures']} | {apart:.1f} | {together:.1f} | {percent(case['saved'], 0)} % |")
     return rows
 
 
