@@ -40,7 +40,7 @@ def measured(name: str, place: Path, size: str, seed: int) -> dict[str, Any]:
     rung = rung_from(case.plan.evidence, cut_for(case.plan.evidence.flops, FEW_LADDER[0]))
     folds, last = case.tuning.judging(), case.heads.last
     other = Engine(load_backbone(OTHER))
-    features, _ = more_views(extract(other.backbone, data, store, engine=other), [other], data, store, seed=seed)
+    features, *_ = more_views(extract(other.backbone, data, store, engine=other), [other], data, store, seed=seed)
     heads = race(features, data.labels[pool], data.fold[pool], len(data.classes), pool, store=store)
     beside = Tuning(data, features, store, other, case.plan)
 

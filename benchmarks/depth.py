@@ -101,7 +101,7 @@ class Case:
         store, dataset = Store(), draw(source, size, seed)
         own = engine(source)
         features = extract(own.backbone, dataset, store, engine=own)
-        features, _ = more_views(features, [own], dataset, store, seed=seed)
+        features, *_ = more_views(features, [own], dataset, store, seed=seed)
         pool = dataset.indices("train")
         heads = race(features, dataset.labels[pool], dataset.fold[pool], len(dataset.classes), pool, store=store)
         options = Options(backbone=LITE, seed=seed, budget=None)

@@ -93,9 +93,9 @@ def test_fit_shows_the_verdict_and_where_things_are(
     assert "final model" in said.out and "small network from scratch" in said.out
     assert f"headstart predict {trained.run} PICTURES" in said.out
     assert str(trained.run / "report.html") in said.out
-    doubts, first = verdict["doubts"]["pictures"], verdict["doubts"]["confident"]
+    doubts, sure = verdict["doubts"]["pictures"], verdict["doubts"]["confident"]
     assert (
-        f"{trained.run / 'doubts.csv'}  ({doubts} of 103 labels are worth a second look, {first} of them first)"
+        f"{trained.run / 'doubts.csv'}  ({doubts} of 103 labels are worth a second look, {sure} are contradicted with confidence)"
         in said.out
     )
     assert verdict["growth"]["sentence"] in " ".join(said.out.split())

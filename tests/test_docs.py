@@ -319,8 +319,8 @@ def test_the_output_in_the_readme_is_that_of_the_example_run() -> None:
     assert metrics["growth"]["sentence"] in " ".join(text.split())
     doubts = metrics["doubts"]
     assert (
-        f"({doubts['pictures']} of {doubts['of']} labels are worth a second look, {doubts['confident']} of them first)"
-        in text
+        f"({doubts['pictures']} of {doubts['of']} labels are worth a second look, "
+        f"{doubts['confident']} are contradicted with confidence)" in text
     )
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from headstart import runtime
 from headstart.backbones.backbone import Backbone
 from headstart.choice import Ways
-from headstart.cost import FOLDS_JUDGED, ON_EPOCHS, ON_RATE, seconds
+from headstart.cost import FOLDS_JUDGED, ON_EPOCHS, ON_RATE
 from headstart.data.dataset import Dataset
 from headstart.data.load import load_dataset
 from headstart.features.engine import Engine
@@ -379,41 +379,44 @@ def test_the_pace_of_the_first_rung_decides_whether_there_is_time_for_the_next(
     begun: Start, monkeypatch: pytest.MonkeyPatch, slower: float
 ) -> None:
     """All would take twice too long by the speeds that were measured before; the first then takes `slower` times as long."""
+    stages, images = len(begun.backbone.stages), len(begun.dataset.indices("train"))
     known = Evidence.model_construct(
-        images=len(begun.dataset.indices("train")),
-        folds=5,
+        images=images,
         classes=3,
-        decode_seconds=0.0,
-        forward_seconds=[0.0] * len(begun.backbone.stages),
-        training_seconds=[1.0] * len(begun.backbone.stages),
+        folds=5,
+        decode_seconds=0.5,
+        forward_seconds=[0.25] * stages,
+        training_seconds=[1.0] * stages,
+        cached=[],
         forecast=None,
     )
-    deeper = replace_rung(PAYS, cut=0)
-    first, second = (seconds(known, rung, "fold", refit="none") for rung in (PAYS, deeper))
-    refit = seconds(known, deeper, "fold") - second
-    budget = Budget(seconds=first + second + refit, spent_seconds=0.0)  # rungs may take half of it
+    upper, deeper = replace_rung(PAYS, cut=2, forced=True), PAYS
+    judged, refit = images * 0.8 * PAYS.epochs, images * PAYS.epochs
+    first = judged * (stages - 2) + images * PAYS.views * (0.5 + 2 * 0.25)
+    second = (judged + refit) * (stages - 1)  # the first has cached its views
+    budget = Budget(seconds=first + second, spent_seconds=0.0)  # rungs may take half of it
     begins = room.Ladder._try
 
     def paced(*given: Any) -> Any:
         result, *rest = begins(*given)
-        epochs = sum(map(len, result.curves))
-        curves = tuple(tuple(replace(row, seconds=slower * first / epochs) for row in curve) for curve in result.curves)
+        each = slower * judged * (stages - 2) / result.passes
+        curves = tuple(tuple(replace(row, seconds=each) for row in curve) for curve in result.curves)
         return replace(result, curves=curves), *rest
 
     monkeypatch.setattr(room.Ladder, "_try", paced)
-    tuned = begun.ladder(PAYS, deeper, evidence=known, budget=budget, refit="none").climb()
+    tuned = begun.ladder(upper, deeper, evidence=known, budget=budget).climb()
     assert tuned.rungs[0].kept
     if slower < 0.5:
-        assert (len(tuned.rungs), tuned.reasons) == (2, ())
+        assert (len(tuned.rungs), tuned.reasons, tuned.left_out) == (2, (), ())
         return
-    left = 0.5 * (first + second + refit) - slower * first
+    left = 0.5 * (first + second) - slower * first
     assert tuned.reasons == (
-        "the rung from stem on was not tried: at the pace of the one above it would take about "
-        f"{slower * (second + refit):.0f} s, and {max(0.0, left):.0f} s are left",
+        "the rung from blocks.0 on was not tried: at the pace of the one above it would take about "
+        f"{slower * second:.0f} s, and {max(0.0, left):.0f} s are left",
     )
-    assert tuned.kept == tuned.rungs and len(tuned.rungs) == 1
+    assert tuned.left_out == (deeper,) and len(tuned.rungs) == 1
     # Without a budget it is tried.
-    assert len(begun.ladder(PAYS, deeper, evidence=known, refit="none").climb().rungs) == 2
+    assert len(begun.ladder(upper, deeper, evidence=known).climb().rungs) == 2
 
 
 class Clock:

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -318,6 +319,41 @@ def test_time_that_is_used_up_still_gives_a_proven_model(trained: Trained, monke
     assert run.metrics["chosen"] == "head" and run.metrics["rungs"] == []
     assert any("was not tried: the time was used up" in line for line in told)
     assert math.isfinite(run.metrics["test"]["models"]["scratch_cnn"]["log_loss"]["value"])
+
+
+def _forced(whole: Any, *given: Any) -> Rung:
+    rung: Rung = whole(*given).model_copy(update={"forced": True, "epochs": 2})
+    return rung
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_the_plan_that_a_run_writes_repeats_it_in_an_empty_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None, slow: bool
+) -> None:
+    """Bit for bit: also where the views of heads cached what rungs started from, and where the pace of the first left no time for the
+    second."""
+    monkeypatch.setattr("headstart.planner.FEW_IMAGES", 60)
+    monkeypatch.setattr("headstart.planner.LADDER", (0.7, 0.3))
+    monkeypatch.setattr("headstart.proof.scratch_epochs", lambda *_: (1, "one epoch"))
+    short = partial(_forced, import_module("headstart.planner").rung_from)
+    monkeypatch.setattr("headstart.planner.rung_from", short)
+    if slow:
+        monkeypatch.setattr(import_module("headstart.finetune"), "pace", lambda *_: 1e9)
+    pictures, given = stripes(150, contrast=18), Options(budget=3600.0, precision="float32", engine="eager")
+    runs = []
+    for place, plan in enumerate(("auto", str(tmp_path / "plan.json"))):
+        monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / f"cache {place}"))
+        run = hs.fit(pictures, None, replace(given, plan=plan), module=TinyNet())
+        (tmp_path / "plan.json").write_text(run.plan.model_dump_json())
+        runs.append(run)
+    auto, again = runs
+    assert auto.plan.evidence is not None
+    cuts = [rung.cut for rung in auto.plan.rungs]
+    assert len(auto.plan.evidence.cached) == 2 and cuts == sorted(auto.plan.evidence.cached, reverse=True)[: 2 - slow]
+    kept = [[(rung["cut"], rung["kept"], rung["gain"]) for rung in run.metrics["rungs"]] for run in runs]
+    assert kept[0] == kept[1] and len(kept[0]) == 2 - slow
+    assert auto.model.backbone.digest() == again.model.backbone.digest()
+    assert np.array_equal(auto.model.head.weight, again.model.head.weight)
 
 
 @pytest.mark.parametrize("mirror", [True, False])

@@ -35,17 +35,15 @@ def seconds(
     return seconds_of(evidence, rung, rung.epochs * trainings * share + refitting(rung, refit or REFITS[judge]), above)
 
 
-def pace(evidence: Evidence, trained: Sequence[tuple[Rung, float]], judge: Judge) -> float:
-    """How many times as long as estimated the epochs of the judged trainings of rungs took, whose seconds are given with them."""
-    trainings, share = judgings(evidence.folds, judge)
-    expected = sum(training_seconds(evidence, rung, rung.epochs * trainings * share) for rung, _ in trained)
-    return sum(took for _, took in trained) / expected if expected else 1.0
+def pace(evidence: Evidence, trained: Sequence[tuple[Rung, float, float]]) -> float:
+    """How many times as long as estimated rungs trained, each with its passes over all training pictures and the seconds they took."""
+    expected = sum(training_seconds(evidence, rung, epochs) for rung, epochs, _ in trained)
+    return sum(took for *_, took in trained) / expected if expected else 1.0
 
 
 def seconds_of(evidence: Evidence, rung: Rung, epochs: float, above: Sequence[Rung] = ()) -> float:
     """Estimated wall time of a rung that goes over all training pictures `epochs` times; rungs `above` may have cached its views."""
-    cached = rung.cut == 0 or any(rung.rides(other) for other in above)
-    views = 0 if cached else rung.views - min(rung.views - 1, evidence.views) * (rung.cut in evidence.cached)
+    views = 0 if rung.cut == 0 or rung.rides(above) else 1 if rung.cut in evidence.cached else rung.views
     view = evidence.decode_seconds + sum(evidence.forward_seconds[: rung.cut])
     return evidence.images * views * view + training_seconds(evidence, rung, epochs)
 

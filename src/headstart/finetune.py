@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from headstart import runtime
 from headstart.backbones.backbone import Backbone
-from headstart.cost import ON_EPOCHS, ON_RATE, for_rungs, pace, seconds
+from headstart.cost import ON_EPOCHS, ON_RATE, for_rungs, judgings, pace, seconds, seconds_of
 from headstart.data.dataset import Dataset
 from headstart.features.engine import Engine
 from headstart.features.extract import Features
@@ -65,13 +65,24 @@ class RungResult:
     caching: float = 0.0
     cleared: float | None = None
 
+    @property
+    def passes(self) -> int:
+        """Epochs of all trainings that judged it."""
+        return sum(map(len, self.curves))
+
+    @property
+    def training(self) -> float:
+        """Seconds that these took."""
+        return sum(epoch.seconds for curve in self.curves for epoch in curve)
+
 
 @dataclass(frozen=True, eq=False)
 class Finetuned:
     """The chosen backbone and head, how every rung did, and held-out logits (M, K) of what was chosen.
 
-    `held` (M,) are the indices of the held-out pictures. `refit`: whether the model saw all training pictures in the end. Where it
-    answers `together` with the frozen head, the head counts the stages of the original backbone on from those of the trained one.
+    `held` (M,) are the indices of the held-out pictures. `refit`: whether the model saw all training pictures in the end. For rungs
+    that are `left_out` the pace of those above left no time: a plan that repeats this has none of them. Where it answers `together`
+    with the frozen head, the head counts the stages of the original backbone on from those of the trained one.
     """
 
     backbone: Backbone
@@ -81,6 +92,7 @@ class Finetuned:
     logits: NDArray[np.float32]
     refit: bool
     reasons: tuple[str, ...]
+    left_out: tuple[Rung, ...] = ()
 
     @property
     def kept(self) -> tuple[RungResult, ...]:
@@ -124,11 +136,13 @@ class Ladder:
         heat = 1.0
         results: list[RungResult] = []
         reasons: list[str] = []
+        left_out: list[Rung] = []
         for rung in plan.rungs:
             if time.monotonic() > tuning.deadline:
                 reasons.append(f"the rung from {plan.stages[rung.cut]} on was not tried: the time was used up")
                 continue
             if why := self._too_long(rung, results):
+                left_out.append(rung)
                 reasons.append(f"the rung from {plan.stages[rung.cut]} on was not tried: {why}")
                 continue
             result, after, logits, warmth = self._try(rung, len(results), splits, best, truth, beside, frozen)
@@ -139,7 +153,7 @@ class Ladder:
             if result.posterior is not None:  # no bar for the next rung: it may be lower than the frozen head's
                 break
         backbone, head, refit = self._final(pool, splits, tuple(results), reasons)
-        tuned = Finetuned(backbone, head, tuple(results), held, best, refit, tuple(reasons))
+        tuned = Finetuned(backbone, head, tuple(results), held, best, refit, tuple(reasons), tuple(left_out))
         if partner is not None and tuned.kept:
             head = merged([(head, heat), (tuning.head(partner[0], pool), partner[1])], tuning.features.widths)
         elif tuned.together:
@@ -208,13 +222,16 @@ class Ladder:
 
         It hangs on nothing but what is remembered of them: the same run on the same data decides the same.
         """
-        known, budget, judge = self.tuning.plan.evidence, self.tuning.plan.budget, self.tuning.plan.judge
+        plan = self.tuning.plan
+        known, budget = plan.evidence, plan.budget
         if known is None or budget is None or not before:
             return ""
-        took = [(each.rung, sum(epoch.seconds for curve in each.curves for epoch in curve)) for each in before]
-        times, above = pace(known, took, judge), [each.rung for each in before]
-        spent = sum(seconds(known, each, judge, above[:place], refit="none") for place, each in enumerate(above))
-        left, needed = for_rungs(budget) - times * spent, times * seconds(known, rung, judge, above)
+        _, share = judgings(known.folds, plan.judge)
+        above, passes = [each.rung for each in before], [share * each.passes for each in before]
+        times = pace(known, [(each.rung, many, each.training) for each, many in zip(before, passes, strict=True)])
+        spent = sum(seconds_of(known, each, passes[place], above[:place]) for place, each in enumerate(above))
+        left = for_rungs(budget) - times * spent
+        needed = times * seconds(known, rung, plan.judge, above, plan.refit)
         if needed <= left:
             return ""
         return f"at the pace of the one above it would take about {needed:.0f} s, and {max(0.0, left):.0f} s are left"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -27,9 +28,9 @@ class Evidence(_Record):
     one they are computed in; `forward_seconds` and `training_seconds` per picture, measured on this machine; `decode_seconds` per
     picture; `scratch_seconds` of one picture in the training of the small network from scratch; `beside_seconds` per picture of
     another backbone that answers together with the first. `views`: how many augmented views heads were fitted to, beside the
-    clean one, and `cached` the cuts at which these are cached already; `folds`: those of cross-validation. `head_log_loss` in
-    nats; `shift`, how far the pictures lie from the source (features/shift.py), and `forecast`, what recorded runs let expect of
-    fine-tuning: None where that is not known.
+    clean one, and `cached` the cuts at which all views but that one are cached already; `folds`: those of cross-validation.
+    `head_log_loss` in nats; `shift`, how far the pictures lie from the source (features/shift.py), and `forecast`, what recorded
+    runs let expect of fine-tuning: None where that is not known.
     """
 
     images: int
@@ -95,9 +96,10 @@ class Rung(_Record):
     statistics: Literal["frozen", "learnt"] = "frozen"
     reason: str = ""
 
-    def rides(self, above: Rung) -> bool:
-        """Whether the pass that caches the views of the rung `above` keeps those of this one as well."""
-        return 0 < self.cut < above.cut and self.views == above.views
+    def rides(self, above: Sequence[Rung]) -> bool:
+        """Whether the pass that caches the views of the first of the rungs `above` keeps those of this one as well: where none of them
+        trains the stages below its cut."""
+        return bool(above) and 0 < self.cut < min(rung.cut for rung in above) and self.views == above[0].views
 
     @model_validator(mode="after")
     def _ends_above_its_cut(self) -> Rung:

@@ -180,7 +180,7 @@ def _scratch_epochs(plan: Plan, tuned: Finetuned, trainings: int) -> tuple[int, 
         seconds_of(
             plan.evidence,
             each.rung,
-            share * sum(map(len, each.curves)) + (refitting(each.rung, plan.refit) if each in again else 0),
+            share * each.passes + (refitting(each.rung, plan.refit) if each in again else 0),
             [other.rung for other in tuned.rungs[:place]],
         )
         for place, each in enumerate(tuned.rungs)

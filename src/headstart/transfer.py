@@ -105,7 +105,7 @@ def transfer(
         how: dict[str, Any] = {"seed": options.seed, "progress": progress}
         limits: dict[str, Any] = {"deadline": deadline, "budget": options.budget}
         cuts = cached_ahead(dataset, engines, heads, options, store)
-        features, why = more_views(features, engines, dataset, store, cuts=cuts, **limits, **how)
+        features, why, cached = more_views(features, engines, dataset, store, cuts=cuts, **limits, **how)
         if views := len(features.views):
             engines, features, heads = answering(engines, features, raced)
             model = on_frozen(engines, heads, features, dataset, store)
@@ -115,8 +115,7 @@ def transfer(
                 tried = with_views(tried, entrants, dataset, store, views, only=pool, **how)
         story.views(heads, views, why)
     with story.phase("plan"):
-        spent, cached = story.total, cuts if views else []
-        plan = planned(dataset, engines, heads, features, options, store, cached=cached, spent=spent)
+        plan = planned(dataset, engines, heads, features, options, store, cached=cached, spent=story.total)
         story.plan(plan)
     with story.phase("finetune"):
         # The network from scratch is given the time that transfer took, so transfer may use half of what is left.
@@ -125,6 +124,7 @@ def transfer(
             engines[0], heads, features, dataset, plan, store, deadline=halfway, pair=options.pair, progress=progress
         )
         story.finetuned(tuned, plan)
+        plan = plan.model_copy(update={"rungs": [rung for rung in plan.rungs if rung not in tuned.left_out]})
         if tuned.together:  # the second of the two is the original network, whose stages no rung has touched
             engines, features = (engines[0], engines[0]), together([features, features])
         if tuned.kept:

@@ -98,7 +98,7 @@ class Tuning:
 
     def train(self, rung: Rung, number: int, split: Split, advance: runtime.Advance = runtime.nothing) -> Tuned:
         """One training, or its stored outcome: that takes no pass through the network at all. The `number` of the rung, from 0, makes
-        its draws.
+        its draws; those after it in the plan may share its pass.
 
         Raises:
             StoreError: where the store cannot be written.
@@ -166,6 +166,7 @@ class Tuning:
         engine = self.engine if split.backbone is self.engine.backbone else self.engine.alike(split.backbone)
         if rung.cut == 0 or not self.cached:
             return FromImages(engine, self.dataset, rung.cut, self.plan.seed)
+        later = self.plan.rungs[number + 1 :]
         everyone = np.concatenate([split.fit, split.held]) if self.plan.judge != "val" else split.fit
         cached = cache_activations(
             split.backbone,
@@ -178,7 +179,9 @@ class Tuning:
             seed=self.plan.seed,
             engine=engine,
             rounded=rung.rounded,
-            also=[(later.cut, later.rounded) for later in self.plan.rungs[number + 1 :] if later.rides(rung)],
+            also=[
+                (other.cut, other.rounded) for place, other in enumerate(later) if other.rides([rung, *later[:place]])
+            ],
             progress=self.progress,
         )
         return FromStore(split.backbone, cached)

@@ -11,9 +11,6 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-import numpy as np
-from numpy.typing import NDArray
-
 from headstart import runtime
 from headstart.data.dataset import Dataset
 from headstart.errors import StoreError
@@ -39,34 +36,27 @@ def more_views(
     deadline: float = math.inf,
     budget: float | None = None,
     progress: runtime.Progress = runtime.silent,
-) -> tuple[Features, str]:
+) -> tuple[Features, str, list[int]]:
     """The features with those of more views of the training pictures, or as they are; why they are so, "" where that goes without
-    saying. The pass that the only one of `engines` makes caches what enters `cuts`, where any are given.
+    saying; and those of `cuts` whose activations of these views the pass has cached, which the only one of `engines` makes.
 
     What is decided depends on the time that is left until `deadline`, and is remembered: the same run with the same `budget` decides
     the same. Without room in the store there are none.
     """
     pool = dataset.indices("train")
     if len(pool) > min(IN_ALL, A_CLASS * len(dataset.classes)):
-        return features, ""
+        return features, "", []
     digests = [[engine.backbone.digest(), *engine.backbone.input.size] for engine in engines]
     memo = store.artifact(
         "views", {"data": dataset.digest, "backbones": digests, "seed": seed, "views": VIEWS, "budget": budget}
     )
-    stored = memo.load()
-
-    def run(only: NDArray[np.int64], progress: runtime.Progress) -> Features:
-        if cuts:
-            with suppress(StoreError):  # rungs may find no room for what they need; heads need little
-                cache_views(engines[0], dataset, store, cuts, VIEWS, only=only, seed=seed, progress=progress)
-        return with_views(features, engines, dataset, store, VIEWS, only=only, seed=seed, progress=progress)
-
+    stored, cached = memo.load(), False
     try:
         if stored is not None:
             record = stored[0]
         else:
             began = time.monotonic()
-            run(pool[:_FIRST], runtime.silent)
+            with_views(features, engines, dataset, store, VIEWS, only=pool[:_FIRST], seed=seed)
             needed = (time.monotonic() - began) / min(_FIRST, len(pool)) * max(0, len(pool) - _FIRST)
             record = {"taken": needed <= _SHARE * (deadline - time.monotonic()), "seconds": needed}
             memo.save(record, {})
@@ -74,7 +64,13 @@ def more_views(
             return (
                 features,
                 f"{VIEWS} more of each picture would take about {record['seconds']:.0f} s: heads do without",
+                [],
             )
-        return run(pool, progress), ""
+        with suppress(StoreError):  # rungs may find no room for what they need; heads need little
+            cached = bool(cuts) and cache_views(
+                engines[0], dataset, store, cuts, VIEWS, only=pool, seed=seed, progress=progress
+            )
+        looked = with_views(features, engines, dataset, store, VIEWS, only=pool, seed=seed, progress=progress)
+        return looked, "", list(cuts) if cached else []
     except StoreError as error:
-        return features, f"heads do without more of them: {error}"
+        return features, f"heads do without more of them: {error}", []

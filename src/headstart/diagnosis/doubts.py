@@ -33,7 +33,7 @@ def doubts(heads: Race, labels: NDArray[np.int64], folds: NDArray[np.int64]) -> 
     data set.
 
     Some are wrong labels, more so where the answer is confident; the others are hard pictures: only a person can tell. A class that
-    lies in one fold is never answered, which says nothing about its labels.
+    lies in one fold is never answered for its own pictures: that says nothing about their labels, nor how probable it usually is.
     """
     given = labels[heads.pool]
     logits = heads.best.logits
@@ -41,7 +41,7 @@ def doubts(heads: Race, labels: NDArray[np.int64], folds: NDArray[np.int64]) -> 
     own, answered = shares[np.arange(len(given)), given], shares.argmax(1)
     fold, classes = folds[heads.pool], range(int(given.max(initial=-1)) + 1)
     known = np.array([len(np.unique(fold[given == label])) > 1 for label in classes], bool)
-    usual = np.array([shares[given == label, label].mean() if (given == label).any() else np.inf for label in classes])
+    usual = np.array([shares[given == label, label].mean() if known[label] else np.inf for label in classes])
     against = np.flatnonzero((answered != given) & known[given])
     return tuple(
         Doubt(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from headstart import runtime
 from headstart.backbones.backbone import Backbone
 from headstart.data.dataset import Dataset
+from headstart.errors import StoreError
 from headstart.features.engine import Engine
 from headstart.features.extract import batches, pooled_table
 from headstart.features.settle import key_of, settle, transform_of
@@ -80,15 +81,18 @@ def cache_activations(
         StoreError: where the activations do not fit or cannot be written.
     """
     engine = Engine(backbone) if engine is None else engine
-    kept = {
-        each: _tables(engine, dataset, store, each, range(views), seed, short)
-        for each, short in sorted([*also, (cut, rounded)])
-    }
-    tables = kept[cut]
-    asked = {
-        view: augmented if view else np.concatenate([augmented, np.setdiff1d(clean, augmented)]) for view in tables
-    }
-    _run(engine, dataset, store, kept, {}, _lacking(tables, dataset, asked), seed, "Caching activations", progress)
+    which, own = range(views), (cut, rounded)
+    kept = {each: _tables(engine, dataset, store, *each, which, seed) for each in sorted({own, *also})}
+    tables = kept[own]
+    every = {view: augmented if view else np.concatenate([augmented, np.setdiff1d(clean, augmented)]) for view in which}
+    work, title = _lacking(tables, dataset, every), "Caching activations"
+    try:
+        _run(engine, dataset, store, kept, {}, work, seed, title, progress)
+    except StoreError:  # without room for all, there may be enough for the one that is asked for now
+        if len(kept) == 1:
+            raise
+        work = _lacking(tables, dataset, every)
+        _run(engine, dataset, store, {own: tables}, {}, work, seed, title, progress)
     return Cached(
         cut,
         tuple(table for table, _ in tables.values()),
@@ -108,29 +112,30 @@ def cache_views(
     only: NDArray[np.int64],
     seed: int = 0,
     progress: runtime.Progress = runtime.silent,
-) -> None:
+) -> bool:
     """Run augmented views 1 to `views` of the pictures `only` (M,) once, for `with_views` and for `cache_activations` alike: the
     pooled outputs of every stage are kept, and what enters `cuts`, as it is computed. No compiler may run the engine.
+
+    Whether the activations are there. They are not where the pooled outputs were there before, as after a run that trained the head
+    alone: nothing is run then, since who trains from the cuts would run no more.
 
     Raises:
         StoreError: where the activations do not fit or cannot be written.
     """
     which = range(1, views + 1)
-    kept = {cut: _tables(engine, dataset, store, cut, which, seed, rounded=False) for cut in sorted(set(cuts))}
+    kept = {(cut, False): _tables(engine, dataset, store, cut, False, which, seed) for cut in sorted(set(cuts))}
     ends = {view: pooled_table(engine, dataset, store, view, seed) for view in which}
-    # In the order of the contents: who shares a batch moves the last bits, and names and order of files must not.
-    asked = dict.fromkeys(which, only[np.argsort([dataset.digests[i] for i in only], kind="stable")])
-    if not _lacking({view: [table] for view, table in ends.items()}, dataset, asked):
-        ends = {}  # as after a run that trained the head alone: what lies above the cuts need not run again
-    lacking = {view: [table for tables in kept.values() for table in tables[view]] for view in which}
-    for view, table in ends.items():
-        lacking[view].append(table)
-    work, title = _lacking(lacking, dataset, asked), f"Extracting {views} more views"
-    _run(engine, dataset, store, kept, ends, work, seed, title, progress)
+    both = {view: [*(table for tables in kept.values() for table in tables[view]), ends[view]] for view in which}
+    every = dict.fromkeys(which, only)
+    work = _lacking(both, dataset, every)
+    if work and not _lacking({view: [table] for view, table in ends.items()}, dataset, every):
+        return False
+    _run(engine, dataset, store, kept, ends, work, seed, f"Extracting {views} more views", progress)
+    return True
 
 
 def _tables(
-    engine: Engine, dataset: Dataset, store: Store, cut: int, views: Sequence[int], seed: int, rounded: bool
+    engine: Engine, dataset: Dataset, store: Store, cut: int, rounded: bool, views: Sequence[int], seed: int
 ) -> _Tables:
     """Where the activations of a cut lie: computed as the engine is settled, kept so or `rounded` to bfloat16."""
     backbone, how = engine.backbone, settle(engine, dataset, store).before_compiling
@@ -148,7 +153,7 @@ def _run(
     engine: Engine,
     dataset: Dataset,
     store: Store,
-    kept: Mapping[int, _Tables],
+    kept: Mapping[tuple[int, bool], _Tables],
     ends: Mapping[int, Table],
     work: Mapping[tuple[int, ...], list[int]],
     seed: int,
@@ -161,20 +166,21 @@ def _run(
     rows = [table.row_bytes for tables in kept.values() for table in next(iter(tables.values()))]
     store.make_room(total * (sum(rows) + sum(table.row_bytes for table in [*ends.values()][:1])))
     transform = transform_of(engine.backbone, dataset.mirror)
-    cuts = (*kept, len(engine.backbone.stages)) if ends else tuple(kept)
+    stops = sorted({cut for cut, _ in kept} | ({len(engine.backbone.stages)} if ends else set()))
     with progress(title, total, "views") if total else nullcontext(runtime.nothing) as advance:
         for which, indices in work.items():
             for chunk, found in batches(
                 dataset.images,
                 indices,
                 [transform],
-                lambda x: engine.activations_at(x, cuts),
+                lambda x: engine.activations_at(x, stops),
                 views=which,
                 seed=seed,
                 size=engine.batch,
             ):
                 digests = [dataset.digests[i] for i in chunk]
-                for tables, (flat, pooled) in zip(kept.values(), found, strict=False):
+                for (cut, _), tables in kept.items():
+                    flat, pooled = found[stops.index(cut)]
                     short = tables[which[0]][0].dtype == np.uint16
                     raw = (flat.to(torch.bfloat16).view(torch.uint16) if short else flat).numpy()
                     for place, view in enumerate(which):
@@ -188,13 +194,16 @@ def _run(
 def _lacking(
     tables: Mapping[int, Sequence[Table]], dataset: Dataset, asked: Mapping[int, NDArray[np.int64]]
 ) -> dict[tuple[int, ...], list[int]]:
-    """The pictures `asked` for in each view, by the views that any of its tables lacks of them; of equal contents the first."""
-    views: dict[int, list[int]] = {}
-    for view, pictures in asked.items():
-        digests = [dataset.digests[i] for i in pictures]
-        for place in sorted({place for table in tables[view] for place in table.missing(digests)}):
-            views.setdefault(int(pictures[place]), []).append(view)
+    """The pictures `asked` for in each view of which any of its tables lacks a row, of equal contents the first.
+
+    The clean view is run apart from the others, and these together, whichever of them is lacking, in the order of the contents: who
+    shares a batch moves the last bits, and neither the order of files nor what was cached before must.
+    """
     found: dict[tuple[int, ...], list[int]] = {}
-    for picture, which in views.items():
-        found.setdefault(tuple(which), []).append(picture)
+    for which in (tuple(view for view in asked if view), (0,) * (0 in asked)):
+        pictures = asked[which[0]] if which else np.empty(0, np.int64)
+        digests = [dataset.digests[i] for i in pictures]
+        missing = {place for view in which for table in tables[view] for place in table.missing(digests)}
+        if missing:
+            found[which] = sorted((int(pictures[place]) for place in missing), key=lambda i: dataset.digests[i])
     return found
