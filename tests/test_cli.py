@@ -95,7 +95,7 @@ def test_fit_shows_the_verdict_and_where_things_are(
     assert str(trained.run / "report.html") in said.out
     doubts, sure = verdict["doubts"]["pictures"], verdict["doubts"]["confident"]
     assert (
-        f"{trained.run / 'doubts.csv'}  ({doubts} of 103 labels are worth a second look, {sure} are contradicted with confidence)"
+        f"{trained.run / 'doubts.csv'}  ({doubts} of 103 labels are worth a second look, {sure} contradicted with confidence)"
         in said.out
     )
     assert verdict["growth"]["sentence"] in " ".join(said.out.split())

@@ -320,7 +320,7 @@ def test_the_output_in_the_readme_is_that_of_the_example_run() -> None:
     doubts = metrics["doubts"]
     assert (
         f"({doubts['pictures']} of {doubts['of']} labels are worth a second look, "
-        f"{doubts['confident']} are contradicted with confidence)" in text
+        f"{doubts['confident']} contradicted with confidence)" in text
     )
 
 

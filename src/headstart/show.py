@@ -97,7 +97,7 @@ def show_run(run: Run) -> None:
             place = escape(shlex.quote(str(run.folder / "doubts.csv")))
             console.print(
                 f"doubts   {place}  ({doubts['pictures']:,} of {doubts['of']:,} labels are worth a second look, "
-                f"{doubts['confident']:,} are contradicted with confidence)",
+                f"{doubts['confident']:,} contradicted with confidence)",
                 soft_wrap=True,
             )
         console.print(f"predict  headstart predict {escape(shlex.quote(str(run.folder)))} PICTURES…", soft_wrap=True)
