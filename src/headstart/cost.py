@@ -29,8 +29,8 @@ def refitting(rung: Rung, refit: Refit) -> int:
 def seconds(
     evidence: Evidence, rung: Rung, judge: Judge, above: Sequence[Rung] = (), refit: Refit | None = None
 ) -> float:
-    """Estimated wall time of a rung: its views through the frozen part, its judging and its refit (None: the usual one). The rungs
-    `above` it may have cached its views."""
+    """Estimated wall time of a rung: its views through the frozen part, its judging and its refit (None: the usual one). Its views
+    may have been cached by the rungs `above` it."""
     trainings, share = judgings(evidence.folds, judge)
     return seconds_of(evidence, rung, rung.epochs * trainings * share + refitting(rung, refit or REFITS[judge]), above)
 

@@ -58,9 +58,8 @@ def planned(
             tested=len(dataset.indices("test")) > 0,
             given_val=len(dataset.indices("val")) > 0,
         )
-        return given.model_copy(
-            update={"budget": None}
-        )  # that of another run, perhaps: the rungs are tried while there is time
+        # Its budget is that of another run, perhaps: its rungs are tried while there is time.
+        return given.model_copy(update={"budget": None})
     found = {"weights": [each.backbone.digest() for each in engines], "head": [heads.accuracy, heads.best.log_loss]}
     spec = {"data": dataset.digest, **found, "options": asdict(options), "rules": RULES}
     memo = store.artifact("plan", spec)

@@ -20,7 +20,7 @@ LADDER = (0.75, 0.45)
 # With few pictures one deep rung gives as much as two (benchmarks/depth.py) in less time: the first that there is time for.
 FEW_LADDER = (0.33, 0.75)
 # Speeds are measured in a moment: the pace of the first rung decides on what lies below it, unless all take so many times too long.
-HOPELESS = 2.0
+_HOPELESS = 2.0
 WHOLE_VIEWS = 16  # where all stages train from pictures: nothing is cached, so that one view more costs nothing
 
 
@@ -167,7 +167,7 @@ def _within(evidence: Evidence, rungs: list[Rung], budget: Budget, judge: Judge)
                 continue
             fitting = stored
         cost = seconds(evidence, fitting, judge, kept)
-        if spent + cost > (HOPELESS if kept else 1.0) * left:
+        if spent + cost > (_HOPELESS if kept else 1.0) * left:
             reasons.append(
                 f"no rung from {evidence.stages[fitting.cut]} on: it would take about {cost:.0f} s, "
                 f"and {max(0.0, left - spent):.0f} s are left"
