@@ -7,7 +7,8 @@ LP-FT on every set where pictures are few.
 `--tier full` has everybody on everything, five seeds. The cheapest cases come first, round by round.
 
 Where pictures are few, Headstart weighs what it expects of fine-tuning, and most of these sets taught it that. `--tier left-out` runs
-it there once more, each set foretold by what the others taught.
+it there once more, each set foretold by what the others taught. `--tier unseen` runs on the sets that unseen.py makes, which no choice
+was ever made on, and keeps its results apart.
 """
 
 from __future__ import annotations
@@ -26,11 +27,14 @@ from typing import Any
 
 import numpy as np
 
+import unseen
 from common import SETS, commit, keep, results
 from contest import MOBILE, Contestant, Ran, linked, ran
 from headstart import runtime
 
 RESULTS = Path(__file__).parent / "results" / "accuracy.json"
+UNSEEN = RESULTS.with_name("accuracy_unseen.json")
+PLACES = {**SETS, **unseen.SETS}
 TESTED, QUICK = 600, 600  # pictures at most: tested, and trained on in the quick tier
 READ_BY_ALL = (".jpg", ".jpeg", ".png", ".bmp")
 LP_FT = "LP-FT, 10 and 5 epochs"
@@ -74,6 +78,10 @@ TIERS = {
     "full": tuple(Round((*CHEAP, *SLOW, *SLOWEST), tuple(SETS), ("5", "20", "all"), seed) for seed in range(5)),
     "left-out": tuple(
         each for seed in range(3) for each in (Round((FOREIGN,), TAUGHT, SIZES[:2], seed), Round((FOREIGN,), FEW, SIZES[2:3], seed))
+    ),
+    "unseen": (
+        Round(CHEAP, tuple(unseen.SETS), SIZES[:3], 0), Round((LP_FT,), tuple(unseen.SETS), SIZES[:2], 0),
+        Round(CHEAP, tuple(unseen.SETS), SIZES[:3], 1),
     ),
 }  # fmt: skip
 
@@ -152,7 +160,8 @@ def row(done: Ran, tested: list[str]) -> dict[str, Any]:
 
 def suite(given: argparse.Namespace) -> None:
     """Run what is missing and write after every process; who ends with an error has failed in that case, and is not run again."""
-    record = results(RESULTS)
+    path = UNSEEN if given.tier == "unseen" else RESULTS
+    record = results(path)
     with tempfile.TemporaryDirectory() as name:
         for title, source, draw, seed in _asked(given):
             key = f"{source}, size {draw.size}, seed {seed}"
@@ -172,7 +181,7 @@ def suite(given: argparse.Namespace) -> None:
             python = given.autogluon_python if title == AUTOGLUON else given.peers_python
             if title == FOREIGN:
                 who = replace(who, forecast=_without(source, Path(name)))
-            place = (given.data / SETS[source]).resolve()
+            place = (given.data / PLACES[source]).resolve()
             with tempfile.TemporaryDirectory(dir=name) as folder:
                 tree = Path(folder) / "pictures"
                 root = place.parent if place.is_file() else place
@@ -185,7 +194,7 @@ def suite(given: argparse.Namespace) -> None:
                     found["failed"] = error.returncode
             case["contestants"][title] = found
             record["cases"][key] = case
-            keep(record, RESULTS)
+            keep(record, path)
             told = "failed" if "failed" in found else f"{100 * found['accuracy']:.1f} %, {found['seconds']:.0f} s"
             print(f"{key}: {title}: {told}", flush=True)
 
@@ -211,7 +220,7 @@ def _asked(given: argparse.Namespace) -> Iterator[tuple[str, str, Draw, int]]:
         sets = [source for source in each.sets if not given.sets or source in given.sets]
         # One draw of two sizes goes by one name in all rounds.
         every = each.sizes if given.tier == "full" else SIZES[:3]
-        found = {source: _new((given.data / SETS[source]).resolve(), every, each.seed, given.tier) for source in sets}
+        found = {source: _new((given.data / PLACES[source]).resolve(), every, each.seed, given.tier) for source in sets}
         for size, source in product(SIZES, sets):
             for draw in found[source]:
                 if draw.size == size and size in sizes:

@@ -2,6 +2,7 @@
 
     python benchmarks/run.py --suite speed --data ../shared/data --peers-python /path/to/peers/bin/python
     python benchmarks/run.py --suite accuracy --tier quick --data ../shared/data --peers-python /path/to/peers/bin/python
+    python benchmarks/run.py --suite accuracy --tier unseen --data unseen --peers-python /path/to/peers/bin/python
     python benchmarks/run.py --suite depth --data ../shared/data
     python benchmarks/run.py --suite verdict --data ../shared/data
 
@@ -22,7 +23,7 @@ import accuracy
 import depth
 import speed
 import verdict
-from common import PLACES, SETS
+from common import PLACES
 
 SUITES = {"speed": speed, "accuracy": accuracy, "depth": depth, "verdict": verdict}
 NAMES = {
@@ -30,7 +31,7 @@ NAMES = {
     "verdict": verdict.CASES,
 }  # fmt: skip
 
-HAVE = {"accuracy": SETS, "depth": PLACES}
+HAVE = {"accuracy": accuracy.PLACES, "depth": PLACES}
 
 
 def main() -> None:
