@@ -25,7 +25,7 @@ from headstart.features.activations import Cached, activation_bytes, cache_activ
 from headstart.features.engine import BATCH, Engine, normalize
 from headstart.features.extract import Features, columns, extract, extract_all, together, with_views
 from headstart.features.settle import settle, transform_of
-from headstart.features.store import Store, Table
+from headstart.features.store import Store, Table, Writer
 from tests.toys import SPEC, TinyNet, folder, striped, stripes, tiny_backbone
 
 Passes = Callable[[], int]
@@ -245,17 +245,17 @@ def test_equal_pictures_are_run_once(passes: Passes) -> None:
 
 def test_an_interrupted_extraction_goes_on_where_it_stopped(monkeypatch: pytest.MonkeyPatch, passes: Passes) -> None:
     dataset, backbone = striped(100), tiny_backbone()
-    whole = Table.append
+    whole = Writer.append
     calls: list[int] = []
 
-    def interrupted(self: Table, digests: Sequence[str], rows: NDArray[np.float32]) -> None:
+    def interrupted(self: Writer, table: Table, digests: Sequence[str], rows: NDArray[np.float32]) -> None:
         calls.append(len(digests))
         if len(calls) > 3:
             raise KeyboardInterrupt
-        whole(self, digests, rows)
+        whole(self, table, digests, rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Table, "append", interrupted)
+        patch.setattr(Writer, "append", interrupted)
         with pytest.raises(KeyboardInterrupt):
             features(dataset, backbone)
     passes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from headstart.errors import StoreError
-from headstart.features.store import _RECENT, Recall, Store, Table, spec_digest
+from headstart.features.store import _RECENT, Recall, Store, Table, Writer, spec_digest
 
 WIDTH = 5
 SPEC = {"weights": "w", "stage": 3}
@@ -202,6 +203,46 @@ def test_entries_tell_kind_and_size_and_clear_frees_them(store: Store) -> None:
     assert store.clear() == total
     assert store.entries() == []
     fill(store.table("pooled", SPEC, "float32", WIDTH), range(3))  # an emptied store works
+
+
+@pytest.mark.parametrize("ended", [None, KeyboardInterrupt])
+def test_a_writer_writes_seldom_and_all_of_it_whatever_ends_it(store: Store, ended: type[BaseException] | None) -> None:
+    tables = [store.table("pooled", SPEC | {"view": view}, "float32", WIDTH) for view in range(2)]
+    with contextlib.suppress(KeyboardInterrupt), Writer() as writer:
+        for number in range(9):
+            for table in tables:
+                writer.append(table, [digest(number)], row(number)[None])
+        assert not any(map(len, tables))
+        if ended:
+            raise ended
+    for table in tables:
+        assert len(table) == 9
+        assert right(table, range(9))
+
+
+@pytest.mark.parametrize("limit", ["_WAITING", "_PATIENCE"])
+def test_a_writer_does_not_wait_beyond_its_bytes_and_seconds(
+    store: Store, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    monkeypatch.setattr(sys.modules["headstart.features.store"], limit, 0)
+    table = store.table("pooled", SPEC, "float32", WIDTH)
+    with Writer() as writer:
+        for number in range(3):
+            writer.append(table, [digest(number)], row(number)[None])
+            assert len(table) == number + 1
+
+
+def test_a_writer_on_a_full_disk_says_so_and_leaves_its_tables_right(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = [store.table("pooled", SPEC | {"view": view}, "float32", WIDTH) for view in range(2)]
+    with monkeypatch.context() as full, pytest.raises(StoreError, match=r"the disk is full"), Writer() as writer:
+        for table in tables:
+            writer.append(table, [digest(0)], row(0)[None])
+        full.setattr(os, "fsync", full_disk)
+    for table in tables:
+        fill(table, range(3))
+        assert right(table, range(3))
 
 
 def full_disk(*_: object, **__: object) -> None:

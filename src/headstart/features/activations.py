@@ -18,7 +18,7 @@ from headstart.errors import StoreError
 from headstart.features.engine import Engine
 from headstart.features.extract import batches, pooled_table
 from headstart.features.settle import key_of, settle, transform_of
-from headstart.features.store import Store, Table
+from headstart.features.store import Store, Table, Writer
 
 _Tables = dict[int, tuple[Table, Table]]  # by view: activations, and the pooled outputs of the stages before them
 
@@ -167,7 +167,7 @@ def _run(
     store.make_room(total * (sum(rows) + sum(table.row_bytes for table in [*ends.values()][:1])))
     transform = transform_of(engine.backbone, dataset.mirror)
     stops = sorted({cut for cut, _ in kept} | ({len(engine.backbone.stages)} if ends else set()))
-    with progress(title, total, "views") if total else nullcontext(runtime.nothing) as advance:
+    with progress(title, total, "views") if total else nullcontext(runtime.nothing) as advance, Writer() as writer:
         for which, indices in work.items():
             for chunk, found in batches(
                 dataset.images,
@@ -184,10 +184,10 @@ def _run(
                     short = tables[which[0]][0].dtype == np.uint16
                     raw = (flat.to(torch.bfloat16).view(torch.uint16) if short else flat).numpy()
                     for place, view in enumerate(which):
-                        tables[view][0].append(digests, raw[place :: len(which)])
-                        tables[view][1].append(digests, pooled[place :: len(which)])
+                        writer.append(tables[view][0], digests, raw[place :: len(which)])
+                        writer.append(tables[view][1], digests, pooled[place :: len(which)])
                 for place, view in enumerate(which if ends else ()):
-                    ends[view].append(digests, found[-1][1][place :: len(which)])
+                    writer.append(ends[view], digests, found[-1][1][place :: len(which)])
                 advance(len(chunk) * len(which))
 
 

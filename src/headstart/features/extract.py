@@ -18,7 +18,7 @@ from headstart.data.dataset import Dataset, Images
 from headstart.data.images import Transform, load_view, load_views
 from headstart.features.engine import BATCH, Engine, Pictures, Way
 from headstart.features.settle import key_of, settle, there, transform_of
-from headstart.features.store import Store, Table
+from headstart.features.store import Store, Table, Writer
 
 T = TypeVar("T")
 
@@ -290,7 +290,7 @@ def _run(
         found = {each: on_device(dataset.images, part, each, device) for each in dict.fromkeys(transforms)}
         return [found[each] for each in transforms]
 
-    with progress(title, len(missing)) as advance:
+    with progress(title, len(missing)) as advance, Writer() as writer:
         if ahead is not None:
             ahead.enough()
         for chunk, found in batches(
@@ -307,7 +307,7 @@ def _run(
             digests = [dataset.digests[i] for i in chunk]
             for one, rows in zip(group, found, strict=True):
                 for place, table in enumerate(one.tables):
-                    table.append(digests, rows[place :: len(views)])
+                    writer.append(table, digests, rows[place :: len(views)])
             advance(len(chunk))
 
 
