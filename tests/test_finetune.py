@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from headstart import runtime
@@ -36,7 +37,7 @@ from headstart.race import Race, race
 from headstart.suffix import FromStore, Net, between
 from headstart.tasks.classification import fit_temperature
 from headstart.train import Trained, train
-from headstart.tuning import ALPHAS, Tuning
+from headstart.tuning import ALPHAS, Tuned, Tuning
 from headstart.winner import fit_winner
 from tests.toys import clearly_likelier, striped, stripes, tiny_backbone
 
@@ -417,6 +418,49 @@ def test_the_pace_of_the_first_rung_decides_whether_there_is_time_for_the_next(
     assert tuned.left_out == (deeper,) and len(tuned.rungs) == 1
     # Without a budget it is tried.
     assert len(begun.ladder(upper, deeper, evidence=known).climb().rungs) == 2
+
+
+@pytest.mark.parametrize("room_for", [1, 2, 3])
+def test_folds_judge_as_far_as_the_pace_of_the_first_leaves_time_for_the_refit(
+    begun: Start, monkeypatch: pytest.MonkeyPatch, room_for: int
+) -> None:
+    """What judges takes four times as long as was measured before; the plan that then stands in the run repeats it."""
+    stages, images = len(begun.backbone.stages), len(begun.dataset.indices("train"))
+    known = Evidence.model_construct(
+        images=images,
+        classes=3,
+        folds=5,
+        decode_seconds=0.0,
+        forward_seconds=[0.0] * stages,
+        training_seconds=[1.0] * stages,
+        cached=[],
+        forecast=None,
+    )
+    epoch = 4.0 * images * (stages - PAYS.cut)
+    passes = PAYS.epochs * (0.8 * room_for + 1.0)  # those folds, and the refit
+    budget = Budget(seconds=2 * (passes + 0.4) * epoch, spent_seconds=0.0)  # rungs may take half of it
+    trained = Tuning.train
+
+    def paced(*given: Any) -> Tuned:
+        found = trained(*given)
+        curve = tuple(replace(row, seconds=0.8 * epoch) for row in found.outcome.curve)
+        return replace(found, outcome=replace(found.outcome, curve=curve))
+
+    monkeypatch.setattr(Tuning, "train", paced)
+    tuned = begun.ladder(PAYS, judge="folds", evidence=known, budget=budget).climb()
+    (rung,) = tuned.rungs
+    assert rung.kept and rung.complete and tuned.refit
+    assert len(rung.curves) == room_for
+    assert len(tuned.held) == len(tuned.logits) == sum(len(held) for _, held in _folds(begun, room_for))
+    assert tuned.judgings == (None if room_for == FOLDS_JUDGED else room_for)
+    said = f"; judged on {room_for} of 3 folds, as at their pace there was no time for all"
+    assert rung.reason.endswith(said) == (room_for < FOLDS_JUDGED)
+    again = begun.ladder(PAYS, judge="folds", judgings=tuned.judgings).climb()
+    assert same(again, tuned)
+
+
+def _folds(begun: Start, judgings: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    return begun.ladder(PAYS, judge="folds", judgings=judgings).tuning.judging()
 
 
 class Clock:

@@ -19,7 +19,17 @@ from numpy.typing import NDArray
 
 from headstart import runtime
 from headstart.backbones.backbone import Backbone
-from headstart.cost import ON_EPOCHS, ON_RATE, for_rungs, judgings, pace, seconds, seconds_of
+from headstart.cost import (
+    ON_EPOCHS,
+    ON_RATE,
+    for_rungs,
+    judgings,
+    pace,
+    refitting,
+    seconds,
+    seconds_of,
+    training_seconds,
+)
 from headstart.data.dataset import Dataset
 from headstart.features.engine import Engine
 from headstart.features.extract import Features
@@ -27,12 +37,12 @@ from headstart.features.store import Store
 from headstart.forecast import Forecast
 from headstart.heads import Head, Score, merged
 from headstart.judge import Judged, judge
-from headstart.plan import Plan, Rung
+from headstart.plan import Budget, Evidence, Plan, Rung
 from headstart.planner import FEW_EACH
 from headstart.race import Race
 from headstart.tasks.classification import fit_temperature
 from headstart.train import Epoch
-from headstart.tuning import ALPHAS, Split, Tuning
+from headstart.tuning import ALPHAS, Split, Tuned, Tuning
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +103,7 @@ class Finetuned:
     refit: bool
     reasons: tuple[str, ...]
     left_out: tuple[Rung, ...] = ()
+    judgings: int | None = None
 
     @property
     def kept(self) -> tuple[RungResult, ...]:
@@ -125,7 +136,7 @@ class Ladder:
         if not plan.rungs:
             head = tuning.head(self.heads.best, pool)
             return Finetuned(tuning.engine.backbone, head, (), self.heads.pool, self.heads.best.logits, True, ())
-        splits = [tuning.start(self.heads.last, fit, held) for fit, held in tuning.judging()]
+        every = splits = [tuning.start(self.heads.last, fit, held) for fit, held in tuning.judging()]
         held = np.concatenate([split.held for split in splits])
         truth = tuning.dataset.labels[held]
         best, partner = tuning.held_out(self.heads.best), self._partner()
@@ -137,6 +148,7 @@ class Ladder:
         results: list[RungResult] = []
         reasons: list[str] = []
         left_out: list[Rung] = []
+        fewer: int | None = None
         for rung in plan.rungs:
             if time.monotonic() > tuning.deadline:
                 reasons.append(f"the rung from {plan.stages[rung.cut]} on was not tried: the time was used up")
@@ -145,15 +157,17 @@ class Ladder:
                 left_out.append(rung)
                 reasons.append(f"the rung from {plan.stages[rung.cut]} on was not tried: {why}")
                 continue
-            result, after, logits, warmth = self._try(rung, len(results), splits, best, truth, beside, frozen)
+            result, after, logits, warmth = self._try(rung, results, splits, best, truth, beside, frozen)
             results.append(result)
+            fewer = len(after) if len(after) < len(every) else None
             if not result.kept:
                 break
             splits, best, heat = after, logits, warmth
+            held, truth = held[: len(best)], truth[: len(best)]
             if result.posterior is not None:  # no bar for the next rung: it may be lower than the frozen head's
                 break
         backbone, head, refit = self._final(pool, splits, tuple(results), reasons)
-        tuned = Finetuned(backbone, head, tuple(results), held, best, refit, tuple(reasons), tuple(left_out))
+        tuned = Finetuned(backbone, head, tuple(results), held, best, refit, tuple(reasons), tuple(left_out), fewer)
         if partner is not None and tuned.kept:
             head = merged([(head, heat), (tuning.head(partner[0], pool), partner[1])], tuning.features.widths)
         elif tuned.together:
@@ -170,20 +184,27 @@ class Ladder:
     def _try(
         self,
         rung: Rung,
-        number: int,
+        before: Sequence[RungResult],
         splits: list[Split],
         best: NDArray[np.float32],
         truth: NDArray[np.int64],
         beside: NDArray[np.float32] | None,
         frozen: NDArray[np.float32] | None,
     ) -> tuple[RungResult, list[Split], NDArray[np.float32], float]:
-        """Train one rung on every split; its result, the splits after it, their held-out logits, and the temperature that its own
-        were divided by to answer together with another backbone's, `beside` (M, K), or with the frozen head's, `frozen` (M, K)."""
-        began = time.monotonic()
+        """Train a rung, after those `before`, on every split, or on as many as there is time for; its result, these splits after it,
+        their held-out logits, and the temperature that its own were divided by to answer together with another backbone's, `beside`
+        (M, K), or with the frozen head's, `frozen` (M, K)."""
+        began, number, trained = time.monotonic(), len(before), list[Tuned]()
         with self.tuning.progress(f"Rung {number + 1}: training", rung.epochs * len(splits), "epochs") as advance:
-            trained = [self.tuning.train(rung, number, split, advance) for split in splits]
+            for split in splits:
+                if trained and not before and self._too_slow(rung, trained):
+                    break
+                trained.append(self.tuning.train(rung, number, split, advance))
         outcomes = [each.outcome for each in trained]
         shares = np.concatenate([each.shares for each in trained], axis=1)
+        count = shares.shape[1]
+        best, truth = best[:count], truth[:count]
+        beside, frozen = (None if each is None else each[:count] for each in (beside, frozen))
         ended = sum(outcome.complete for outcome in outcomes)
         complete = ended == len(outcomes)
         expected = self._expected(rung) if complete and not number else None
@@ -191,8 +212,11 @@ class Ladder:
         late = len(outcomes) > 1 and not complete and not rung.forced
         if late:  # of several, what is judged would not be what is kept
             found = replace(found, kept=False, cleared=None)
+        said = _said(rung, found)
+        if len(trained) < len(splits):
+            said += f"; judged on {len(trained)} of {len(splits)} folds, as at their pace there was no time for all"
         after = []
-        for split, each in zip(splits, trained, strict=True):
+        for split, each in zip(splits, trained, strict=False):
             net = each.at(ALPHAS[found.share])
             after.append(Split(split.fit, split.held, net.backbone, net.linear(split.head.kind, split.head.strength)))
         best_epochs = [outcome.best_epoch + 1 for outcome in outcomes]
@@ -208,7 +232,7 @@ class Ladder:
             complete,
             tuple(outcome.curve for outcome in outcomes),
             time.monotonic() - began,
-            f"dropped: the time was used up after {ended} of {len(outcomes)} trainings" if late else _said(rung, found),
+            f"dropped: the time was used up after {ended} of {len(outcomes)} trainings" if late else said,
             found.together,
             found.with_head,
             found.posterior,
@@ -223,18 +247,38 @@ class Ladder:
         It hangs on nothing but what is remembered of them: the same run on the same data decides the same.
         """
         plan = self.tuning.plan
-        known, budget = plan.evidence, plan.budget
-        if known is None or budget is None or not before:
+        if plan.evidence is None or plan.budget is None or not before:
             return ""
-        _, share = judgings(known.folds, plan.judge)
-        above, passes = [each.rung for each in before], [share * each.passes for each in before]
-        times = pace(known, [(each.rung, many, each.training) for each, many in zip(before, passes, strict=True)])
-        spent = sum(seconds_of(known, each, passes[place], above[:place]) for place, each in enumerate(above))
-        left = for_rungs(budget) - times * spent
-        needed = times * seconds(known, rung, plan.judge, above, plan.refit)
+        above = [each.rung for each in before]
+        times, left = self._paced(
+            plan.evidence, plan.budget, [(each.rung, each.passes, each.training) for each in before]
+        )
+        needed = times * seconds(plan.evidence, rung, plan.judge, above, plan.refit)
         if needed <= left:
             return ""
         return f"at the pace of the one above it would take about {needed:.0f} s, and {max(0.0, left):.0f} s are left"
+
+    def _too_slow(self, rung: Rung, trained: Sequence[Tuned]) -> bool:
+        """Whether another training of a first rung on a fold, and its refit, take longer than there is time, by the pace of those that
+        `trained`. Where no test set proves the model, all folds have to."""
+        plan = self.tuning.plan
+        if plan.evidence is None or plan.budget is None or not len(self.tuning.dataset.indices("test")):
+            return False
+        epochs = [epoch for each in trained for epoch in each.outcome.curve]
+        took = sum(epoch.seconds for epoch in epochs)
+        times, left = self._paced(plan.evidence, plan.budget, [(rung, len(epochs), took)])
+        _, share = judgings(plan.evidence.folds, plan.judge)
+        more = share * rung.epochs + refitting(rung, plan.refit)
+        return times * training_seconds(plan.evidence, rung, more) > left
+
+    def _paced(self, known: Evidence, budget: Budget, tried: Sequence[tuple[Rung, int, float]]) -> tuple[float, float]:
+        """How many times as long as estimated rungs took that were `tried`, each with the epochs and seconds of all its trainings;
+        and the seconds that are left then."""
+        _, share = judgings(known.folds, self.tuning.plan.judge)
+        times = pace(known, [(rung, share * epochs, took) for rung, epochs, took in tried])
+        above = [rung for rung, *_ in tried]
+        spent = sum(seconds_of(known, rung, share * epochs, above[:n]) for n, (rung, epochs, _) in enumerate(tried))
+        return times, for_rungs(budget) - times * spent
 
     def _expected(self, rung: Rung) -> Forecast | None:
         """What recorded runs let expect of a first rung that is like theirs, where pictures are few, in all or of each class."""

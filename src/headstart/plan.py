@@ -113,11 +113,12 @@ class Rung(_Record):
 class Plan(_Record):
     """Rungs in order, with reasons; `judge` tells how a rung is judged.
 
-    "folds" trains it once for each of three cross-validation folds (few pictures; all of them without a test set), "fold" holds one
-    out (more pictures), "val" uses the validation set that the person gave. `refit` tells how kept rungs come to see all training
-    pictures: "again" trains them on all from the start, "on" goes on with all where the first judged training ended, for a few epochs
-    at a small rate, "none" leaves that one as it is. A plan file may say `true` for "again", `false` for "none". `scratch_epochs` is
-    how long each small network from scratch trains; None: as long as transfer turned out to take, by the speeds in `evidence`.
+    "folds" trains it once for each of three cross-validation folds, or of as many as `judgings` says (few pictures; all folds without
+    a test set), "fold" holds one out (more pictures), "val" uses the validation set that the person gave. `refit` tells how kept rungs
+    come to see all training pictures: "again" trains them on all from the start, "on" goes on with all where the first judged training
+    ended, for a few epochs at a small rate, "none" leaves that one as it is. A plan file may say `true` for "again", `false` for
+    "none". `scratch_epochs` is how long each small network from scratch trains; None: as long as transfer turned out to take, by the
+    speeds in `evidence`.
     """
 
     format: Literal[1] = 1
@@ -125,6 +126,7 @@ class Plan(_Record):
     stages: list[str]
     rungs: list[Rung]
     judge: Judge = "fold"
+    judgings: int | None = Field(default=None, ge=1)
     refit: Refit = "again"
     scratch_epochs: int | None = Field(default=30, ge=1)
     seed: int = 0

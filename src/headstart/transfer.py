@@ -124,7 +124,8 @@ def transfer(
             engines[0], heads, features, dataset, plan, store, deadline=halfway, pair=options.pair, progress=progress
         )
         story.finetuned(tuned, plan)
-        plan = plan.model_copy(update={"rungs": [rung for rung in plan.rungs if rung not in tuned.left_out]})
+        rungs = [rung for rung in plan.rungs if rung not in tuned.left_out]
+        plan = plan.model_copy(update={"rungs": rungs, "judgings": tuned.judgings or plan.judgings})
         if tuned.together:  # the second of the two is the original network, whose stages no rung has touched
             engines, features = (engines[0], engines[0]), together([features, features])
         if tuned.kept:

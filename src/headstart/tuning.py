@@ -80,7 +80,7 @@ class Tuning:
         fold = self.dataset.fold[pool]
         numbers = np.unique(fold)
         if self.plan.judge == "fold" or len(self.dataset.indices("test")):
-            numbers = numbers[: judgings(len(numbers), self.plan.judge)[0]]
+            numbers = numbers[: self.plan.judgings or judgings(len(numbers), self.plan.judge)[0]]
         return [(pool[fold != number], pool[fold == number]) for number in numbers]
 
     def start(self, score: Score, fit: NDArray[np.int64], held: NDArray[np.int64]) -> Split:
