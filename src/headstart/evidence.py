@@ -154,6 +154,7 @@ def _speed(engine: Engine, store: Store, what: str, measure: Callable[[], Sequen
         "device": str(engine.device),
         "training": fastest(engine.device),
         "torch": torch.__version__,
+        "version": 2,
     }
     memo = store.artifact("speed", spec)
     stored = memo.load()
