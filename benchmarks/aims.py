@@ -138,6 +138,9 @@ def of_judgement(results: Results) -> Iterator[str]:
                 f"{foreign:.1f}; as it comes {own:.1f}",
                 foreign >= 2,
             )
+        if new := results.get("accuracy_unseen"):
+            for names, common in together(met(new["cases"])):
+                yield from _standing(standing(common, names), " on sets that no choice was made on")
         whole, first = hours(right["cases"]), hours(right["cases"], 0)
         yield row(
             "the whole accuracy suite as it is recorded",
@@ -223,14 +226,14 @@ def _share(what: str, wanted: float, found: list[bool]) -> str:
     return row(what, f"≥ {100 * wanted:g} %", said, mean(found) >= wanted)
 
 
-def _standing(found: Mapping[str, tuple[float, float, int]]) -> Iterator[str]:
+def _standing(found: Mapping[str, tuple[float, float, int]], where: str = "") -> Iterator[str]:
     """Headstart beside the best other: accuracy, seconds."""
     own = {OURS, *HEADS.values()}
     name = max((each for each in found if each not in own), key=lambda each: found[each][0])
     (ours, took, cases), (theirs, others, _) = found[OURS], found[name]
     said = f"{100 * (ours - theirs):.1f} in {took:.0f} s against {others:.0f} s"
     yield row(
-        f"points above {name}, the best other in {cases} cases",
+        f"points above {name}, the best other in {cases} cases{where}",
         "≥ 2, in no more time",
         said,
         ours - theirs >= 0.02 and took <= others,

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from headstart import runtime
@@ -393,7 +392,8 @@ def test_the_pace_of_the_first_rung_decides_whether_there_is_time_for_the_next(
     )
     upper, deeper = replace_rung(PAYS, cut=2, forced=True), PAYS
     judged, refit = images * 0.8 * PAYS.epochs, images * PAYS.epochs
-    first = judged * (stages - 2) + images * PAYS.views * (0.5 + 2 * 0.25)
+    caching = images * PAYS.views * (0.5 + 2 * 0.25)
+    first = judged * (stages - 2) + caching
     second = (judged + refit) * (stages - 1)  # the first has cached its views
     budget = Budget(seconds=first + second, spent_seconds=0.0)  # rungs may take half of it
     begins = room.Ladder._try
@@ -410,7 +410,7 @@ def test_the_pace_of_the_first_rung_decides_whether_there_is_time_for_the_next(
     if slower < 0.5:
         assert (len(tuned.rungs), tuned.reasons, tuned.left_out) == (2, (), ())
         return
-    left = 0.5 * (first + second) - slower * first
+    left = 0.5 * (first + second) - slower * (first - caching) - caching
     assert tuned.reasons == (
         "the rung from blocks.0 on was not tried: at the pace of the one above it would take about "
         f"{slower * second:.0f} s, and {max(0.0, left):.0f} s are left",
@@ -420,26 +420,20 @@ def test_the_pace_of_the_first_rung_decides_whether_there_is_time_for_the_next(
     assert len(begun.ladder(upper, deeper, evidence=known).climb().rungs) == 2
 
 
-@pytest.mark.parametrize("room_for", [1, 2, 3])
-def test_folds_judge_as_far_as_the_pace_of_the_first_leaves_time_for_the_refit(
-    begun: Start, monkeypatch: pytest.MonkeyPatch, room_for: int
-) -> None:
-    """What judges takes four times as long as was measured before; the plan that then stands in the run repeats it."""
+def slow(begun: Start, rung: Rung, monkeypatch: pytest.MonkeyPatch, times: float = 4.0) -> tuple[Evidence, float]:
+    """What was measured before: a second a stage. Training then takes so many times as long; the seconds of an epoch of it."""
     stages, images = len(begun.backbone.stages), len(begun.dataset.indices("train"))
     known = Evidence.model_construct(
         images=images,
         classes=3,
         folds=5,
         decode_seconds=0.0,
-        forward_seconds=[0.0] * stages,
+        forward_seconds=[10.0] * stages,
         training_seconds=[1.0] * stages,
         cached=[],
         forecast=None,
     )
-    epoch = 4.0 * images * (stages - PAYS.cut)
-    passes = PAYS.epochs * (0.8 * room_for + 1.0)  # those folds, and the refit
-    budget = Budget(seconds=2 * (passes + 0.4) * epoch, spent_seconds=0.0)  # rungs may take half of it
-    trained = Tuning.train
+    epoch, trained = times * images * (stages - rung.cut), Tuning.train
 
     def paced(*given: Any) -> Tuned:
         found = trained(*given)
@@ -447,20 +441,47 @@ def test_folds_judge_as_far_as_the_pace_of_the_first_leaves_time_for_the_refit(
         return replace(found, outcome=replace(found.outcome, curve=curve))
 
     monkeypatch.setattr(Tuning, "train", paced)
-    tuned = begun.ladder(PAYS, judge="folds", evidence=known, budget=budget).climb()
+    return known, epoch
+
+
+@pytest.mark.parametrize("room_for", [1, 2, 3])
+def test_folds_judge_as_far_as_the_pace_of_the_first_leaves_time_for_the_refit(
+    monkeypatch: pytest.MonkeyPatch, room_for: int
+) -> None:
+    """The plan that then stands in the run repeats it, also where the frozen head answers beside it."""
+    begun = start(striped(150, contrast=20))
+    measured, epoch = slow(begun, TOGETHER, monkeypatch)
+    known = measured.model_copy(update={"forecast": HOPE})  # with which it is kept, however few are held out
+    caching = known.images * TOGETHER.views * 10.0 * TOGETHER.cut  # no slower than it was measured
+    passes = TOGETHER.epochs * (0.8 * room_for + 1.0)  # those folds, and the refit
+    budget = Budget(seconds=2 * (caching + (passes + 0.4) * epoch), spent_seconds=0.0)  # rungs may take half of it
+    tuned = begun.ladder(TOGETHER, judge="folds", evidence=known, budget=budget).climb()
     (rung,) = tuned.rungs
-    assert rung.kept and rung.complete and tuned.refit
+    assert rung.kept and rung.complete and tuned.refit and tuned.together
     assert len(rung.curves) == room_for
-    assert len(tuned.held) == len(tuned.logits) == sum(len(held) for _, held in _folds(begun, room_for))
+    again = begun.ladder(TOGETHER, judge="folds", evidence=known, judgings=tuned.judgings)
+    assert len(tuned.held) == len(tuned.logits) == sum(len(held) for _, held in again.tuning.judging())
     assert tuned.judgings == (None if room_for == FOLDS_JUDGED else room_for)
     said = f"; judged on {room_for} of 3 folds, as at their pace there was no time for all"
     assert rung.reason.endswith(said) == (room_for < FOLDS_JUDGED)
-    again = begun.ladder(PAYS, judge="folds", judgings=tuned.judgings).climb()
-    assert same(again, tuned)
+    repeated = again.climb()
+    assert same(repeated, tuned) and repeated.judgings is None
 
 
-def _folds(begun: Start, judgings: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    return begun.ladder(PAYS, judge="folds", judgings=judgings).tuning.judging()
+def test_without_a_test_set_every_fold_judges_however_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = striped(40)
+    begun = start(replace(whole, split=np.full(len(whole), "train")))
+    known, _ = slow(begun, PAYS, monkeypatch)
+    budget = Budget(seconds=1.0, spent_seconds=0.0)
+    tuned = begun.ladder(PAYS, judge="folds", evidence=known, budget=budget).climb()
+    assert len(tuned.rungs[0].curves) == len(np.unique(begun.dataset.fold)) > FOLDS_JUDGED
+    assert tuned.judgings is None
+
+
+@pytest.mark.parametrize("judge", ["fold", "folds"])
+def test_a_plan_says_how_many_folds_judge(begun: Start, judge: str) -> None:
+    found = begun.ladder(PAYS, judge=judge, judgings=2).tuning.judging()
+    assert len(found) == (2 if judge == "folds" else 1)
 
 
 class Clock:

@@ -27,12 +27,18 @@ def refitting(rung: Rung, refit: Refit) -> int:
 
 
 def seconds(
-    evidence: Evidence, rung: Rung, judge: Judge, above: Sequence[Rung] = (), refit: Refit | None = None
+    evidence: Evidence,
+    rung: Rung,
+    judge: Judge,
+    above: Sequence[Rung] = (),
+    refit: Refit | None = None,
+    times: float = 1.0,
 ) -> float:
     """Estimated wall time of a rung: its views through the frozen part, its judging and its refit (None: the usual one). Its views
-    may have been cached by the rungs `above` it."""
+    may have been cached by the rungs `above` it; training takes so many `times` as long as was measured."""
     trainings, share = judgings(evidence.folds, judge)
-    return seconds_of(evidence, rung, rung.epochs * trainings * share + refitting(rung, refit or REFITS[judge]), above)
+    epochs = rung.epochs * trainings * share + refitting(rung, refit or REFITS[judge])
+    return seconds_of(evidence, rung, epochs, above, times)
 
 
 def pace(evidence: Evidence, trained: Sequence[tuple[Rung, float, float]]) -> float:
@@ -41,11 +47,11 @@ def pace(evidence: Evidence, trained: Sequence[tuple[Rung, float, float]]) -> fl
     return sum(took for *_, took in trained) / expected if expected else 1.0
 
 
-def seconds_of(evidence: Evidence, rung: Rung, epochs: float, above: Sequence[Rung] = ()) -> float:
-    """Estimated wall time of a rung that goes over all training pictures `epochs` times; rungs `above` may have cached its views."""
+def seconds_of(evidence: Evidence, rung: Rung, epochs: float, above: Sequence[Rung] = (), times: float = 1.0) -> float:
+    """Estimated wall time of a rung that goes over all training pictures `epochs` times; `above` and `times` as for `seconds`."""
     views = 0 if rung.cut == 0 or rung.rides(above) else 1 if rung.cut in evidence.cached else rung.views
     view = evidence.decode_seconds + sum(evidence.forward_seconds[: rung.cut])
-    return evidence.images * views * view + training_seconds(evidence, rung, epochs)
+    return evidence.images * views * view + times * training_seconds(evidence, rung, epochs)
 
 
 def training_seconds(evidence: Evidence, rung: Rung, epochs: float) -> float:

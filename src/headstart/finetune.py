@@ -141,9 +141,8 @@ class Ladder:
         truth = tuning.dataset.labels[held]
         best, partner = tuning.held_out(self.heads.best), self._partner()
         beside = None if partner is None else tuning.held_out(partner[0]) / np.float32(partner[1])
-        cool = np.float32(fit_temperature(best, truth))
         # Never more than two answer together.
-        frozen = np.divide(best, cool, dtype=np.float32) if partner is None and self.pair else None
+        frozen = best if partner is None and self.pair else None
         heat = 1.0
         results: list[RungResult] = []
         reasons: list[str] = []
@@ -159,7 +158,8 @@ class Ladder:
                 continue
             result, after, logits, warmth = self._try(rung, results, splits, best, truth, beside, frozen)
             results.append(result)
-            fewer = len(after) if len(after) < len(every) else None
+            if result.complete and len(after) < len(every):
+                fewer = len(after)
             if not result.kept:
                 break
             splits, best, heat = after, logits, warmth
@@ -170,10 +170,11 @@ class Ladder:
         tuned = Finetuned(backbone, head, tuple(results), held, best, refit, tuple(reasons), tuple(left_out), fewer)
         if partner is not None and tuned.kept:
             head = merged([(head, heat), (tuning.head(partner[0], pool), partner[1])], tuning.features.widths)
-        elif tuned.together:
+        elif tuned.together and frozen is not None:
+            cool = float(np.float32(fit_temperature(frozen[: len(truth)], truth)))
             own, still = tuning.features.own, tuning.head(self.heads.best, pool)
             still = replace(still, taps=tuple(tap + len(own) for tap in still.taps))
-            head = merged([(head, heat), (still, float(cool))], own + own)
+            head = merged([(head, heat), (still, cool)], own + own)
         return replace(tuned, head=head)
 
     def _partner(self) -> tuple[Score, float] | None:
@@ -193,18 +194,20 @@ class Ladder:
     ) -> tuple[RungResult, list[Split], NDArray[np.float32], float]:
         """Train a rung, after those `before`, on every split, or on as many as there is time for; its result, these splits after it,
         their held-out logits, and the temperature that its own were divided by to answer together with another backbone's, `beside`
-        (M, K), or with the frozen head's, `frozen` (M, K)."""
+        (M, K), or with the frozen head's, calibrated, `frozen` (M, K)."""
         began, number, trained = time.monotonic(), len(before), list[Tuned]()
         with self.tuning.progress(f"Rung {number + 1}: training", rung.epochs * len(splits), "epochs") as advance:
             for split in splits:
-                if trained and not before and self._too_slow(rung, trained):
+                # Where the time was used up already, all go on, and tell so.
+                if trained and not before and trained[-1].outcome.complete and self._too_slow(rung, trained):
                     break
                 trained.append(self.tuning.train(rung, number, split, advance))
         outcomes = [each.outcome for each in trained]
         shares = np.concatenate([each.shares for each in trained], axis=1)
         count = shares.shape[1]
         best, truth = best[:count], truth[:count]
-        beside, frozen = (None if each is None else each[:count] for each in (beside, frozen))
+        beside = None if beside is None else beside[:count]
+        frozen = None if frozen is None else frozen[:count] / np.float32(fit_temperature(frozen[:count], truth))
         ended = sum(outcome.complete for outcome in outcomes)
         complete = ended == len(outcomes)
         expected = self._expected(rung) if complete and not number else None
@@ -253,7 +256,7 @@ class Ladder:
         times, left = self._paced(
             plan.evidence, plan.budget, [(each.rung, each.passes, each.training) for each in before]
         )
-        needed = times * seconds(plan.evidence, rung, plan.judge, above, plan.refit)
+        needed = seconds(plan.evidence, rung, plan.judge, above, plan.refit, times)
         if needed <= left:
             return ""
         return f"at the pace of the one above it would take about {needed:.0f} s, and {max(0.0, left):.0f} s are left"
@@ -272,13 +275,15 @@ class Ladder:
         return times * training_seconds(plan.evidence, rung, more) > left
 
     def _paced(self, known: Evidence, budget: Budget, tried: Sequence[tuple[Rung, int, float]]) -> tuple[float, float]:
-        """How many times as long as estimated rungs took that were `tried`, each with the epochs and seconds of all its trainings;
+        """How many times as long as estimated rungs trained that were `tried`, each with the epochs and seconds of all its trainings;
         and the seconds that are left then."""
         _, share = judgings(known.folds, self.tuning.plan.judge)
         times = pace(known, [(rung, share * epochs, took) for rung, epochs, took in tried])
         above = [rung for rung, *_ in tried]
-        spent = sum(seconds_of(known, rung, share * epochs, above[:n]) for n, (rung, epochs, _) in enumerate(tried))
-        return times, for_rungs(budget) - times * spent
+        spent = sum(
+            seconds_of(known, rung, share * epochs, above[:n], times) for n, (rung, epochs, _) in enumerate(tried)
+        )
+        return times, for_rungs(budget) - spent
 
     def _expected(self, rung: Rung) -> Forecast | None:
         """What recorded runs let expect of a first rung that is like theirs, where pictures are few, in all or of each class."""

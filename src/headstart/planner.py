@@ -11,7 +11,7 @@ from headstart.forecast import PROMISING
 from headstart.plan import Budget, Evidence, Judge, Plan, Rung
 
 Mode = Literal["auto", "head", "full"]
-RULES = 8  # of `decide`: a plan that was decided by others is not taken up again
+RULES = 9  # of `decide`: a plan that was decided by others is not taken up again
 # Pictures below which a rung is judged on several folds: a single fold of them decides nothing.
 FEW_IMAGES = 500
 FEW_EACH = 20  # training pictures a class: so few, or fewer than `FEW_IMAGES` in all, were most recorded runs'

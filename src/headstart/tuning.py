@@ -80,7 +80,8 @@ class Tuning:
         fold = self.dataset.fold[pool]
         numbers = np.unique(fold)
         if self.plan.judge == "fold" or len(self.dataset.indices("test")):
-            numbers = numbers[: self.plan.judgings or judgings(len(numbers), self.plan.judge)[0]]
+            many, _ = judgings(len(numbers), self.plan.judge)
+            numbers = numbers[: self.plan.judgings or many] if self.plan.judge == "folds" else numbers[:many]
         return [(pool[fold != number], pool[fold == number]) for number in numbers]
 
     def start(self, score: Score, fit: NDArray[np.int64], held: NDArray[np.int64]) -> Split:

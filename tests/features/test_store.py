@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -243,6 +244,41 @@ def test_a_writer_on_a_full_disk_says_so_and_leaves_its_tables_right(
     for table in tables:
         fill(table, range(3))
         assert right(table, range(3))
+
+
+@pytest.mark.parametrize("where", [0, 1])
+def test_a_writer_that_is_interrupted_while_it_writes_loses_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch, where: int
+) -> None:
+    """And no table gets ahead of one that was appended to before it."""
+    tables = [store.table("pooled", SPEC | {"view": view}, "float32", WIDTH) for view in range(2)]
+    whole, calls = Table.append, [0]
+
+    def interrupted(self: Table, digests: Sequence[str], rows: NDArray[np.float32]) -> None:
+        calls[0] += 1
+        if calls[0] == 1 + where:
+            assert not len(tables[1])
+            raise KeyboardInterrupt
+        whole(self, digests, rows)
+
+    monkeypatch.setattr(Table, "append", interrupted)
+    monkeypatch.setattr(sys.modules["headstart.features.store"], "_WAITING", 3 * 4 * WIDTH)
+    with pytest.raises(KeyboardInterrupt), Writer() as writer:
+        for number in range(2):
+            for table in tables:
+                writer.append(table, [digest(number)], row(number)[None])
+    assert [len(table) for table in tables] == [2, 1]
+    assert all(right(table, range(2)) for table in tables)
+
+
+def test_a_writer_tells_what_ended_it_and_not_that_the_disk_is_full(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = store.table("pooled", SPEC, "float32", WIDTH)
+    with pytest.raises(KeyboardInterrupt), Writer() as writer:
+        writer.append(table, [digest(0)], row(0)[None])
+        monkeypatch.setattr(os, "fsync", full_disk)
+        raise KeyboardInterrupt
 
 
 def full_disk(*_: object, **__: object) -> None:

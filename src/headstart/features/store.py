@@ -209,11 +209,14 @@ class Writer:
     def __enter__(self) -> Writer:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._flush()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # What ended it is what is told, not that its last rows could not be written.
+        with contextlib.nullcontext() if kind is None else contextlib.suppress(StoreError):
+            self._flush()
 
     def append(self, table: Table, digests: Sequence[str], rows: NDArray[Any]) -> None:
-        """Have one row per digest appended to `table`, soon; `rows` must stay as they are.
+        """Have one row per digest appended to `table`, soon; `rows` must stay as they are. No table gets ahead of those that were
+        appended to before it.
 
         Raises:
             StoreError: where what waits cannot be written.
@@ -226,9 +229,13 @@ class Writer:
             self._flush()
 
     def _flush(self) -> None:
-        while self._waiting:
-            table, names, parts = self._waiting.pop(next(iter(self._waiting)))
-            table.append(names, np.concatenate(parts))
+        for table, names, parts in self._waiting.values():
+            if names:
+                table.append(
+                    names, np.concatenate(parts)
+                )  # again, where it was interrupted: rows that are there are left
+                names.clear()
+                parts.clear()
         self._bytes, self._since = 0, time.monotonic()
 
 
