@@ -6,7 +6,7 @@
 
 *clipart*: drawings of the public domain in ten of openclipart's folders, on white, unequally many. *fashion*: clothes in grey, 28 px
 (Xiao et al. 2017, MIT). *letters*: A to Z in the 465 fonts of aenigma, most of them playful or broken, on white. All fixed before
-Headstart saw any of them, and nothing was changed for what came out.
+Headstart saw any of them; no method, threshold or forecast was chosen for what came out.
 """
 
 from __future__ import annotations
