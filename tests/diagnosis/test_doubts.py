@@ -42,10 +42,16 @@ def test_planted_errors_come_first(seed: int) -> None:
     assert len(sure & planted) / len(sure) >= len({doubt.index for doubt in found} & planted) / len(found)
 
 
-def test_an_answer_is_confident_where_its_class_is_as_probable_as_for_its_own() -> None:
-    """Pictures of class 1 get 0.8 and 0.6 for it, 0.7 on the mean; two of class 0 are answered 1."""
+@pytest.mark.parametrize(
+    ("usual", "sure", "unsure"), [((0.95, 0.85), 0.93, 0.87), ((0.8, 0.6), 0.76, 0.73)], ids=["usual", "three to one"]
+)
+def test_an_answer_is_confident_where_its_class_is_as_probable_as_for_its_own_and_more_than_three_to_one(
+    monkeypatch: pytest.MonkeyPatch, usual: tuple[float, float], sure: float, unsure: float
+) -> None:
+    """What the pictures of class 1 get for it, 0.9 or 0.7 on the mean; two of class 0 are answered 1."""
+    monkeypatch.setattr("headstart.diagnosis.doubts.fit_temperature", lambda *_: 1.0)
     labels = np.array([0, 0, 0, 1, 1, 0, 0])
-    shares = np.array([0.1, 0.1, 0.1, 0.8, 0.6, 0.62, 0.78])
+    shares = np.array([0.1, 0.1, 0.1, *usual, unsure, sure])
     logits = np.log(np.stack([1 - shares, shares], axis=1)).astype(np.float32)
     best = Score("logistic", (0,), 1.0, 0.0, 0.0, 0.0, 0.0, logits)
     found = doubts(Race((best,), best, best, (best,), 0.0, "", np.arange(7)), labels, np.arange(7) % 2)

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from headstart.race import Race
 from headstart.tasks.classification import fit_temperature, softmax
 
+_SURE = 0.75  # three to one against all other classes: where the head is weak, what is usual says little
+
 
 @dataclass(frozen=True)
 class Doubt:
@@ -49,7 +51,7 @@ def doubts(heads: Race, labels: NDArray[np.int64], folds: NDArray[np.int64]) -> 
             float(own[place]),
             int(answered[place]),
             float(shares[place].max()),
-            bool(shares[place].max() >= usual[answered[place]]),
+            bool(shares[place].max() >= max(_SURE, usual[answered[place]])),
         )
         for place in against[np.argsort(own[against], kind="stable")]
     )
