@@ -374,22 +374,29 @@ def test_one_pass_caches_what_all_rungs_start_from(begun: Start, monkeypatch: py
     assert tuned.rungs[0].curves == alone.rungs[0].curves
 
 
+def measured(begun: Start, *, decoding: float, forward: float) -> Evidence:
+    """Seconds a picture before any rung was trained; a second for each stage that trains."""
+    stages = list(begun.backbone.names)
+    return Evidence.model_construct(
+        images=len(begun.dataset.indices("train")),
+        classes=3,
+        folds=5,
+        stages=stages,
+        decode_seconds=decoding,
+        forward_seconds=[forward] * len(stages),
+        training_seconds=[1.0] * len(stages),
+        cached=[],
+        forecast=None,
+    )
+
+
 @pytest.mark.parametrize("slower", [0.4, 0.9])
 def test_the_pace_of_the_first_rung_decides_whether_there_is_time_for_the_next(
     begun: Start, monkeypatch: pytest.MonkeyPatch, slower: float
 ) -> None:
     """All would take twice too long by the speeds that were measured before; the first then takes `slower` times as long."""
-    stages, images = len(begun.backbone.stages), len(begun.dataset.indices("train"))
-    known = Evidence.model_construct(
-        images=images,
-        classes=3,
-        folds=5,
-        decode_seconds=0.5,
-        forward_seconds=[0.25] * stages,
-        training_seconds=[1.0] * stages,
-        cached=[],
-        forecast=None,
-    )
+    known = measured(begun, decoding=0.5, forward=0.25)
+    stages, images = len(known.stages), known.images
     upper, deeper = replace_rung(PAYS, cut=2, forced=True), PAYS
     judged, refit = images * 0.8 * PAYS.epochs, images * PAYS.epochs
     caching = images * PAYS.views * (0.5 + 2 * 0.25)
@@ -422,18 +429,8 @@ def test_the_pace_of_the_first_rung_decides_whether_there_is_time_for_the_next(
 
 def slow(begun: Start, rung: Rung, monkeypatch: pytest.MonkeyPatch, times: float = 4.0) -> tuple[Evidence, float]:
     """What was measured before: a second a stage. Training then takes so many times as long; the seconds of an epoch of it."""
-    stages, images = len(begun.backbone.stages), len(begun.dataset.indices("train"))
-    known = Evidence.model_construct(
-        images=images,
-        classes=3,
-        folds=5,
-        decode_seconds=0.0,
-        forward_seconds=[10.0] * stages,
-        training_seconds=[1.0] * stages,
-        cached=[],
-        forecast=None,
-    )
-    epoch, trained = times * images * (stages - rung.cut), Tuning.train
+    known = measured(begun, decoding=0.0, forward=10.0)
+    epoch, trained = times * known.images * (len(known.stages) - rung.cut), Tuning.train
 
     def paced(*given: Any) -> Tuned:
         found = trained(*given)
@@ -450,8 +447,8 @@ def test_folds_judge_as_far_as_the_pace_of_the_first_leaves_time_for_the_refit(
 ) -> None:
     """The plan that then stands in the run repeats it, also where the frozen head answers beside it."""
     begun = start(striped(150, contrast=20))
-    measured, epoch = slow(begun, TOGETHER, monkeypatch)
-    known = measured.model_copy(update={"forecast": HOPE})  # with which it is kept, however few are held out
+    before, epoch = slow(begun, TOGETHER, monkeypatch)
+    known = before.model_copy(update={"forecast": HOPE})  # with which it is kept, however few are held out
     caching = known.images * TOGETHER.views * 10.0 * TOGETHER.cut  # no slower than it was measured
     passes = TOGETHER.epochs * (0.8 * room_for + 1.0)  # those folds, and the refit
     budget = Budget(seconds=2 * (caching + (passes + 0.4) * epoch), spent_seconds=0.0)  # rungs may take half of it
