@@ -31,8 +31,6 @@ NAMES = {
     "verdict": verdict.CASES,
 }  # fmt: skip
 
-HAVE = {"accuracy": accuracy.PLACES, "depth": PLACES}
-
 
 def main() -> None:
     """Run a suite."""
@@ -58,9 +56,10 @@ def main() -> None:
     for name in given.only or []:
         if name not in NAMES[given.suite]:
             parser.error(f"--only {name!r}: the suite has {', '.join(map(repr, NAMES[given.suite]))}")
+    have = {"accuracy": [name for each in accuracy.TIERS[given.tier] for name in each.sets], "depth": [*PLACES]}
     for name in given.sets or []:
-        if given.suite in HAVE and name not in HAVE[given.suite]:
-            parser.error(f"--sets {name!r}: the suite has {', '.join(HAVE[given.suite])}")
+        if given.suite in have and name not in have[given.suite]:
+            parser.error(f"--sets {name!r}: it has {', '.join(dict.fromkeys(have[given.suite]))}")
     SUITES[given.suite].suite(given)
 
 

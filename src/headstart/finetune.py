@@ -171,7 +171,7 @@ class Ladder:
         if partner is not None and tuned.kept:
             head = merged([(head, heat), (tuning.head(partner[0], pool), partner[1])], tuning.features.widths)
         elif tuned.together and frozen is not None:
-            cool = float(np.float32(fit_temperature(frozen[: len(truth)], truth)))
+            cool = float(_coolness(frozen, truth))
             own, still = tuning.features.own, tuning.head(self.heads.best, pool)
             still = replace(still, taps=tuple(tap + len(own) for tap in still.taps))
             head = merged([(head, heat), (still, cool)], own + own)
@@ -207,7 +207,7 @@ class Ladder:
         count = shares.shape[1]
         best, truth = best[:count], truth[:count]
         beside = None if beside is None else beside[:count]
-        frozen = None if frozen is None else frozen[:count] / np.float32(fit_temperature(frozen[:count], truth))
+        frozen = None if frozen is None else frozen[:count] / _coolness(frozen, truth)
         ended = sum(outcome.complete for outcome in outcomes)
         complete = ended == len(outcomes)
         expected = self._expected(rung) if complete and not number else None
@@ -337,6 +337,11 @@ class Ladder:
                 net = each.at(share)
                 state = Split(pool, nobody, net.backbone, net.linear(state.head.kind, state.head.strength))
         return state.backbone, state.head
+
+
+def _coolness(frozen: NDArray[np.float32], truth: NDArray[np.int64]) -> np.float32:
+    """What calibrates the frozen head's answers on the held-out pictures that judge, the first of those that it answers."""
+    return np.float32(fit_temperature(frozen[: len(truth)], truth))
 
 
 def _said(rung: Rung, found: Judged) -> str:

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from headstart.errors import StoreError
-from headstart.features.store import _RECENT, Recall, Store, Table, Writer, spec_digest
+from headstart.features.store import _RECENT, Recall, Store, Table, spec_digest
+from headstart.features.writer import Writer
 
 WIDTH = 5
 SPEC = {"weights": "w", "stage": 3}
@@ -225,7 +226,7 @@ def test_a_writer_writes_seldom_and_all_of_it_whatever_ends_it(store: Store, end
 def test_a_writer_does_not_wait_beyond_its_bytes_and_seconds(
     store: Store, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
-    monkeypatch.setattr(sys.modules["headstart.features.store"], limit, 0)
+    monkeypatch.setattr(f"headstart.features.writer.{limit}", 0)
     table = store.table("pooled", SPEC, "float32", WIDTH)
     with Writer() as writer:
         for number in range(3):
@@ -262,7 +263,7 @@ def test_a_writer_that_is_interrupted_while_it_writes_loses_nothing(
         whole(self, digests, rows)
 
     monkeypatch.setattr(Table, "append", interrupted)
-    monkeypatch.setattr(sys.modules["headstart.features.store"], "_WAITING", 3 * 4 * WIDTH)
+    monkeypatch.setattr("headstart.features.writer._WAITING", 3 * 4 * WIDTH)
     with pytest.raises(KeyboardInterrupt), Writer() as writer:
         for number in range(2):
             for table in tables:

@@ -18,7 +18,8 @@ from headstart.data.dataset import Dataset, Images
 from headstart.data.images import Transform, load_view, load_views
 from headstart.features.engine import BATCH, Engine, Pictures, Way
 from headstart.features.settle import key_of, settle, there, transform_of
-from headstart.features.store import Store, Table, Writer
+from headstart.features.store import Store, Table
+from headstart.features.writer import Writer
 
 T = TypeVar("T")
 

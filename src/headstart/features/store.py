@@ -39,7 +39,6 @@ _ENTRY = np.dtype([("digest", "V32"), ("crc", "<u4")])
 _RESIDENT = 64 * 2**20  # bytes of a table that are mapped at a time, more or less
 _AROUND = 2**21  # bytes that the system may map around each page that is asked for
 _CHECKED = 64  # rows whose checksums are looked at, about, and as many of the last
-_WAITING, _PATIENCE = 2**25, 2.0  # bytes and seconds of rows that may wait to be written together
 _RECENT = 900.0  # seconds; younger tables may be in use by another run and are not evicted
 
 
@@ -195,48 +194,6 @@ def _write_at(path: Path, offset: int, payload: bytes | memoryview) -> None:
         file.write(payload)
         file.flush()
         os.fsync(file.fileno())
-
-
-@final
-class Writer:
-    """Appends to tables by the second instead of by the batch: every append waits for the disk. What waits is written at the end,
-    whatever ends it, so that only a kill loses it."""
-
-    def __init__(self) -> None:
-        self._waiting: dict[int, tuple[Table, list[str], list[NDArray[Any]]]] = {}
-        self._bytes, self._since = 0, time.monotonic()
-
-    def __enter__(self) -> Writer:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # What ended it is what is told, not that its last rows could not be written.
-        with contextlib.nullcontext() if kind is None else contextlib.suppress(StoreError):
-            self._flush()
-
-    def append(self, table: Table, digests: Sequence[str], rows: NDArray[Any]) -> None:
-        """Have one row per digest appended to `table`, soon; `rows` must stay as they are. No table gets ahead of those that were
-        appended to before it.
-
-        Raises:
-            StoreError: where what waits cannot be written.
-        """
-        _, names, parts = self._waiting.setdefault(id(table), (table, [], []))
-        names.extend(digests)
-        parts.append(rows)
-        self._bytes += rows.nbytes
-        if self._bytes >= _WAITING or time.monotonic() - self._since >= _PATIENCE:
-            self._flush()
-
-    def _flush(self) -> None:
-        for table, names, parts in self._waiting.values():
-            if names:
-                table.append(
-                    names, np.concatenate(parts)
-                )  # again, where it was interrupted: rows that are there are left
-                names.clear()
-                parts.clear()
-        self._bytes, self._since = 0, time.monotonic()
 
 
 @dataclass(frozen=True)
