@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import log_softmax
 
 from headstart import runtime
 from headstart.choice import Ways, Weights, clearly_better, paired_gain
@@ -286,6 +285,8 @@ def _compete(course: _Course, known: dict[tuple[int, ...], Axes], progress: runt
     order += [("ridge", taps) for taps in (*singles, *combined)]
     tried = [score for key in order for score in scores[key]]
     right = np.stack([(score.logits.argmax(1) == labels).astype(float) for score in tried])
+    from scipy.special import log_softmax  # takes a while to import, and models that only answer come past here
+
     loss = np.stack([-log_softmax(score.logits, axis=1)[np.arange(len(labels)), labels] for score in tried])
     ways = Ways(right, loss.astype(np.float64))
     return _Raced(tuple(scores[key][0] for key in order), ways.optimism(ways.best)[0])

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from headstart import runtime
 from headstart.backbones.backbone import Activation, Backbone, InputSpec
-from headstart.backbones.from_module import load_module
 from headstart.baselines import Thumbnails
 from headstart.cost import SCRATCH_BATCH, SCRATCH_SEARCH
 from headstart.data.dataset import Dataset
@@ -209,6 +208,8 @@ def scratch_backbone(side: int, seed: int) -> Backbone:
     spec = InputSpec(
         size=(side, side), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), interpolation="bilinear", crop=1.0
     )
+    from headstart.backbones.from_module import load_module  # slow to import: the first model need not wait for it
+
     return load_module(SmallNet(coarse=side > 32), spec)
 
 

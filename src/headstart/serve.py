@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import TYPE_CHECKING, Literal, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +24,12 @@ from headstart.data.listing import Columns
 from headstart.data.readers import read
 from headstart.data.sources import extensions
 from headstart.errors import DataError, OutputError, UnreadableImage
-from headstart.evaluate import TestReport, evaluate
 from headstart.folder import SEEN_DIGITS, trained_on
 from headstart.model import Model, Prediction
 from headstart.tasks.classification import softmax
+
+if TYPE_CHECKING:
+    from headstart.evaluate import TestReport
 
 FIELDS = ("path", "label", "probability", "second", "second_probability", "error", "unknown", "typicality")
 
@@ -154,6 +156,8 @@ def measure(
         DataError: where the data cannot be read, or hold classes that the model does not know.
         UnreadableImage: where a picture cannot be read and that is to be an error, or none can be.
     """
+    from headstart.evaluate import evaluate  # predictions do without
+
     model = bundle.load(run)
     listing = read(source, Columns(path_column, label_column))
     unknown = sorted(set(listing.labels) - set(model.classes))

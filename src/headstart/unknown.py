@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import entr
 
 from headstart.data.dataset import Dataset
 from headstart.data.splits import thinned
@@ -267,7 +266,8 @@ def _parts(kind: type[Any]) -> list[str]:
 
 def _entropy(logits: Floats) -> NDArray[np.float64]:
     """Of the answers, in nats: (N,)."""
-    return np.asarray(entr(softmax(logits.astype(np.float64))).sum(1))
+    probabilities = softmax(logits.astype(np.float64))
+    return np.asarray(-(probabilities * np.log(np.maximum(probabilities, np.finfo(np.float64).tiny))).sum(1))
 
 
 def _scales(found: NDArray[np.float64], lost: float) -> NDArray[np.float32]:
