@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,17 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 import headstart
-from headstart.backbones import bundled, catalog, from_timm
+from headstart.backbones import bundled, catalog, from_pip, from_timm
 from headstart.backbones.backbone import Backbone
 from headstart.backbones.catalog import load_backbone
-from headstart.bundle import CARD, WEIGHTS, load, read_card, save
-from headstart.errors import BundleError, OutputError
+from headstart.backbones.from_module import load_module
+from headstart.bundle import load, save
+from headstart.card import read_card
+from headstart.errors import BackboneError, BundleError, OutputError
+from headstart.folder import CARD, WEIGHTS
 from headstart.heads import Head
 from headstart.model import Model
 from tests.conftest import Trained
@@ -82,6 +88,7 @@ def test_a_bundle_is_two_files_and_no_pickle(folder: Path) -> None:
     payload = (folder / WEIGHTS).read_bytes()
     length = int.from_bytes(payload[:8], "little")
     header = json.loads(payload[8 : 8 + length])
+    assert [*header.pop("__metadata__")] == ["networks"]
     assert all(set(entry) == {"dtype", "shape", "data_offsets"} for name, entry in header.items())
     assert len(payload) == 8 + length + max(entry["data_offsets"][1] for entry in header.values())
     assert json.loads((folder / CARD).read_text())["format"] == 1
@@ -96,7 +103,7 @@ def test_original_weights_are_not_needed(tmp_path: Path, monkeypatch: pytest.Mon
         raise AssertionError("the original weights were asked for")
 
     monkeypatch.setattr(bundled, "locate", lambda entry: None)
-    for place in (from_timm, catalog):
+    for place in (from_timm, from_pip, catalog):
         if "locate" in vars(place):
             monkeypatch.setattr(place, "locate", lambda entry: None)
     monkeypatch.setattr(bundled, "fetch_bundled", gone)
@@ -107,16 +114,78 @@ def test_original_weights_are_not_needed(tmp_path: Path, monkeypatch: pytest.Mon
     assert np.array_equal(answers(load(tmp_path), 64), expected)
 
 
-def test_a_network_of_your_own_comes_back_with_its_code(tmp_path: Path) -> None:
+def test_a_network_of_your_own_answers_without_its_code_and_comes_back_with_it(tmp_path: Path) -> None:
     model = model_of(tiny_backbone(seed=5))
     save(model, tmp_path)
+    assert np.array_equal(load(tmp_path).logits(pictures(32)), model.logits(pictures(32)))
     with pytest.raises(BundleError, match=r"stands on a network of your own \(module:TinyNet\).*load\(folder, module="):
-        load(tmp_path)
+        load(tmp_path, trainable=True)
     again = load(tmp_path, module=TinyNet(seed=99))  # whatever its weights
     assert again.backbone.input == SPEC
     assert np.array_equal(again.logits(pictures(32)), model.logits(pictures(32)))
     with pytest.raises(BundleError, match=r"head\.weight in '.*' has shape \(16, 3\), expected \(8, 3\)"):
         load(tmp_path, module=TinyNet(width=4))
+
+
+def test_a_model_answers_without_the_packages_of_its_network(tmp_path: Path, timm_model: Model) -> None:
+    save(timm_model, tmp_path / "run")
+    np.save(tmp_path / "pictures.npy", pictures())
+    script = (
+        "import sys, numpy as np, headstart\n"
+        "model = headstart.load(sys.argv[1])\n"
+        "np.save(sys.argv[3], model.predict(list(np.load(sys.argv[2]))).probabilities)\n"
+        "slow = {'timm', 'torchvision', 'torch._dynamo', 'scipy', 'sklearn'} & {*sys.modules}\n"
+        "assert not slow, slow\n"
+    )
+    given = [str(tmp_path / name) for name in ("run", "pictures.npy", "answers.npy")]
+    subprocess.run([sys.executable, "-c", script, *given], check=True)
+    assert np.array_equal(np.load(tmp_path / "answers.npy"), answers(timm_model))
+
+
+def test_without_its_code_a_network_only_answers(folder: Path) -> None:
+    again = load(folder)
+    with pytest.raises(
+        BackboneError, match=r"without the code .*, but not to be trained\. Read .* headstart\.load\(folder, trainable"
+    ):
+        again.backbone.train_from(0)
+    with pytest.raises(BackboneError, match=r"timm:test_resnet was read from a model .* but not to give its network\."):
+        again.backbone.original()
+    whole = load(folder, trainable=True)
+    assert np.array_equal(whole.logits(pictures()), again.logits(pictures()))
+    whole.backbone.train_from(0)
+    assert whole.backbone.original().state_dict().keys() == whole.backbone.state().keys()
+
+
+class Clockwork(nn.Module):
+    """Reads a value back into Python: nothing that can be written down."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (1.0 if float(x.sum()) > 1e30 else 2.0)
+
+
+def test_what_cannot_be_written_down_is_built(tmp_path: Path) -> None:
+    network = TinyNet(seed=5)
+    network.blocks[1] = nn.Sequential(network.blocks[1], Clockwork())
+    model = model_of(load_module(network, SPEC))
+    save(model, tmp_path)
+    header = (tmp_path / WEIGHTS).read_bytes()
+    assert b'"networks":"[null]"' in header
+    with pytest.raises(BundleError, match="stands on a network of your own"):
+        load(tmp_path)
+    assert np.array_equal(load(tmp_path, module=network).logits(pictures(32)), model.logits(pictures(32)))
+
+
+def test_a_function_that_torch_does_not_have_means_that_the_network_is_built(folder: Path, timm_model: Model) -> None:
+    payload = (folder / WEIGHTS).read_bytes()
+    for other in (
+        b"torch.no_such_names",
+        b"torch.serialization",
+    ):  # as long as what they replace, so that nothing is moved
+        assert len(other) == len(b"torch.nn.functional")
+        vouched(folder, payload.replace(b"torch.nn.functional", other))
+        again = load(folder)
+        assert again.backbone.trains
+        assert np.array_equal(again.logits(pictures()), timm_model.logits(pictures()))
 
 
 def test_tampered_weights_are_refused(folder: Path) -> None:
@@ -199,7 +268,7 @@ def test_an_unknown_backbone_is_said(folder: Path) -> None:
     with pytest.raises(
         BundleError, match=r"The backbone of '.*' cannot be rebuilt: there is no backbone 'timm:no_such_network'"
     ):
-        load(folder)
+        load(folder, trainable=True)
 
 
 def test_missing_and_malformed_files_are_said(folder: Path) -> None:

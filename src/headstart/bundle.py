@@ -1,4 +1,8 @@
-"""A Model on disk: `model.safetensors` and `model.json`, no pickle, validated on load."""
+"""A Model on disk: `model.safetensors` and `model.json`, no pickle, validated on load.
+
+The networks are written into the metadata of the weights, where that can be done, so that the model answers without the packages that
+their code came from (`backbones.written`); importing those takes longer than a hundred answers.
+"""
 
 from __future__ import annotations
 
@@ -6,125 +10,35 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import RootModel, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
 
 from headstart import runtime
+from headstart.backbones import written
 from headstart.backbones.backbone import Backbone, InputSpec, Origin
 from headstart.backbones.catalog import load_backbone
+from headstart.card import Card, Network, read_card
 from headstart.errors import BackboneError, BundleError
 from headstart.features.engine import Engine
 from headstart.features.precision import Precision, has_fast_bfloat16
 from headstart.folder import CARD, WEIGHTS, write_atomically
-from headstart.heads import Head, Kind
+from headstart.heads import Head
 from headstart.model import Model
 from headstart.unknown import Unknown
 
-FORMAT = 1
+_NETWORKS = "networks"  # in the metadata of the weights
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class _Input(_Record):
-    size: tuple[int, int]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    interpolation: str
-    crop: float
-
-
-class _Origin(_Record):
-    name: str
-    source: str
-    licence: str
-    url: str
-    digest: str
-
-
-class _Head(_Record):
-    kind: Kind
-    taps: tuple[int, ...] = Field(min_length=1)
-    strength: float
-
-
-class _Unknown(_Record):
-    """The stages that are looked at, with how many Gaussians each and how many axes at most; of how many classes there were answers.
-
-    `lost` is the share of known pictures that may be lost, `threshold` the strangeness above which a picture is one of these, as
-    `pictures` held-out ones have it.
-    """
-
-    stages: tuple[int, ...]
-    folds: int = Field(ge=0)
-    axes: int = Field(ge=0)
-    classes: int = Field(ge=1)
-    lost: float = Field(gt=0, lt=1)
-    threshold: float
-    pictures: int = Field(ge=1)
-
-    @classmethod
-    def of(cls, known: Unknown) -> _Unknown:
-        """The record of what a model knows."""
-        folds = max((len(cloud.mean) for cloud in known.clouds), default=0)
-        axes = max((cloud.axes.shape[2] for cloud in known.clouds), default=0)
-        return cls(
-            stages=known.taps,
-            folds=folds,
-            axes=axes,
-            classes=len(known.answers.centres),
-            lost=known.lost,
-            threshold=known.threshold,
-            pictures=len(known.held),
-        )
-
-
-class _Network(_Record):
-    """A backbone: where it comes from, what it expects, how it runs."""
-
-    backbone: _Origin
-    stages: tuple[str, ...]
-    input: _Input
-    precision: Literal["float32", "bfloat16"]
-    exact_stages: int = 0
-
-    @staticmethod
-    def of(engine: Engine) -> dict[str, Any]:
-        """The fields for an engine's backbone."""
-        spec, origin = engine.backbone.input, engine.backbone.origin
-        return {
-            "backbone": _Origin(**{name: getattr(origin, name) for name in _Origin.model_fields}),
-            "stages": tuple(engine.backbone.names),
-            "input": _Input(**{name: getattr(spec, name) for name in _Input.model_fields}),
-            "precision": engine.settled or "float32",
-            "exact_stages": engine.exact,
-        }
-
-
-class Card(_Network):
-    """`model.json`: everything about a model but its numbers; `sha256` is that of `model.safetensors`. Networks `beside` the
-    backbone answer together with it: the head counts their stages on from its own. `mirror`: whether augmented views may be
-    mirrored; a card that does not say so has crops alone."""
-
-    format: Literal[1] = 1
-    task: Literal["classification"] = "classification"
-    classes: tuple[str, ...] = Field(min_length=2)
-    head: _Head
-    temperature: float = Field(gt=0)
-    beside: tuple[_Network, ...] = ()
-    unknown: _Unknown | None = None
-    mirror: bool = False
-    sha256: str
-    versions: dict[str, str] = {}
+class _Networks(RootModel[tuple[written.Written | None, ...]]):
+    """Each network written down, where that can be done."""
 
 
 def save(model: Model, folder: Path, *, versions: dict[str, str] | None = None) -> Card:
@@ -143,29 +57,28 @@ def save(model: Model, folder: Path, *, versions: dict[str, str] | None = None) 
     known = model.unknown
     if known is not None:
         tensors |= {f"unknown.{name}": torch.from_numpy(array) for name, array in known.arrays.items()}
+    networks = [written.write(engine.backbone) for engine in model.engines]
+    for place, (engine, network) in enumerate(zip(model.engines, networks, strict=True)):
+        more = written.computed(engine.backbone) if network is not None else {}
+        tensors |= {f"{_prefix(place)}{name}": value.detach().cpu().contiguous() for name, value in more.items()}
+    # One entry: safetensors keeps several in no order, and the same model should be the same file.
+    metadata = {_NETWORKS: _Networks(tuple(networks)).model_dump_json(exclude_defaults=True)}
     # Tied weights share memory, which safetensors refuses; each name gets its own copy.
-    payload = save_tensors({name: value.clone() for name, value in tensors.items()})
-    card = Card(
-        **_Network.of(model.engine),
-        classes=model.classes,
-        head=_Head(kind=model.head.kind, taps=model.head.taps, strength=model.head.strength),
-        temperature=model.temperature,
-        beside=tuple(_Network(**_Network.of(engine)) for engine in model.engines[1:]),
-        unknown=None if known is None else _Unknown.of(known),
-        mirror=model.mirror,
-        sha256=hashlib.sha256(payload).hexdigest(),
-        versions=versions or {},
-    )
+    payload = save_tensors({name: value.clone() for name, value in tensors.items()}, metadata)
+    card = Card.of_model(model, hashlib.sha256(payload).hexdigest(), versions or {})
     write_atomically(folder / WEIGHTS, payload)
     write_atomically(folder / CARD, card.model_dump_json(indent=1).encode())
     return card
 
 
-def load(folder: str | Path, *, module: nn.Module | None = None) -> Model:
+def load(folder: str | Path, *, module: nn.Module | None = None, trainable: bool = False) -> Model:
     """Read a bundle; needs neither the original weights nor the data. It runs at the precision that it was measured at, or in float32
     where this machine lacks that.
 
-    A model on a person's own network needs `module`, that network with any weights: its code is not in the bundle.
+    trainable: build the networks with the code of their packages, in place of what is written in the bundle, which answers the same
+        and is there sooner, but cannot be trained any further.
+    module: a person's own network with any weights, to be built with; only where such a network could not be written down, or shall
+        be trained, is it needed.
 
     Raises:
         BundleError: where a part is missing, damaged, of another format, or does not fit its own card.
@@ -189,16 +102,19 @@ def load(folder: str | Path, *, module: nn.Module | None = None) -> Model:
     except SafetensorError as error:
         raise BundleError(f"'{folder / WEIGHTS}' is no safetensors file: {error}.") from error
     networks = (card, *card.beside)
-    backbones = [_rebuild(network, folder, None if place else module) for place, network in enumerate(networks)]
+    starts = [_prefix(place) for place in range(len(networks))]
+    own = [{name.removeprefix(at): found for name, found in tensors.items() if name.startswith(at)} for at in starts]
+    described = [None] * len(networks) if trainable or module is not None else _networks(payload, len(networks))
+    read = [_read(network, found, its) for network, found, its in zip(networks, described, own, strict=True)]
+    backbones = [
+        again or _rebuild(network, folder, None if place else module)
+        for place, (again, network) in enumerate(zip(read, networks, strict=True))
+    ]
     widths = [width for backbone in backbones for width in backbone.widths]
     head = _head(card, tensors, widths, folder)
-    for place, backbone in enumerate(backbones):
-        start = _prefix(place)
-        try:
-            backbone.load_state({n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)})
-        except BackboneError as error:
-            name = networks[place].backbone.name
-            raise BundleError(f"The weights in '{folder}' do not fit {name}: {error}") from error
+    for again, backbone, network, its in zip(read, backbones, networks, own, strict=True):
+        if again is None:
+            _fill(backbone, network, its, folder)
     return Model(
         backbones[0],
         head,
@@ -215,7 +131,7 @@ def load(folder: str | Path, *, module: nn.Module | None = None) -> Model:
     )
 
 
-def _precision(network: _Network) -> Precision:
+def _precision(network: Network) -> Precision:
     """What a network runs at here. Without bfloat16 in hardware torch imitates it, an order of magnitude slower than float32."""
     return network.precision if has_fast_bfloat16(runtime.device()) else "float32"
 
@@ -225,34 +141,39 @@ def _prefix(place: int) -> str:
     return f"beside{place}." if place else "backbone."
 
 
-def read_card(folder: Path) -> Card:
-    """The card of a bundle, checked.
-
-    Raises:
-        BundleError: where it is missing, malformed or of another format version.
-    """
-    path = folder / CARD
+def _networks(payload: bytes, count: int) -> Sequence[written.Written | None]:
+    """What is written down of each network in the header of a safetensors file; None where that is nothing, or is not understood."""
+    header: dict[str, Any] = json.loads(payload[8 : 8 + int.from_bytes(payload[:8], "little")])
     try:
-        raw: Any = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BundleError(
-            f"'{folder}' holds no model ({CARD}: {error.strerror}). Give the folder that 'headstart fit --out' wrote."
-        ) from error
-    except ValueError as error:
-        raise BundleError(f"'{path}' is no valid JSON: {error}.") from error
-    version = raw.get("format") if isinstance(raw, dict) else None
-    if version != FORMAT:
-        raise BundleError(
-            f"'{path}' has format {version!r}; this Headstart reads format {FORMAT}. Use the version that wrote it, or fit again."
+        found = _Networks.model_validate_json((header.get("__metadata__") or {}).get(_NETWORKS, "[]")).root
+    except ValidationError:
+        found = ()
+    return found if len(found) == count else [None] * count
+
+
+def _read(card: Network, found: written.Written | None, tensors: dict[str, torch.Tensor]) -> Backbone | None:
+    """The backbone that is written down, if one is and this torch has all that it names; None means that it has to be built."""
+    if found is None:
+        return None
+    try:
+        backbone = written.read(
+            found, tensors, InputSpec(**card.input.model_dump()), Origin(**card.backbone.model_dump())
         )
+    except BackboneError:
+        return None
+    return backbone if tuple(backbone.names) == card.stages else None
+
+
+def _fill(backbone: Backbone, card: Network, tensors: dict[str, torch.Tensor], folder: Path) -> None:
+    """Give a backbone that was built its weights."""
+    own = written.computed(backbone)
     try:
-        return Card.model_validate(raw)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise BundleError(f"'{path}' is malformed at {'.'.join(map(str, first['loc']))}: {first['msg']}.") from error
+        backbone.load_state({name: tensor for name, tensor in tensors.items() if name not in own})
+    except BackboneError as error:
+        raise BundleError(f"The weights in '{folder}' do not fit {card.backbone.name}: {error}") from error
 
 
-def _rebuild(card: _Network, folder: Path, module: nn.Module | None) -> Backbone:
+def _rebuild(card: Network, folder: Path, module: nn.Module | None) -> Backbone:
     spec = InputSpec(**card.input.model_dump())
     kind = card.backbone.name.split(":", 1)[0]
     if kind == "module" and module is None:

@@ -41,7 +41,7 @@ def logits_of(name: str, x: Tensor) -> Tensor:
     path = locate(entry)
     assert path is not None
     network = timm.create_model(name).eval()
-    network.load_state_dict(to_timm(entry, read_weights(path), network), strict=True)
+    network.load_state_dict(to_timm(entry, read_weights(path), network.state_dict()), strict=True)
     with torch.no_grad():
         return network.forward_head(network.forward_features(x), pre_logits=True)
 
@@ -91,7 +91,9 @@ def test_altered_weights_are_refused(tmp_path: Path) -> None:
 def test_mobilenetv2_names_map_onto_timm_and_compute_the_same() -> None:
     torch.manual_seed(0)
     theirs, ours = mobilenet_v2(weights=None).eval(), timm.create_model("mobilenetv2_100").eval()
-    load_strictly(ours, to_timm(BUNDLED["mobilenetv2_100"], dict(theirs.state_dict()), ours), "torchvision")
+    load_strictly(
+        ours, to_timm(BUNDLED["mobilenetv2_100"], dict(theirs.state_dict()), ours.state_dict()), "torchvision"
+    )
     x = images(2, (96, 96))
     with torch.no_grad():
         assert torch.allclose(ours(x), theirs(x), atol=1e-5)

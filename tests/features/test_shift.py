@@ -126,7 +126,7 @@ def test_the_bundled_classifier_comes_along_and_answers_as_timm_does() -> None:
     backbone, file = load_backbone(name), locate(BUNDLED[name])
     assert backbone.classifier is not None and file is not None
     whole = timm.create_model(name).eval()
-    whole.load_state_dict(to_timm(BUNDLED[name], read_weights(file), whole), strict=False)
+    whole.load_state_dict(to_timm(BUNDLED[name], read_weights(file), whole.state_dict()), strict=False)
     x = torch.randn(2, 3, 224, 224)
     weight, bias = backbone.classifier
     with torch.inference_mode():

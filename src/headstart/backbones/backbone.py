@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -64,21 +64,32 @@ class Stage(nn.Module):
     """A run of consecutive steps of the original network, with the parameters and buffers that they need.
 
     `net` holds them under their original names. What an earlier stage already owns (a bias table that all
-    blocks share) is looked up there through `lenders`.
+    blocks share) is looked up there through `lenders`. `plain` is the same program without any of the network's own code, where there
+    is one (see `written`).
     """
 
-    def __init__(self, name: str, program: Program, net: Part, lenders: Mapping[str, Part]) -> None:
+    def __init__(
+        self, name: str, program: Program, net: Part, lenders: Mapping[str, Part], plain: Program | None
+    ) -> None:
         super().__init__()
         self.name = name
         self.program = program
+        self.plain = plain
         self.net = net
         self._lenders = dict(lenders)  # a plain dict: borrowed modules must not be registered twice
 
     def forward(self, activation: Activation) -> Activation:
-        return self.program.run(activation, self._module, self._weight)
+        return self.run(self.program, activation)
+
+    def run(self, program: Program, activation: Activation) -> Activation:
+        """Run a program on what this stage holds."""
+        return program.run(activation, self._module, self._weight)
 
     def _module(self, path: str) -> nn.Module:
-        return self._lenders.get(path, self.net).get_submodule(path)
+        found: nn.Module = self._lenders.get(path, self.net)
+        for name in path.split("."):  # `get_submodule` takes longer than some layers
+            found = found._modules[name]  # type: ignore[assignment]
+        return found
 
     def _weight(self, path: str) -> Tensor:
         holder, _, name = path.rpartition(".")
@@ -101,7 +112,10 @@ class Backbone(nn.Module):
     widths: pooled width of each stage's output.
     shapes: per stage the shape(s) of its output without the batch axis: a tuple of one or more tensors.
     flops: forward FLOPs per image of each stage.
+    axes: per stage the channel axis of each of these tensors, the batch axis not counted.
+    aliases: second names of tied weights, and their first names.
     cut: how many stages are frozen.
+    trains: whether the stages can be trained; what was read from a bundle answers alone (see `written`).
     classifier: weight (K, widths[-1]) and bias (K,) of the layer that told the source's classes, where it came with the weights. It is
         no part of the network.
     """
@@ -115,9 +129,11 @@ class Backbone(nn.Module):
         layouts: list[Layout],
         input: InputSpec,
         origin: Origin,
-        network: nn.Module,
+        build: Callable[[], nn.Module] | None,
         aliases: Mapping[str, str],
         fixed: frozenset[str],
+        *,
+        trains: bool = True,
     ) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
@@ -126,12 +142,13 @@ class Backbone(nn.Module):
         self.origin = origin
         self.shapes = tuple(layout.shapes for layout in layouts)
         self.flops = tuple(layout.flops for layout in layouts)
-        self._axes = tuple(layout.axes for layout in layouts)
+        self.axes = tuple(layout.axes for layout in layouts)
         self.widths = tuple(
             sum(shape[axis] for shape, axis in zip(layout.shapes, layout.axes, strict=True)) for layout in layouts
         )
-        self._network = (network,)  # in a tuple: the stages register its parts, and only they do
-        self._aliases = dict(aliases)
+        self.trains = trains
+        self._build = build
+        self.aliases = dict(aliases)
         self._fixed = fixed
         self.train_from(len(stages))
 
@@ -166,14 +183,14 @@ class Backbone(nn.Module):
         """The output of stage `index` averaged over all but batch and channel axis: (N, widths[index]) float32."""
         tensors = (activation,) if isinstance(activation, Tensor) else activation
         parts = []
-        for tensor, axis in zip(tensors, self._axes[index], strict=True):
+        for tensor, axis in zip(tensors, self.axes[index], strict=True):
             others = [i for i in range(1, tensor.ndim) if i != axis + 1]
             parts.append(tensor.mean(others, dtype=torch.float32) if others else tensor.float())
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def map_size(self, index: int) -> tuple[int, int] | None:
         """Height and width in cells of the output of stage `index`, where that is one map of the picture; None where it is not."""
-        shapes, axes = self.shapes[index], self._axes[index]
+        shapes, axes = self.shapes[index], self.axes[index]
         if len(shapes) != 1 or len(shapes[0]) != 3:
             return None
         height, width = (length for axis, length in enumerate(shapes[0]) if axis != axes[0])
@@ -183,7 +200,7 @@ class Backbone(nn.Module):
     def as_map(self, index: int, activation: Activation) -> Tensor:
         """The output of a stage that has a `map_size`, as (N, height, width, widths[index]) float32."""
         assert isinstance(activation, Tensor)
-        return activation.movedim(1 + self._axes[index][0], -1).float()
+        return activation.movedim(1 + self.axes[index][0], -1).float()
 
     def activation_shapes(self, cut: int) -> tuple[tuple[int, ...], ...]:
         """Shape(s) without the batch axis of the activation at a cut: what `stages[cut:]` take in."""
@@ -220,6 +237,8 @@ class Backbone(nn.Module):
         """
         if not 0 <= cut <= len(self.stages):
             raise BackboneError(f"cut {cut} is not within 0..{len(self.stages)}, the cuts of {self.origin.name}.")
+        if cut < len(self.stages) and not self.trains:
+            raise self._lacks_code("be trained")
         self.cut = cut
         for index, stage in enumerate(self.stages):
             for name, parameter in stage.named_parameters():
@@ -251,8 +270,8 @@ class Backbone(nn.Module):
         own: dict[str, Tensor] = {}
         for stage in self._between(0, len(self.stages)):
             own.update(stage.net.state_dict())
-        first = {self._aliases.get(name, name): tensor for name, tensor in own.items()}
-        return first | {alias: first[name] for alias, name in self._aliases.items() if name in first}
+        first = {self.aliases.get(name, name): tensor for name, tensor in own.items()}
+        return first | {alias: first[name] for alias, name in self.aliases.items() if name in first}
 
     def load_state(self, mapping: Mapping[str, Tensor]) -> None:
         """Copy weights in, strictly.
@@ -288,7 +307,10 @@ class Backbone(nn.Module):
         """
         total = hashlib.blake2b(digest_size=32)
         for stage in self._between(0, len(self.stages) if stop is None else stop):
-            total.update(f"stage {stage.name} {len(stage.program.steps)}\n".encode())
+            steps = (
+                stage.plain or stage.program
+            ).steps  # the same for a network that was built and for one that was read
+            total.update(f"stage {stage.name} {len(steps)}\n".encode())
             for name, tensor in sorted(stage.net.state_dict().items()):
                 plain = tensor.detach().cpu().contiguous()
                 total.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
@@ -296,16 +318,26 @@ class Backbone(nn.Module):
         return total.hexdigest()
 
     def original(self) -> nn.Module:
-        """A copy of the original network, in eval mode on this backbone's device, with the present weights."""
-        import copy
+        """A copy of the original network, in eval mode on this backbone's device, with the present weights.
 
+        Raises:
+            BackboneError: it was read without the network's own code.
+        """
+        if self._build is None:
+            raise self._lacks_code("give its network")
         device = next((tensor.device for tensor in self.state().values()), torch.device("cpu"))
-        network = copy.deepcopy(self._network[0]).to(device).eval()
+        network = self._build().to(device).eval()
         network.load_state_dict(self.state(), strict=True)
         return network
 
     def _between(self, start: int, stop: int) -> list[Stage]:
         return [stage for stage in self.stages[start:stop] if isinstance(stage, Stage)]
+
+    def _lacks_code(self, what: str) -> BackboneError:
+        return BackboneError(
+            f"{self.origin.name} was read from a model without the code of its network, which is enough to answer, but not to {what}. "
+            "Read the model with headstart.load(folder, trainable=True)."
+        )
 
     def _expect(self, cut: int, activation: Activation) -> None:
         # Shapes of the recorded pass are built into the stages; another input size could compute something

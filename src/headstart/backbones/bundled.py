@@ -19,7 +19,7 @@ from headstart.data.images import Transform
 from headstart.errors import UnknownBackbone, WeightsError
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 # Within a block: the package's name -> timm's. The first stage has no expansion, so its names are shifted by
 # one.
@@ -61,6 +61,11 @@ class Bundled:
     crop: float = 0.875
     dependency: bool = True
     bilinear: bool = False
+
+    @property
+    def source(self) -> str:
+        """Where the weights come from, in words."""
+        return f"pip {self.package} {self.version}"
 
 
 def _lite(number: int, sha256: str, side: int, crop: float) -> Bundled:
@@ -194,13 +199,13 @@ def verified(entry: Bundled, path: Path) -> Path:
     return path
 
 
-def to_timm(entry: Bundled, weights: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """The file's weights under timm's names; `network` tells how many blocks each stage has.
+def to_timm(entry: Bundled, weights: dict[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    """The file's weights under timm's names; the `names` of the network's own tell how many blocks each stage has.
 
     Raises:
         WeightsError: the file has a name that the mapping does not know.
     """
-    places = _places(network)
+    places = _places(names)
     rename = _lite_name if entry.names == "lite" else _mobilenetv2_name
     try:
         return {rename(name, places): tensor for name, tensor in weights.items()}
@@ -208,10 +213,10 @@ def to_timm(entry: Bundled, weights: dict[str, Tensor], network: nn.Module) -> d
         raise WeightsError(f"the weights of {entry.name} have an unexpected name: {error}. Reinstall them.") from error
 
 
-def _places(network: nn.Module) -> list[tuple[int, int]]:
+def _places(names: Iterable[str]) -> list[tuple[int, int]]:
     """(stage, index) of each block, in the flat order in which the files count them."""
-    stages: Iterable[tuple[str, nn.Module]] = network.get_submodule("blocks").named_children()
-    return [(int(s), i) for s, stage in stages for i, _ in enumerate(stage.children())]
+    blocks = {tuple(name.split(".")[1:3]) for name in names if name.startswith("blocks.")}
+    return sorted((int(stage), int(index)) for stage, index in blocks)
 
 
 def _lite_name(name: str, places: list[tuple[int, int]]) -> str:

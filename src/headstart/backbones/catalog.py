@@ -152,7 +152,7 @@ def unknown(name: str, reason: str = "") -> UnknownBackbone:
 def _known(name: str, parameters: int, side: int, licence: str) -> Entry:
     bundled, get = BUNDLED.get(name), f"headstart backbones get {name}"
     if bundled:
-        source, here = f"pip {bundled.package} {bundled.version}", locate(bundled) is not None
+        source, here = bundled.source, locate(bundled) is not None
         if bundled.dependency:
             get = "comes with the installation"
     elif name.startswith("torchvision:"):
@@ -203,6 +203,12 @@ def _load_timm(
     name: str, weights: Path | None, pretrained: bool, input: InputSpec | None, side: int | None
 ) -> Backbone:
     with runtime.importing():
+        if pretrained and weights is None and input is None and side is None:
+            from headstart.backbones.from_pip import load_pip
+
+            found = load_pip(name)
+            if found is not None:
+                return found
         from headstart.backbones.from_timm import load_timm
 
         return load_timm(name, weights, pretrained, input, side)

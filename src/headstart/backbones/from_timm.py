@@ -49,23 +49,22 @@ def load_timm(
     given: dict[str, Tensor] = {}
     spare = frozenset({"classifier.weight", "classifier.bias"})
     if weights is not None:
-        network, source, given = _build(name, size), f"file {weights.name}", read_weights(weights)
+        network, source, given = build(name, size), f"file {weights.name}", read_weights(weights)
         spare = _classifier_names(name, network)
         load_strictly(network, given, str(weights), spare)
         origin = Origin(f"timm:{name}", source, "unknown", "", sha256_of(weights))
     elif bundled and file:
-        network = _build(name, size)
-        given = to_timm(bundled, read_weights(verified(bundled, file)), network)
+        network = build(name, size)
+        given = to_timm(bundled, read_weights(verified(bundled, file)), network.state_dict())
         load_strictly(network, given, bundled.package, spare)
-        source = f"pip {bundled.package} {bundled.version}"
-        origin = Origin(f"timm:{name}", source, bundled.licence, bundled.url, bundled.sha256)
+        origin = Origin(f"timm:{name}", bundled.source, bundled.licence, bundled.url, bundled.sha256)
     elif pretrained:
         network, file, given, spare = _from_hub(name, size)
         url = f"https://huggingface.co/{config.hf_hub_id}"
         licence = config.license or "unknown"
         origin = Origin(f"timm:{name}", f"hub {config.hf_hub_id}", licence, url, sha256_of(file))
     else:
-        network, origin = _build(name, size), Origin(f"timm:{name}", "random weights", "none", "", "")
+        network, origin = build(name, size), Origin(f"timm:{name}", "random weights", "none", "", "")
     spec = input or input_spec(network, bilinear=bool(bundled and bundled.bilinear))
     spec = spec if input or size is None else replace(spec, size=size)
     backbone = partition(network, spec, origin)
@@ -150,13 +149,15 @@ def _from_hub(name: str, size: tuple[int, int] | None) -> tuple[nn.Module, Path,
     """
     file = fetch_timm(name)
     whole = _create(name, size, classes=None, file=file)
-    network = _build(name, size)
+    network = build(name, size)
     given, spare = whole.state_dict(), _classifier_names(name, network)
     load_strictly(network, given, str(file), spare)
     return network, file, given, spare
 
 
-def _build(name: str, size: tuple[int, int] | None) -> nn.Module:
+def build(name: str, size: tuple[int, int] | None = None) -> nn.Module:
+    """timm's network of that name without a classifier, with weights drawn at random; `size` (height, width) in pixels, where it is
+    not the usual one."""
     return _create(name, size, classes=0, file=None)
 
 

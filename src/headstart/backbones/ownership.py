@@ -103,7 +103,7 @@ class Owners:
                     continue
                 held.append(path)
                 holder, _, name = path.rpartition(".")
-                _part(net, holder).register_module(name, self.network.get_submodule(path))
+                part(net, holder).register_module(name, self.network.get_submodule(path))
             for path in self.direct.get(stage, []):
                 if not any(path.startswith(f"{other}.") for other in held):
                     self._register(net, path)
@@ -114,10 +114,10 @@ class Owners:
         holder, _, name = path.rpartition(".")
         source, tensor = self.network.get_submodule(holder), self.weights[path]
         if isinstance(tensor, nn.Parameter):
-            _part(net, holder).register_parameter(name, tensor)
+            part(net, holder).register_parameter(name, tensor)
         else:
             persistent = name not in source._non_persistent_buffers_set
-            _part(net, holder).register_buffer(name, tensor, persistent=persistent)
+            part(net, holder).register_buffer(name, tensor, persistent=persistent)
 
     def _atom(self, path: str) -> str:
         """The outermost module that is called as a whole and contains this weight; "" where there is none."""
@@ -126,7 +126,7 @@ class Owners:
         return next((prefix for prefix in prefixes if prefix in self.atoms), "")
 
 
-def _part(net: Part, path: str) -> nn.Module:
+def part(net: Part, path: str) -> nn.Module:
     """The holder at `path` in a stage's tree, made where it is missing."""
     holder: nn.Module = net
     for name in path.split(".") if path else []:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from headstart.backbones.backbone import Backbone, InputSpec, Layout, Origin, Part, Stage
 from headstart.backbones.flow import Flow
 from headstart.backbones.grouping import Span, Work, group
+from headstart.backbones.modules import describe
 from headstart.backbones.ownership import Owners
-from headstart.backbones.program import Program, Step, Submodule, Value, values_in, weights_in
+from headstart.backbones.program import Program, Step, Submodule, Value, values_in, weights_in, with_drops
 from headstart.backbones.record import Call, Op, Recording, meta_copy, record, unify
 from headstart.errors import PartitionError
 
@@ -47,19 +48,25 @@ def partition(network: nn.Module, input: InputSpec, origin: Origin, *, verify: b
     for index, span in enumerate(spans):
         items = _items(flow, owners, span, index)
         outputs = span.end.live if span.end else flow.final
-        program = _program(flow, items, inputs, outputs)
-        lenders = {path: parts[at] for path, at in _take(owners, program, index).items() if at != index}
-        stages.append(Stage(_name(items, index, [s.name for s in stages]), program, parts[index], lenders))
+        ran = _with_static(flow, items, inputs)
+        program = Program(inputs, with_drops(map(_step, ran), outputs), outputs)
+        plain = _plain(network, ran, inputs, outputs)
+        held = _take(owners, program, index) | (_held(owners, plain) if plain else {})
+        lenders = {path: parts[at] for path, at in held.items() if at != index}
+        stages.append(Stage(_name(items, index, [s.name for s in stages]), program, parts[index], lenders, plain))
         layouts.append(_layout(flow, span, outputs, network))
         inputs = outputs
     owners.take_rest(len(spans) - 1)
     owners.fill(parts)
     fixed = frozenset(name for name, p in network.named_parameters() if not p.requires_grad)
     fixed = frozenset() if len(fixed) == sum(1 for _ in network.parameters()) else fixed
-    backbone = Backbone(stages, layouts, input, origin, network, owners.aliases, fixed)
+    backbone = Backbone(stages, layouts, input, origin, lambda: copy.deepcopy(network), owners.aliases, fixed)
     _check_complete(backbone, network)
     if verify:
         check_equal(backbone, network, batch=1)
+    if not (verify and _plainly_equal(stages, input.size, network)):
+        for stage in stages:
+            stage.plain = None
     return backbone
 
 
@@ -80,8 +87,7 @@ def check_equal(backbone: Backbone, reference: nn.Module, batch: int, seed: int 
         backbone.eval()
         for stage in backbone.stages:
             # Cloned, so that stages which only agree because they share memory are found out.
-            activation = activation.clone() if isinstance(activation, Tensor) else tuple(a.clone() for a in activation)
-            activation = stage(activation)
+            activation = stage(_cloned(activation))
         got = backbone.pool(len(backbone.stages) - 1, activation)
         backbone.train(modes)
     if got.shape != expected.shape or not torch.equal(got.view(torch.int32), expected.view(torch.int32)):
@@ -170,8 +176,8 @@ def _closed(flow: Flow, call: Call) -> bool:
     return read - made <= given and not escaped and not unread
 
 
-def _program(flow: Flow, items: list[Op | Call], inputs: tuple[int, ...], outputs: tuple[int, ...]) -> Program:
-    """Steps for the items, preceded by the static ops that they need (recomputed in every stage that uses them)."""
+def _with_static(flow: Flow, items: list[Op | Call], inputs: tuple[int, ...]) -> list[Op | Call]:
+    """The items, preceded by the static ops that they need (recomputed in every stage that uses them)."""
     known, static = set(inputs), set[Op]()
 
     def need(value: int) -> None:
@@ -187,27 +193,68 @@ def _program(flow: Flow, items: list[Op | Call], inputs: tuple[int, ...], output
         for value in values_in(item.args, item.kwargs) - known:
             need(value)
         known |= values_in(item.result)
-    ordered = [*sorted(static, key=flow.place.__getitem__), *items]
-    steps = [
-        Step(
-            Submodule(item.path) if isinstance(item, Call) else item.target,
-            item.args,
-            item.kwargs,
-            item.result,
-        )
-        for item in ordered
-    ]
-    return Program(inputs, tuple(_with_drops(steps, inputs, outputs)), outputs)
+    return [*sorted(static, key=flow.place.__getitem__), *items]
 
 
-def _with_drops(steps: list[Step], inputs: tuple[int, ...], outputs: tuple[int, ...]) -> list[Step]:
-    """The same steps, each forgetting the values that nothing after it needs."""
-    needed, result = set(outputs), []
-    for step in reversed(steps):
-        touched = values_in(step.args, step.kwargs, step.result)
-        result.append(replace(step, drop=tuple(sorted(touched - needed))))
-        needed |= touched
-    return result[::-1]
+def _step(item: Op | Call) -> Step:
+    return Step(Submodule(item.path) if isinstance(item, Call) else item.target, item.args, item.kwargs, item.result)
+
+
+def _plain(
+    network: nn.Module, ran: list[Op | Call], inputs: tuple[int, ...], outputs: tuple[int, ...]
+) -> Program | None:
+    """The same as steps that need none of the network's own code: torch's functions, and modules that can be described. None where
+    something cannot be looked into."""
+    steps: list[Step] = []
+
+    def walk(items: Sequence[Op | Call]) -> bool:
+        for item in items:
+            step = _step(item)
+            if not isinstance(step.target, Submodule) or describe(network.get_submodule(step.target.path)) is not None:
+                steps.append(step)
+                continue
+            inside = item if isinstance(item, Call) else item.inside
+            if inside is None or not walk(inside.children):
+                return False
+        return True
+
+    return Program(inputs, with_drops(steps, outputs), outputs) if walk(ran) else None
+
+
+def _held(owners: Owners, plain: Program) -> dict[str, int]:
+    """The stage that holds each name in a plain program, which may lie within what was taken as a whole."""
+    names = [name for step in plain.steps for name in weights_in(step.args, step.kwargs)]
+    modules = [step.target.path for step in plain.steps if isinstance(step.target, Submodule)]
+    return {name: owners.owner[name] for name in names} | {
+        path: owners.owner[owners.under(path)[0]] for path in modules
+    }
+
+
+def _plainly_equal(stages: list[Stage], size: tuple[int, int], network: nn.Module) -> bool:
+    """Whether the plain programs of all stages give the same bits as the stages, on a random image."""
+    device = next((tensor.device for tensor in network.state_dict().values()), torch.device("cpu"))
+    x: Any = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1)).to(device)
+    for stage in stages:
+        if stage.plain is None:
+            return False
+        with torch.no_grad():
+            try:
+                plainly = stage.run(stage.plain, _cloned(x))
+            except Exception:  # whatever a function asks of who calls it: such a network keeps its code
+                return False
+            x = stage(x)
+        pairs = zip(_tensors(plainly), _tensors(x), strict=True)
+        if not all(torch.equal(one, other) for one, other in pairs):
+            return False
+    return True
+
+
+def _tensors(activation: Any) -> tuple[Tensor, ...]:
+    return (activation,) if isinstance(activation, Tensor) else tuple(activation)
+
+
+def _cloned(activation: Any) -> Any:
+    return activation.clone() if isinstance(activation, Tensor) else tuple(tensor.clone() for tensor in activation)
 
 
 def _take(owners: Owners, program: Program, stage: int) -> dict[str, int]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -59,6 +59,11 @@ class Step:
     kwargs: Mapping[str, Any]
     result: Any
     drop: tuple[int, ...] = ()
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it takes one value and nothing else."""
+        return len(self.args) == 1 and type(self.args[0]) is Value and not self.kwargs
 
 
 def leaves(template: Any) -> Iterator[Any]:
@@ -139,7 +144,10 @@ class Program:
         del activation, given  # so that the input's memory is free once its last reader has run
         for step in self.steps:
             target = module(step.target.path) if isinstance(step.target, Submodule) else step.target
-            result = target(*map_leaves(step.args, fill), **map_leaves(step.kwargs, fill))
+            if step.is_plain:  # most are, and there are many
+                result = target(known[step.args[0].id])
+            else:
+                result = target(*map_leaves(step.args, fill), **map_leaves(step.kwargs, fill))
             _name(step.result, result, known)
             for value in step.drop:
                 known.pop(value, None)
@@ -157,6 +165,16 @@ def _name(template: Any, result: Any, known: dict[int, Tensor]) -> None:
     elif isinstance(template, Mapping):
         for key, place in template.items():
             _name(place, result[key], known)
+
+
+def with_drops(steps: Iterable[Step], outputs: tuple[int, ...]) -> tuple[Step, ...]:
+    """The same steps, each forgetting the values that nothing after it needs."""
+    needed, result = set(outputs), []
+    for step in reversed(list(steps)):
+        touched = values_in(step.args, step.kwargs, step.result)
+        result.append(replace(step, drop=tuple(sorted(touched - needed))))
+        needed |= touched
+    return tuple(result[::-1])
 
 
 def device_free(leaf: Any, recorded_on: torch.device) -> Any:

@@ -29,7 +29,6 @@ from headstart.backbones.program import (
     leaves,
     map_leaves,
     rebuild,
-    values_in,
 )
 from headstart.errors import PartitionError
 
@@ -41,7 +40,8 @@ _READS_DATA = frozenset(
 
 @dataclass(eq=False)
 class Op:
-    """A tensor function, or a module that is called as a whole. `changed` are values that it altered in place."""
+    """A tensor function, or a module that is called as a whole. `changed` are values that it altered in place; `inside` is what such
+    a module did, where that could be followed."""
 
     target: Callable[..., Any] | Submodule
     args: Any
@@ -49,6 +49,7 @@ class Op:
     result: Any
     changed: frozenset[int]
     flops: int
+    inside: Call | None = None
 
 
 @dataclass(eq=False)
@@ -144,33 +145,36 @@ class _Recorder(TorchFunctionMode):
         return self.op(func, func, args, kwargs)
 
     def op(self, target: Any, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Run one function or leaf module and note it, if it made or changed a tensor."""
+        """Run one function and note it, if it made or changed a tensor."""
         positional, named = self.read((args, kwargs))
-        tensors = [part for part in leaves((args, kwargs)) if isinstance(part, Tensor)]
-        versions, flops = [tensor._version for tensor in tensors], self.flops.total
+        touched, before = _Touched(args, kwargs), self.flops.total
         outer, self.quiet = self.quiet, True
         try:
             result = run(*args, **kwargs)
         finally:
             self.quiet = outer
-        touched = [t for t, version in zip(tensors, versions, strict=True) if t._version != version]
-        template = self.written(result)
-        if touched or any(isinstance(leaf, (Value, Weight)) for leaf in leaves(template)):
-            changed = frozenset(self.values[id(t)] for t in touched if id(t) in self.values)
-            spent = self.flops.total - flops
-            self.stack[-1].children.append(Op(target, positional, named, template, changed, spent))
+        self.note(target, (positional, named), self.written(result), touched, before)
         return result
+
+    def note(
+        self, target: Any, given: Any, result: Any, touched: _Touched, before: int, inside: Call | None = None
+    ) -> None:
+        """Note what has run, unless it neither made nor changed a tensor."""
+        changed = touched.now()
+        if changed or any(isinstance(leaf, (Value, Weight)) for leaf in leaves(result)):
+            known = frozenset(self.values[id(tensor)] for tensor in changed if id(tensor) in self.values)
+            args, kwargs = given
+            self.stack[-1].children.append(Op(target, args, kwargs, result, known, self.flops.total - before, inside))
 
     def call(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Stand in for `nn.Module.__call__` while recording."""
         path = self.paths.get(id(module))
         if self.quiet or path is None:
             return original(module, *args, **kwargs)
-        if self.stack and not any(True for _ in module.children()):
-            return self.op(Submodule(path), lambda *a, **k: original(module, *a, **k), args, kwargs)
         call = Call(path)
         if self.stack:
             call.args, call.kwargs = self.read((args, kwargs))
+        touched, before = _Touched(args, kwargs), self.flops.total
         self.stack.append(call)
         result = original(module, *args, **kwargs)
         made = [part for part in leaves(result) if isinstance(part, Tensor)]
@@ -178,7 +182,11 @@ class _Recorder(TorchFunctionMode):
         call.result = self.written(result)
         self.stack.pop()
         if self.stack:
-            self.stack[-1].children.append(self._whole(call) if call.opaque else call)
+            if call.opaque or not any(True for _ in module.children()):
+                inside = None if call.opaque else call
+                self.note(Submodule(path), (call.args, call.kwargs), call.result, touched, before, inside)
+            else:
+                self.stack[-1].children.append(call)
         elif call.opaque:
             raise PartitionError(
                 f"{type(module).__name__} computes with tensors that cannot be followed at its top level (a scripted "
@@ -189,11 +197,16 @@ class _Recorder(TorchFunctionMode):
             self.root = call
         return result
 
-    def _whole(self, call: Call) -> Op:
-        inside, given = list(call.ops()), values_in(call.args, call.kwargs)
-        changed = frozenset().union(*(op.changed for op in inside)) & given
-        flops = sum(op.flops for op in inside)
-        return Op(Submodule(call.path), call.args, call.kwargs, call.result, frozenset(changed), flops)
+
+class _Touched:
+    """The tensors among some arguments, and which of them have been altered in place since."""
+
+    def __init__(self, args: Any, kwargs: Any) -> None:
+        self.tensors = [part for part in leaves((args, kwargs)) if isinstance(part, Tensor)]
+        self.versions = [tensor._version for tensor in self.tensors]
+
+    def now(self) -> list[Tensor]:
+        return [t for t, version in zip(self.tensors, self.versions, strict=True) if t._version != version]
 
 
 @contextmanager
@@ -246,11 +259,22 @@ def _merge_calls(one: Call, other: Call, batches: tuple[int, int]) -> Call:
             children.append(_merge_calls(a, b, batches))
         elif isinstance(a, Op) and isinstance(b, Op) and a.target == b.target and a.changed == b.changed:
             args, kwargs = _merge((a.args, a.kwargs), (b.args, b.kwargs), batches, one.path)
-            children.append(Op(a.target, args, kwargs, a.result, a.changed, a.flops // batches[0]))
+            inside = _merge_inside(a.inside, b.inside, batches)
+            children.append(Op(a.target, args, kwargs, a.result, a.changed, a.flops // batches[0], inside))
         else:
             raise _differs(one.path)
     args, kwargs = _merge((one.args, one.kwargs), (other.args, other.kwargs), batches, one.path)
     return Call(one.path, args, kwargs, one.result, children)
+
+
+def _merge_inside(one: Call | None, other: Call | None, batches: tuple[int, int]) -> Call | None:
+    """What a module did that is called as a whole; it may do so in different ways."""
+    if one is None or other is None:
+        return None
+    try:
+        return _merge_calls(one, other, batches)
+    except PartitionError:
+        return None
 
 
 def _merge(a: Any, b: Any, batches: tuple[int, int], path: str) -> Any:

@@ -19,6 +19,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from headstart.backbones.backbone import Backbone
+from headstart.backbones.modules import is_norm, is_plain, lacking
 from headstart.features.precision import SAME, agreement
 from headstart.features.rounding import leaves, lost, rounded
 
@@ -27,7 +28,6 @@ FUSED: dict[str, tuple[str, list[float]]] = {
     "Identity": ("none", []), "ReLU": ("relu", []), "ReLU6": ("hardtanh", [0.0, 6.0]), "SiLU": ("swish", []),
     "Hardswish": ("hardswish", []),
 }  # fmt: skip
-_NORMS = ("BatchNorm2d", "BatchNormAct2d")  # torch's, and timm's with an activation inside
 _DRAWN = 2  # pictures that tell the channels' means: eight tell them no better
 
 
@@ -60,11 +60,10 @@ def fold(backbone: Backbone, *dtypes: torch.dtype) -> tuple[Backbone, ...]:
     images = drawn(backbone, _DRAWN if dtypes else 1)
     pairs, truth = pairs_of(backbone, images)
     copies: list[Backbone] = []
-    # A copy runs its stages, and has no use for the original network, which would be copied with it. What has no parts is replaced in
-    # the copy, or as good there as here; but what is training must not be taken out of that.
+    # What has no parts is replaced in the copy, or as good there as here; but what is training must not be taken out of that.
     shared = {id(module): module for module in backbone.modules() if not any(module.children()) and not module.training}
     for dtype in (torch.float32, *dtypes) if pairs else ():
-        made = copy.deepcopy(backbone, {**shared, id(backbone._network): ()}).eval()
+        made = copy.deepcopy(backbone, dict(shared)).eval()
         for pair in pairs:
             conv, norm = made.get_submodule(pair.conv), made.get_submodule(pair.norm)
             _replace(made, pair.conv, Folded(conv, norm, pair.size, dtype, pair.means))
@@ -123,9 +122,8 @@ def _padding(conv: nn.Conv2d, size: tuple[int, int]) -> tuple[list[int], list[in
     if type(conv) is nn.Conv2d:
         assert not isinstance(conv.padding, str)
         return [0, 0], list(conv.padding)
-    leading, both = [], []  # timm's Conv2dSame: as TensorFlow, the odd pixel goes to the right and the bottom
-    for length, kernel, stride in zip(size, conv.kernel_size, conv.stride, strict=True):
-        total = max(0, (-(-length // stride) - 1) * stride + kernel - length)
+    leading, both = [], []  # Conv2dSame: as TensorFlow, the odd pixel goes to the right and the bottom
+    for total in lacking(conv, size):
         leading.append(total % 2)
         both.append(total // 2 + total % 2)
     return leading, both
@@ -150,7 +148,7 @@ def pairs_of(backbone: Backbone, images: Tensor) -> tuple[list[_Pair], tuple[Ten
     handles = [
         module.register_forward_hook(watch(name))
         for name, module in backbone.named_modules()
-        if is_plain(module) or _is_norm(module)
+        if is_plain(module) or is_norm(module)
     ]
     try:
         with torch.inference_mode():
@@ -166,27 +164,6 @@ def drawn(backbone: Backbone, count: int) -> Tensor:
     spec = backbone.input
     pixels = (leaves(count, *spec.size) / 255 - np.array(spec.mean)) / np.array(spec.std)
     return torch.from_numpy(pixels).float().permute(0, 3, 1, 2).to(next(backbone.parameters()).device)
-
-
-def is_plain(module: nn.Module) -> bool:
-    """Whether a module is a convolution and no more: subclasses may change their weights before they use them."""
-    if not isinstance(module, nn.Conv2d) or module.padding_mode != "zeros":
-        return False
-    same = (
-        type(module).__name__ == "Conv2dSame"
-        and type(module).__module__.startswith("timm.")
-        and module.dilation == (1, 1)
-    )
-    return same or (type(module) is nn.Conv2d and not isinstance(module.padding, str))
-
-
-def _is_norm(module: nn.Module) -> bool:
-    return (
-        isinstance(module, nn.BatchNorm2d)
-        and type(module).__name__ in _NORMS
-        and module.running_mean is not None
-        and isinstance(getattr(module, "drop", None) or nn.Identity(), nn.Identity)
-    )
 
 
 def _replace(root: nn.Module, path: str, module: nn.Module) -> None:

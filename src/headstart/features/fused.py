@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from headstart.backbones.backbone import Backbone
-from headstart.features.folded import FUSED, can_fold, drawn, is_plain, pairs_of
+from headstart.backbones.modules import is_plain, padded
+from headstart.features.folded import FUSED, can_fold, drawn, pairs_of
 from headstart.features.precision import SAME, agreement
 
 # Activations whose gradient can be told from what they gave.
@@ -117,10 +118,8 @@ class _Step:
         """What the convolution gives, or the norm after it while its statistics are frozen."""
         conv, norm, weight, bias = self.conv, self.norm, self.conv.weight, self.conv.bias
         x, padding = input, conv.padding
-        if type(conv) is not nn.Conv2d:  # timm's Conv2dSame; who has one has imported timm
-            from timm.layers.padding import pad_same
-
-            x, padding = pad_same(x, list(conv.kernel_size), list(conv.stride), list(conv.dilation)), (0, 0)
+        if type(conv) is not nn.Conv2d:  # Conv2dSame
+            x, padding = padded(conv, x), (0, 0)
         assert not isinstance(padding, str)
         low = self.low and _is_pointwise(conv)
         if norm is None or norm.training:

@@ -1,0 +1,139 @@
+"""Modules that are built again from a description, without the package that they came from: convolutions, and the norms behind them.
+
+Whatever else a network does is a function of torch (`written`). These stay modules, since they are what is folded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, final
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+from torch.nn import functional
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    kind.__name__: kind for kind in (nn.Identity, nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish)
+}
+_NORMS = ("BatchNorm2d", "BatchNormAct2d")  # torch's, and timm's with an activation inside
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Convolution(_Record):
+    """A convolution. `same`: it pads as TensorFlow does, as much as its input needs."""
+
+    kind: Literal["convolution"] = "convolution"
+    channels: tuple[int, int]
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    bias: bool
+    same: bool
+
+    def build(self) -> nn.Module:
+        """The module, without memory for its weights."""
+        kind = Conv2dSame if self.same else nn.Conv2d
+        return kind(
+            *self.channels, self.kernel, self.stride, self.padding, self.dilation, self.groups, self.bias, device="meta"
+        )
+
+
+class Norm(_Record):
+    """Batch normalisation by running statistics, with the activation after it."""
+
+    kind: Literal["norm"] = "norm"
+    channels: int
+    eps: float
+    affine: bool
+    activation: str
+    inplace: bool
+
+    def build(self) -> nn.Module:
+        """The module, without memory for its weights."""
+        activation = ACTIVATIONS[self.activation](**{"inplace": True} if self.inplace else {})
+        return BatchNormAct2d(self.channels, self.eps, affine=self.affine, device="meta", act=activation)
+
+
+def describe(module: nn.Module) -> Convolution | Norm | None:
+    """What has to be known to build a convolution or a norm again; None for other modules."""
+    if is_plain(module):
+        assert isinstance(module, nn.Conv2d)
+        same = type(module) is not nn.Conv2d
+        return Convolution(
+            channels=(module.in_channels, module.out_channels), kernel=_two(module.kernel_size), stride=_two(module.stride),
+            padding=(0, 0) if same else _two(module.padding), dilation=_two(module.dilation), groups=module.groups,
+            bias=module.bias is not None, same=same,
+        )  # fmt: skip
+    if is_norm(module):
+        assert isinstance(module, nn.BatchNorm2d)
+        act = getattr(module, "act", nn.Identity())
+        if type(act) in ACTIVATIONS.values():
+            return Norm(
+                channels=module.num_features, eps=module.eps, affine=module.weight is not None,
+                activation=type(act).__name__, inplace=getattr(act, "inplace", False),
+            )  # fmt: skip
+    return None
+
+
+def _two(given: Sequence[Any]) -> tuple[int, int]:
+    rows, columns = given
+    return int(rows), int(columns)
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether a module is a convolution and no more: subclasses may change their weights before they use them."""
+    if not isinstance(module, nn.Conv2d) or module.padding_mode != "zeros":
+        return False
+    same = type(module) is Conv2dSame or (
+        type(module).__name__ == "Conv2dSame" and type(module).__module__.startswith("timm.")
+    )
+    return (same and module.dilation == (1, 1)) or (type(module) is nn.Conv2d and not isinstance(module.padding, str))
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module normalises each channel by running statistics, and at most applies an activation after that."""
+    return (
+        isinstance(module, nn.BatchNorm2d)
+        and type(module).__name__ in _NORMS
+        and module.running_mean is not None
+        and isinstance(getattr(module, "drop", None) or nn.Identity(), nn.Identity)
+    )
+
+
+def lacking(conv: nn.Conv2d, size: Sequence[int]) -> list[int]:
+    """Rows and columns of zeros that TensorFlow's padding adds to a picture of `size` (height, width)."""
+    return [
+        max(0, (-(-length // stride) - 1) * stride + kernel - length)
+        for length, kernel, stride in zip(size, conv.kernel_size, conv.stride, strict=True)
+    ]
+
+
+def padded(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """What a convolution that pads as TensorFlow does multiplies with: the odd row and column of zeros at the bottom and the right."""
+    rows, columns = lacking(conv, x.shape[2:])
+    return functional.pad(x, [columns // 2, columns - columns // 2, rows // 2, rows - rows // 2])
+
+
+@final
+class Conv2dSame(nn.Conv2d):
+    """A convolution that pads as TensorFlow does: (N, C, H, W) to (N, K, ⌈H / stride⌉, ⌈W / stride⌉)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(padded(self, input))
+
+
+@final
+class BatchNormAct2d(nn.BatchNorm2d):
+    """Batch normalisation and the activation after it: (N, C, H, W) to (N, C, H, W)."""
+
+    def __init__(self, *given: Any, act: nn.Module, **options: Any) -> None:
+        super().__init__(*given, **options)
+        self.act = act
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.act(super().forward(input))  # type: ignore[no-any-return]

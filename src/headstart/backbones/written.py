@@ -1,0 +1,290 @@
+"""A backbone written down: torch's own functions in order, and descriptions of convolutions and norms. Whoever reads that needs none
+of the code that the network came with, whichever its version, and need not wait until it is imported.
+
+What is read answers bit by bit as the network does. What a network does in training alone, such as dropout, is not in it: only where
+there is no such thing can it be trained, too.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import get_testing_overrides, resolve_name
+
+from headstart.backbones.backbone import Backbone, InputSpec, Layout, Origin, Part, Stage
+from headstart.backbones.modules import Convolution, Norm, describe
+from headstart.backbones.ownership import part
+from headstart.backbones.program import Batch, Here, Program, Step, Submodule, Value, Weight, weights_in, with_drops
+from headstart.errors import BackboneError
+
+# Beside what computes with tensors, these make some. No other function is run because a file says so: `torch.load` has a name, too.
+_MAKERS = frozenset(
+    f"torch.{name}" for name in ("arange", "as_tensor", "empty", "eye", "full", "linspace", "ones", "tensor", "zeros")
+)
+_CONSTANTS = (torch.dtype, torch.memory_format, torch.layout)
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class _Step(_Record):
+    """A function of torch, or else a module, by name, and the templates of a `Step`."""
+
+    function: str = ""
+    module: str = ""
+    args: Any
+    kwargs: Any = {"dict": {}}
+    result: Any
+
+
+class _Stage(_Record):
+    """A stage's program, what it holds (a buffer that no checkpoint has is "computed"), and its layout."""
+
+    name: str
+    inputs: tuple[int, ...]
+    steps: tuple[_Step, ...]
+    outputs: tuple[int, ...]
+    holds: dict[str, Literal["parameter", "buffer", "computed"]]
+    shapes: tuple[tuple[int, ...], ...]
+    axes: tuple[int, ...]
+    flops: int
+
+
+class Written(_Record):
+    """The stages, the modules that their steps call, and second names of tied weights with their first. `trains`: whether the network
+    does the same in training, so that what is read can be trained as well."""
+
+    stages: tuple[_Stage, ...] = Field(min_length=1)
+    modules: dict[str, Convolution | Norm]
+    aliases: dict[str, str]
+    trains: bool = False
+
+
+class _NoName(Exception):
+    """Something that cannot be written down."""
+
+
+def write(backbone: Backbone) -> Written | None:
+    """The backbone as data, without its tensors, which are those of its `state()` and the `computed` ones. None where a part of it is
+    code that cannot be looked into, or nothing that torch has a name for."""
+    modules: dict[str, Convolution | Norm] = {}
+    stages = [stage for stage in backbone.stages if isinstance(stage, Stage)]
+    records = []
+    try:
+        for stage, shapes, axes, flops in zip(stages, backbone.shapes, backbone.axes, backbone.flops, strict=True):
+            if stage.plain is None:
+                return None
+            for step in stage.plain.steps:
+                if isinstance(step.target, Submodule):
+                    modules[step.target.path] = _described(stages, step.target.path)
+            record = _Stage(
+                name=stage.name, inputs=stage.plain.inputs, steps=tuple(map(_written, stage.plain.steps)),
+                outputs=stage.plain.outputs, holds=_holds(stage), shapes=shapes, axes=axes, flops=flops,
+            )  # fmt: skip
+            records.append(record)
+        written = Written(stages=tuple(records), modules=dict(sorted(modules.items())), aliases=backbone.aliases)
+        _programs(written)  # whether it can be read, with all that it names
+    except (_NoName, BackboneError):
+        return None
+    return written
+
+
+def computed(backbone: Backbone) -> dict[str, Tensor]:
+    """What a backbone computes for itself and no checkpoint has: the tensors beside `backbone.state()`, by name."""
+    kinds = [(stage.net, _holds(stage)) for stage in backbone.stages if isinstance(stage, Stage)]
+    return {name: net.get_buffer(name) for net, holds in kinds for name, kind in holds.items() if kind == "computed"}
+
+
+def read(
+    written: Written, found: Mapping[str, Tensor], input: InputSpec, origin: Origin,
+    build: Callable[[], nn.Module] | None = None,
+) -> Backbone:  # fmt: skip
+    """The backbone again, on the CPU, with the tensors of its `state()` and its computed ones. `build` makes the original network,
+    for who asks for that.
+
+    Raises:
+        BackboneError: where a tensor is missing, or something is named that this torch does not have.
+    """
+    programs = _programs(written)
+    holders = {name: place for place in reversed(range(len(programs))) for name in written.stages[place].holds}
+    parts = [_part(stage, written.modules, found, origin.name) for stage in written.stages]
+    stages, layouts = [], []
+    for place, (record, program) in enumerate(zip(written.stages, programs, strict=True)):
+        names = [name for step in program.steps for name in weights_in(step.args, step.kwargs)]
+        named = {name: _holder(name, holders, written.modules) for name in [*names, *_called(program)]}
+        lenders = {name: parts[at] for name, at in named.items() if at != place}
+        stages.append(Stage(record.name, program, parts[place], lenders, program))
+        layouts.append(Layout(record.shapes, record.axes, record.flops))
+    return Backbone(stages, layouts, input, origin, build, written.aliases, frozenset(), trains=written.trains)
+
+
+def _called(program: Program) -> list[str]:
+    return [step.target.path for step in program.steps if isinstance(step.target, Submodule)]
+
+
+def _holder(name: str, holders: Mapping[str, int], modules: Mapping[str, Convolution | Norm]) -> int:
+    """The stage that holds a tensor, or a module by one of its tensors."""
+    key = name if name not in modules else next((held for held in holders if held.startswith(f"{name}.")), name)
+    if key not in holders:
+        raise BackboneError(f"no stage holds {name}.")
+    return holders[key]
+
+
+def _part(stage: _Stage, modules: Mapping[str, Convolution | Norm], found: Mapping[str, Tensor], network: str) -> Part:
+    """What a stage owns, under the original names."""
+    lacking = sorted(stage.holds.keys() - found.keys())
+    if lacking:
+        raise BackboneError(f"{network} lacks {len(lacking)} of its tensors ({', '.join(lacking[:4])}).")
+    net, rest = Part(), dict(stage.holds)
+    for path, description in modules.items():
+        own = [name for name in rest if name.startswith(f"{path}.")]
+        if own:
+            built, (holder, _, last) = description.build(), path.rpartition(".")
+            try:
+                built.load_state_dict({n.removeprefix(f"{path}."): found[n].clone() for n in own}, assign=True)
+            except RuntimeError as error:
+                reason = str(error).splitlines()[-1].strip()
+                raise BackboneError(f"the tensors of {path} do not fit it: {reason}") from error
+            part(net, holder).register_module(last, built)
+            for name in own:
+                del rest[name]
+    for name, kind in rest.items():
+        holder, _, last = name.rpartition(".")
+        tensor = found[name].clone()
+        if kind == "parameter":
+            part(net, holder).register_parameter(last, nn.Parameter(tensor, requires_grad=False))
+        else:
+            part(net, holder).register_buffer(last, tensor, persistent=kind == "buffer")
+    return net
+
+
+def _described(stages: list[Stage], path: str) -> Convolution | Norm:
+    for stage in stages:
+        try:
+            description = describe(stage.net.get_submodule(path))
+        except AttributeError:
+            continue  # another stage holds it
+        if description is not None:
+            return description
+    raise _NoName(path)
+
+
+def _holds(stage: Stage) -> dict[str, Literal["parameter", "buffer", "computed"]]:
+    state = stage.net.state_dict(keep_vars=True)
+    kinds: dict[str, Literal["parameter", "buffer", "computed"]] = {
+        name: "parameter" if isinstance(tensor, nn.Parameter) else "buffer" for name, tensor in state.items()
+    }
+    kinds |= {name: "computed" for name, _ in stage.net.named_buffers() if name not in state}
+    return dict(sorted(kinds.items()))
+
+
+def _written(step: Step) -> _Step:
+    args, kwargs, result = _data(step.args), _data(step.kwargs), _data(step.result)
+    if isinstance(step.target, Submodule):
+        return _Step(module=step.target.path, args=args, kwargs=kwargs, result=result)
+    name = resolve_name(step.target)
+    if name is None or _function(name) != step.target:
+        raise _NoName(str(step.target))
+    return _Step(function=name, args=args, kwargs=kwargs, result=result)
+
+
+def _programs(written: Written) -> list[Program]:
+    programs = []
+    for stage in written.stages:
+        steps = [
+            Step(
+                Submodule(step.module) if step.module else _function(step.function),
+                _template(step.args), _template(step.kwargs), _template(step.result),
+            )
+            for step in stage.steps
+        ]  # fmt: skip
+        programs.append(Program(stage.inputs, with_drops(steps, stage.outputs), stage.outputs))
+        unknown = [path for path in _called(programs[-1]) if path not in written.modules]
+        if unknown:
+            raise BackboneError(f"the module {unknown[0]} is called and not described.")
+    return programs
+
+
+@functools.cache
+def _function(name: str) -> Callable[..., Any]:
+    """The function of that name, as `torch.overrides.resolve_name` gives it."""
+    first, *others = name.split(".")
+    found: Any = torch if first == "torch" else None
+    for other in others:
+        found = getattr(found, other, None)
+    known = callable(found) and (
+        found in get_testing_overrides()
+        or getattr(found, "__module__", "") == functional.__name__  # of which torch does not list all
+        or name in _MAKERS
+    )
+    if not known:
+        raise BackboneError(f"this torch has no function {name!r} that computes with tensors.")
+    return found  # type: ignore[no-any-return]
+
+
+def _data(template: Any) -> Any:
+    """A template as JSON has it: an array is a tuple, an object of one key anything else that is no plain constant."""
+    if isinstance(template, Value):
+        return {"value": template.id}
+    if isinstance(template, Weight):
+        return {"weight": template.path}
+    if isinstance(template, Batch):
+        return {"batch": [template.factor, template.offset]}
+    if isinstance(template, Here):
+        return {"here": True}
+    if isinstance(template, tuple):
+        return [_data(part) for part in template]
+    if isinstance(template, list):
+        return {"list": [_data(part) for part in template]}
+    if isinstance(template, Mapping):
+        return {"dict": {key: _data(part) for key, part in template.items()}}
+    if isinstance(template, slice):
+        return {"slice": [_data(part) for part in (template.start, template.stop, template.step)]}
+    if isinstance(template, _CONSTANTS):
+        return {"torch": str(template).removeprefix("torch.")}
+    if template is Ellipsis:
+        return {"ellipsis": True}
+    if type(template) is float and not math.isfinite(template):
+        return {"float": str(template)}
+    if template is None or type(template) in (bool, int, float, str):
+        return template
+    raise _NoName(str(template))
+
+
+def _template(data: Any) -> Any:
+    """The template that was written so."""
+    if isinstance(data, list):
+        return tuple(_template(part) for part in data)
+    if not isinstance(data, dict):
+        return data
+    if len(data) == 1:
+        ((kind, content),) = data.items()
+        if kind in _KINDS:
+            try:
+                return _KINDS[kind](content)
+            except (TypeError, ValueError, AttributeError):
+                pass  # not what stands there in what `_data` has written
+    raise BackboneError(f"{str(data)[:80]} stands for nothing that is known.")
+
+
+def _constant(name: str) -> Any:
+    found = getattr(torch, name, None)
+    if not isinstance(found, _CONSTANTS):
+        raise BackboneError(f"this torch has no constant {name!r}.")
+    return found
+
+
+_KINDS: dict[str, Callable[[Any], Any]] = {
+    "value": Value, "weight": Weight, "batch": lambda both: Batch(*both), "here": lambda _: Here(),
+    "list": lambda parts: [_template(part) for part in parts], "slice": lambda parts: slice(*map(_template, parts)),
+    "dict": lambda parts: {key: _template(part) for key, part in parts.items()}, "torch": _constant,
+    "ellipsis": lambda _: Ellipsis, "float": float,
+}  # fmt: skip

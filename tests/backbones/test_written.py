@@ -1,0 +1,250 @@
+"""A backbone that is read again computes the same bits without its code, and nothing is run that computes with no tensors."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import OrderedDict
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as some
+from timm.layers.conv2d_same import Conv2dSame as TimmConv2dSame
+from timm.layers.norm_act import BatchNormAct2d as TimmBatchNormAct2d
+from torch import nn
+
+from headstart.backbones import written
+from headstart.backbones.backbone import Backbone, InputSpec, Origin
+from headstart.backbones.bundled import BUNDLED
+from headstart.backbones.catalog import DEFAULT_BACKBONE, load_backbone
+from headstart.backbones.from_pip import NETWORKS, Described
+from headstart.backbones.from_timm import load_timm
+from headstart.backbones.modules import Convolution, Norm, describe
+from headstart.backbones.partition import partition
+from headstart.backbones.program import Batch, Here, Submodule, Value, Weight
+from headstart.errors import BackboneError
+from headstart.features.folded import fold
+from tests.backbones.described import described, same_in_training
+from tests.backbones.test_families import SMALL
+from tests.toys import SPEC, TinyNet, settle_statistics, tiny_backbone
+
+
+def read_again(backbone: Backbone) -> Backbone:
+    """The backbone after a way through JSON."""
+    found = written.write(backbone)
+    assert found is not None
+    text = found.model_dump_json(exclude_defaults=True)
+    again = written.Written.model_validate_json(text)
+    tensors = backbone.state() | written.computed(backbone)
+    return written.read(again, tensors, backbone.input, backbone.origin)
+
+
+def same_bits(one: Backbone, other: Backbone, batch: int) -> bool:
+    x = torch.randn(batch, 3, *one.input.size, generator=torch.Generator().manual_seed(batch))
+    with torch.inference_mode():
+        pairs = zip(one.pooled(x.clone()), other.pooled(x.clone()), strict=True)
+        return all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_a_network_of_every_kind_is_read_again(kind: str) -> None:
+    side, build = SMALL[kind]
+    torch.manual_seed(0)
+    network = settle_statistics(build())
+    backbone = partition(network, InputSpec(size=(side, side)), Origin(f"timm:{kind}", "", "", "", ""))
+    again = read_again(backbone)
+    assert same_bits(backbone, again, 1) and same_bits(backbone, again, 3)
+    assert again.state().keys() == backbone.state().keys()
+    assert (again.names, again.shapes, again.axes, again.flops) == (
+        backbone.names, backbone.shapes, backbone.axes, backbone.flops,
+    )  # fmt: skip
+    assert written.write(again) == written.write(backbone), "it can be written down once more"
+    assert not again.trains and not any(parameter.requires_grad for parameter in again.parameters())
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_the_bundled_networks_are_written_down_as_timm_has_them(name: str) -> None:
+    kept = Described.model_validate_json((NETWORKS / f"{name}.json").read_bytes())
+    assert kept == described(name), "timm's code has changed: python -m tests.backbones.described"
+    assert kept.network.trains
+
+
+def test_what_does_otherwise_in_training_is_seen() -> None:
+    network = TinyNet()  # which has dropout
+    assert not same_in_training(network, (2, 3, *SPEC.size))
+    for block in network.blocks:
+        block.drop = nn.Identity()
+    assert same_in_training(network, (2, 3, *SPEC.size))
+
+
+def test_a_fit_of_a_bundled_backbone_starts_without_slow_imports() -> None:
+    script = (
+        "import sys, headstart.transfer\n"
+        "headstart.load_backbone('tf_efficientnet_lite0').train_from(3)\n"
+        "slow = {'timm', 'torchvision', 'torch._dynamo', 'torch.utils.flop_counter', 'scipy.stats', 'sklearn'} & {*sys.modules}\n"
+        "assert not slow, slow\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_bundled_backbone_is_that_of_timm_bit_for_bit_also_in_training() -> None:
+    backbone, built = load_backbone(DEFAULT_BACKBONE), load_timm(DEFAULT_BACKBONE, None, True, None)
+    assert (backbone.origin, backbone.input, backbone.names) == (built.origin, built.input, built.names)
+    assert backbone.classifier is not None and built.classifier is not None
+    assert all(torch.equal(one, other) for one, other in zip(backbone.classifier, built.classifier, strict=True))
+    assert same_bits(backbone, built, 2)
+    gradients = []
+    for each in (backbone, built):
+        each.train_from(3)
+        x = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+        each(x).square().sum().backward()
+        gradients.append({name: weight.grad for name, weight in each.stages.named_parameters() if weight.requires_grad})
+    one, other = gradients
+    assert one.keys() == other.keys() and one
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_no_module_of_the_network_is_left() -> None:
+    kinds = {
+        type(module).__module__ for module in read_again(load_backbone("test_efficientnet", pretrained=False)).modules()
+    }
+    assert not [kind for kind in kinds if not kind.startswith(("torch.", "headstart."))]
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "test_resnet"])
+def test_folded_copies_compute_the_same_bits(name: str) -> None:
+    backbone = load_backbone(name, pretrained=False)
+    settle_statistics(backbone)
+    (one,), (other,) = fold(backbone), fold(read_again(backbone))
+    assert same_bits(one, other, 2)
+
+
+def test_weights_have_to_be_there() -> None:
+    backbone = tiny_backbone()
+    found = written.write(backbone)
+    assert found is not None
+    tensors = backbone.state()
+    del tensors["stem.weight"]
+    with pytest.raises(BackboneError, match=r"module:TinyNet lacks 1 of its tensors \(stem\.weight\)"):
+        written.read(found, tensors, backbone.input, backbone.origin)
+    tensors["stem.weight"] = torch.zeros(2, 2)
+    with pytest.raises(BackboneError, match=r"the tensors of stem do not fit it: .*size mismatch for weight"):
+        written.read(found, tensors, backbone.input, backbone.origin)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["torch.load", "torch.hub.load", "torch.save", "torch.from_file", "torch.serialization.load", "torch.ops", "builtins.eval",
+     "torch.nn.functional.importlib.import_module", "torch.nn.functional.warnings.warn", "torch.no_such", "", "torch"],
+)  # fmt: skip
+def test_only_what_computes_with_tensors_is_called(name: str) -> None:
+    backbone = tiny_backbone()
+    found = written.write(backbone)
+    assert found is not None
+    data = found.model_dump()
+    step = next(step for stage in data["stages"] for step in stage["steps"] if step["function"])
+    step["function"] = name
+    with pytest.raises(BackboneError, match=f"this torch has no function '{name}' that computes with tensors"):
+        written.read(written.Written.model_validate(data), backbone.state(), backbone.input, backbone.origin)
+
+
+@pytest.mark.parametrize("odd", [{"object": 1}, {"torch": "load"}, {"torch": "nn"}, {"slice": 3}, {"batch": [1]}, {}])
+def test_what_stands_for_nothing_is_refused(odd: dict[str, Any]) -> None:
+    with pytest.raises(BackboneError, match=r"stands for nothing that is known|this torch has no constant"):
+        written._template(odd)
+
+
+_LEAVES = some.one_of(
+    some.none(), some.booleans(), some.integers(-9, 9), some.floats(allow_nan=False), some.text(max_size=3),
+    some.builds(Value, some.integers(0, 9)), some.builds(Weight, some.text(max_size=3)),
+    some.builds(Batch, some.integers(-3, 3), some.integers(-3, 3)), some.just(Here()), some.just(...),
+    some.sampled_from([torch.float32, torch.bfloat16, torch.channels_last, torch.strided]),
+    some.builds(slice, some.none() | some.integers(0, 3), some.integers(0, 3), some.none()),
+)  # fmt: skip
+
+
+@given(
+    some.recursive(
+        _LEAVES,
+        lambda inner: (
+            some.lists(inner, max_size=3)
+            | some.lists(inner, max_size=3).map(tuple)
+            | some.dictionaries(some.text(max_size=3), inner, max_size=3)
+        ),
+        max_leaves=8,
+    )
+)
+def test_templates_come_back_as_they_were(template: Any) -> None:
+    again = written._template(json.loads(json.dumps(written._data(template), allow_nan=False)))
+    assert again == template and repr(again) == repr(template)
+
+
+def test_what_has_no_name_is_not_written() -> None:
+    assert written.write(tiny_backbone()) is not None
+    for nameless in (object(), OrderedDict, 1j):
+        with pytest.raises(written._NoName):
+            written._data((nameless,))
+
+
+@pytest.mark.parametrize("size", [(9, 9), (8, 11), (7, 7)])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 2), (2, 2), (1, 2)])
+def test_a_convolution_that_pads_as_tensorflow_does(size: tuple[int, int], kernel: int, stride: int) -> None:
+    torch.manual_seed(0)
+    original = TimmConv2dSame(4, 6, kernel, stride, groups=2)
+    description = describe(original)
+    assert isinstance(description, Convolution) and description.same
+    built = description.build()
+    built.load_state_dict(original.state_dict(), assign=True)
+    x = torch.randn(2, 4, *size)
+    assert torch.equal(built(x), original(x))
+    assert describe(built) == description
+
+
+@pytest.mark.parametrize("act", [nn.Identity, nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish])
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_norm_with_an_activation(act: type[nn.Module], affine: bool) -> None:
+    original = TimmBatchNormAct2d(4, eps=0.01, affine=affine, act_layer=act).eval()
+    settle_statistics(original) if affine else None
+    description = describe(original)
+    assert isinstance(description, Norm) and description.activation == act.__name__
+    built = description.build().eval()
+    built.load_state_dict(original.state_dict(), assign=True)
+    x = torch.randn(2, 4, 5, 5)
+    assert torch.equal(built(x), original(x))
+    assert describe(built) == description
+
+
+def test_others_are_not_described() -> None:
+    for module in (
+        nn.Linear(2, 2),
+        nn.Conv2d(2, 2, 1, padding_mode="circular"),
+        nn.BatchNorm2d(2, track_running_stats=False),
+        TimmBatchNormAct2d(2, act_layer=nn.GELU),
+    ):
+        assert describe(module) is None
+
+
+def test_a_shared_table_is_borrowed_from_the_stage_that_holds_it() -> None:
+    side, build = SMALL["beit"]
+    backbone = partition(build(), InputSpec(size=(side, side)), Origin("timm:beit", "", "", "", ""))
+    found = written.write(backbone)
+    assert found is not None
+    readers = [
+        place
+        for place, stage in enumerate(found.stages)
+        if any("relative_position_bias_table" in str(step.args) for step in stage.steps)
+    ]
+    holders = [
+        place
+        for place, stage in enumerate(found.stages)
+        if any("relative_position_bias_table" in n for n in stage.holds)
+    ]
+    assert (
+        len(holders) == 1
+        and len(readers) > 1
+        and not any(isinstance(step.module, Submodule) for step in found.stages[0].steps)
+    )
+    assert same_bits(backbone, read_again(backbone), 2)
