@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -214,7 +215,9 @@ def edit(folder: Path, **changes: Any) -> None:
 
 def exchange(folder: Path, **changes: torch.Tensor | None) -> None:
     tensors = {**load_file(folder / WEIGHTS), **changes}
-    save_file({name: value for name, value in tensors.items() if value is not None}, folder / "other")
+    with safe_open(folder / WEIGHTS, "pt") as whole:
+        networks = whole.metadata()
+    save_file({name: value for name, value in tensors.items() if value is not None}, folder / "other", networks)
     vouched(folder, (folder / "other").read_bytes())
 
 
@@ -343,3 +346,10 @@ def test_what_tells_unknown_pictures_has_to_fit_its_card(trained: Trained, tmp_p
     (tmp_path / "run" / CARD).write_text(json.dumps(card))
     with pytest.raises(BundleError, match=f"unknown.{part} in .* has shape"):
         load(tmp_path / "run")
+
+
+def test_a_bundled_backbone_is_read_so_that_it_can_be_trained_further(tmp_path: Path) -> None:
+    save(model_of(load_backbone("tf_efficientnet_lite0"), (3,)), tmp_path)
+    again = load(tmp_path)
+    again.backbone.train_from(2)
+    assert any(parameter.requires_grad for parameter in again.backbone.parameters())

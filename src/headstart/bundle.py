@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def save(model: Model, folder: Path, *, versions: dict[str, str] | None = None) 
     networks = [written.write(engine.backbone) for engine in model.engines]
     for place, (engine, network) in enumerate(zip(model.engines, networks, strict=True)):
         more = written.computed(engine.backbone) if network is not None else {}
-        tensors |= {f"{_prefix(place)}{name}": value.detach().cpu().contiguous() for name, value in more.items()}
+        tensors |= {f"computed{place}.{name}": value.detach().cpu().contiguous() for name, value in more.items()}
     # One entry: safetensors keeps several in no order, and the same model should be the same file.
     metadata = {_NETWORKS: _Networks(tuple(networks)).model_dump_json(exclude_defaults=True)}
     # Tied weights share memory, which safetensors refuses; each name gets its own copy.
@@ -102,19 +102,22 @@ def load(folder: str | Path, *, module: nn.Module | None = None, trainable: bool
     except SafetensorError as error:
         raise BundleError(f"'{folder / WEIGHTS}' is no safetensors file: {error}.") from error
     networks = (card, *card.beside)
-    starts = [_prefix(place) for place in range(len(networks))]
-    own = [{name.removeprefix(at): found for name, found in tensors.items() if name.startswith(at)} for at in starts]
+    own = [_under(_prefix(place), tensors) for place in range(len(networks))]
     described = [None] * len(networks) if trainable or module is not None else _networks(payload, len(networks))
-    read = [_read(network, found, its) for network, found, its in zip(networks, described, own, strict=True)]
-    backbones = [
-        again or _rebuild(network, folder, None if place else module)
-        for place, (again, network) in enumerate(zip(read, networks, strict=True))
-    ]
+    backbones, built = [], []
+    for place, (network, its) in enumerate(zip(networks, own, strict=True)):
+        backbone = _read(network, described[place], its | _under(f"computed{place}.", tensors))
+        if backbone is None:
+            backbone = _rebuild(network, folder, None if place else module)
+            built.append((backbone, network, its))
+        backbones.append(backbone)
     widths = [width for backbone in backbones for width in backbone.widths]
     head = _head(card, tensors, widths, folder)
-    for again, backbone, network, its in zip(read, backbones, networks, own, strict=True):
-        if again is None:
-            _fill(backbone, network, its, folder)
+    for backbone, network, its in built:
+        try:
+            backbone.load_state(its)
+        except BackboneError as error:
+            raise BundleError(f"The weights in '{folder}' do not fit {network.backbone.name}: {error}") from error
     return Model(
         backbones[0],
         head,
@@ -151,8 +154,13 @@ def _networks(payload: bytes, count: int) -> Sequence[written.Written | None]:
     return found if len(found) == count else [None] * count
 
 
-def _read(card: Network, found: written.Written | None, tensors: dict[str, torch.Tensor]) -> Backbone | None:
-    """The backbone that is written down, if one is and this torch has all that it names; None means that it has to be built."""
+def _under(start: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
+
+
+def _read(card: Network, found: written.Written | None, tensors: Mapping[str, torch.Tensor]) -> Backbone | None:
+    """The backbone that is written down, if one is, the tensors fit it, and this torch has all that it names. None means that it has
+    to be built, which tells what is wrong with the tensors."""
     if found is None:
         return None
     try:
@@ -164,21 +172,13 @@ def _read(card: Network, found: written.Written | None, tensors: dict[str, torch
     return backbone if tuple(backbone.names) == card.stages else None
 
 
-def _fill(backbone: Backbone, card: Network, tensors: dict[str, torch.Tensor], folder: Path) -> None:
-    """Give a backbone that was built its weights."""
-    own = written.computed(backbone)
-    try:
-        backbone.load_state({name: tensor for name, tensor in tensors.items() if name not in own})
-    except BackboneError as error:
-        raise BundleError(f"The weights in '{folder}' do not fit {card.backbone.name}: {error}") from error
-
-
 def _rebuild(card: Network, folder: Path, module: nn.Module | None) -> Backbone:
     spec = InputSpec(**card.input.model_dump())
     kind = card.backbone.name.split(":", 1)[0]
     if kind == "module" and module is None:
         raise BundleError(
-            f"The model in '{folder}' stands on a network of your own ({card.backbone.name}), whose code is not in the bundle. "
+            f"The model in '{folder}' stands on a network of your own ({card.backbone.name}), whose code is not in the bundle, "
+            "or cannot be read here. "
             "Give it: headstart.load(folder, module=YourNetwork())"
         )
     try:

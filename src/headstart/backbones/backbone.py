@@ -79,21 +79,14 @@ class Stage(nn.Module):
         self._lenders = dict(lenders)  # a plain dict: borrowed modules must not be registered twice
 
     def forward(self, activation: Activation) -> Activation:
-        return self.run(self.program, activation)
-
-    def run(self, program: Program, activation: Activation) -> Activation:
-        """Run a program on what this stage holds."""
-        return program.run(activation, self._module, self._weight)
+        return self.program.run(activation, self._module, self._weight)
 
     def _module(self, path: str) -> nn.Module:
-        found: nn.Module = self._lenders.get(path, self.net)
-        for name in path.split("."):  # `get_submodule` takes longer than some layers
-            found = found._modules[name]  # type: ignore[assignment]
-        return found
+        return _inside(self._lenders.get(path, self.net), path)
 
     def _weight(self, path: str) -> Tensor:
         holder, _, name = path.rpartition(".")
-        found = getattr(self._lenders.get(path, self.net).get_submodule(holder), name)
+        found = getattr(_inside(self._lenders.get(path, self.net), holder), name)
         assert isinstance(found, Tensor)
         return found
 
@@ -307,10 +300,7 @@ class Backbone(nn.Module):
         """
         total = hashlib.blake2b(digest_size=32)
         for stage in self._between(0, len(self.stages) if stop is None else stop):
-            steps = (
-                stage.plain or stage.program
-            ).steps  # the same for a network that was built and for one that was read
-            total.update(f"stage {stage.name} {len(steps)}\n".encode())
+            total.update(f"stage {stage.name}\n".encode())
             for name, tensor in sorted(stage.net.state_dict().items()):
                 plain = tensor.detach().cpu().contiguous()
                 total.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
@@ -334,9 +324,10 @@ class Backbone(nn.Module):
         return [stage for stage in self.stages[start:stop] if isinstance(stage, Stage)]
 
     def _lacks_code(self, what: str) -> BackboneError:
+        how = "module=YourNetwork()" if self.origin.name.startswith("module:") else "trainable=True"
         return BackboneError(
             f"{self.origin.name} was read from a model without the code of its network, which is enough to answer, but not to {what}. "
-            "Read the model with headstart.load(folder, trainable=True)."
+            f"Read the model with headstart.load(folder, {how})."
         )
 
     def _expect(self, cut: int, activation: Activation) -> None:
@@ -349,6 +340,16 @@ class Backbone(nn.Module):
                 f"got an activation of shape {got} (without the batch axis), expected {expected} at cut {cut} of "
                 f"{self.origin.name}. Images must have the size of `backbone.input.size`."
             )
+
+
+def _inside(holder: nn.Module, path: str) -> nn.Module:
+    """As `get_submodule`, which takes longer than some layers."""
+    for name in path.split(".") if path else ():
+        found = holder._modules.get(name)
+        if found is None:
+            raise AttributeError(f"there is no {path} here.")
+        holder = found
+    return holder
 
 
 def _some(what: str, names: list[str]) -> str:

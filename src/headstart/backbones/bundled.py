@@ -40,6 +40,9 @@ _V2_BLOCK = {"0.0": "conv_pw", "0.1": "bn1", "1.0": "conv_dw", "1.1": "bn2", "2"
 _V2_ENDS = {"0.0": "conv_stem", "0.1": "bn1", "18.0": "conv_head", "18.1": "bn2"}
 
 
+CLASSIFIER = frozenset({"classifier.weight", "classifier.bias"})  # what timm calls the last layer of these
+
+
 @dataclass(frozen=True)
 class Bundled:
     """One weights file inside a package of the Python package index.

@@ -14,11 +14,10 @@ from torch import nn
 
 from headstart.backbones import written
 from headstart.backbones.backbone import Backbone, InputSpec, Origin
-from headstart.backbones.bundled import BUNDLED, locate, to_timm, verified
+from headstart.backbones.bundled import BUNDLED, CLASSIFIER, locate, to_timm, verified
 from headstart.backbones.weights import classifier_of, read_weights
 
 NETWORKS = Path(__file__).parent
-CLASSIFIER = frozenset({"classifier.weight", "classifier.bias"})
 
 
 class Described(BaseModel):
@@ -43,10 +42,11 @@ def load_pip(name: str) -> Backbone | None:
     described = Described.model_validate_json((NETWORKS / f"{name}.json").read_bytes())
     names = [held for stage in described.network.stages for held in stage.holds]
     given = to_timm(entry, read_weights(verified(entry, file)), names)
+    own = {held: given[held] for held in names if held in given}
     # BatchNorm's step counter came later than these files and takes no part in the computation.
-    given |= {held: torch.tensor(0) for held in names if held.endswith("num_batches_tracked") and held not in given}
+    own |= {held: torch.tensor(0) for held in names if held.endswith("num_batches_tracked") and held not in given}
     origin = Origin(f"timm:{name}", entry.source, entry.licence, entry.url, entry.sha256)
-    backbone = written.read(described.network, given, described.input, origin, partial(_original, name))
+    backbone = written.read(described.network, own, described.input, origin, partial(_original, name))
     backbone.classifier = classifier_of(given, CLASSIFIER, backbone.widths[-1])
     return backbone
 
@@ -54,4 +54,5 @@ def load_pip(name: str) -> Backbone | None:
 def _original(name: str) -> nn.Module:
     from headstart.backbones.from_timm import build
 
-    return build(name)
+    with torch.random.fork_rng(devices=[]):  # its weights are drawn, and exchanged for those of the backbone
+        return build(name)

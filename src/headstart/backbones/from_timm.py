@@ -16,7 +16,7 @@ from timm.data.config import resolve_data_config
 from torch import Tensor, nn
 
 from headstart.backbones.backbone import Backbone, InputSpec, Origin
-from headstart.backbones.bundled import BUNDLED, locate, to_timm, verified
+from headstart.backbones.bundled import BUNDLED, CLASSIFIER, locate, to_timm, verified
 from headstart.backbones.catalog import unknown
 from headstart.backbones.partition import partition
 from headstart.backbones.weights import classifier_of, load_strictly, read_weights, sha256_of
@@ -47,7 +47,7 @@ def load_timm(
         raise unknown(f"timm:{name}", reason=f"its weights come by pip ({bundled.package}) and are not on this machine")
     size = input.size if input else (side, side) if side else None
     given: dict[str, Tensor] = {}
-    spare = frozenset({"classifier.weight", "classifier.bias"})
+    spare = CLASSIFIER
     if weights is not None:
         network, source, given = build(name, size), f"file {weights.name}", read_weights(weights)
         spare = _classifier_names(name, network)

@@ -6,7 +6,7 @@ Whatever else a network does is a function of torch (`written`). These stay modu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, final
+from typing import Any, final
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
@@ -18,14 +18,15 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 _NORMS = ("BatchNorm2d", "BatchNormAct2d")  # torch's, and timm's with an activation inside
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """What is written down cannot be changed, and has nothing that is not known."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Convolution(_Record):
+class Convolution(Record):
     """A convolution. `same`: it pads as TensorFlow does, as much as its input needs."""
 
-    kind: Literal["convolution"] = "convolution"
     channels: tuple[int, int]
     kernel: tuple[int, int]
     stride: tuple[int, int]
@@ -43,12 +44,12 @@ class Convolution(_Record):
         )
 
 
-class Norm(_Record):
+class Norm(Record):
     """Batch normalisation by running statistics, with the activation after it."""
 
-    kind: Literal["norm"] = "norm"
     channels: int
     eps: float
+    momentum: float | None
     affine: bool
     activation: str
     inplace: bool
@@ -56,11 +57,12 @@ class Norm(_Record):
     def build(self) -> nn.Module:
         """The module, without memory for its weights."""
         activation = ACTIVATIONS[self.activation](**{"inplace": True} if self.inplace else {})
-        return BatchNormAct2d(self.channels, self.eps, affine=self.affine, device="meta", act=activation)
+        return BatchNormAct2d(self.channels, self.eps, self.momentum, self.affine, device="meta", act=activation)
 
 
 def describe(module: nn.Module) -> Convolution | Norm | None:
-    """What has to be known to build a convolution or a norm again; None for other modules."""
+    """What has to be known to build a convolution or a norm again, without the activation of a norm that is not `whole`; None for
+    other modules."""
     if is_plain(module):
         assert isinstance(module, nn.Conv2d)
         same = type(module) is not nn.Conv2d
@@ -71,13 +73,17 @@ def describe(module: nn.Module) -> Convolution | Norm | None:
         )  # fmt: skip
     if is_norm(module):
         assert isinstance(module, nn.BatchNorm2d)
-        act = getattr(module, "act", nn.Identity())
-        if type(act) in ACTIVATIONS.values():
-            return Norm(
-                channels=module.num_features, eps=module.eps, affine=module.weight is not None,
-                activation=type(act).__name__, inplace=getattr(act, "inplace", False),
-            )  # fmt: skip
+        act = getattr(module, "act", nn.Identity()) if is_whole(module) else nn.Identity()
+        return Norm(
+            channels=module.num_features, eps=module.eps, momentum=module.momentum, affine=module.weight is not None,
+            activation=type(act).__name__, inplace=getattr(act, "inplace", False),
+        )  # fmt: skip
     return None
+
+
+def is_whole(module: nn.Module) -> bool:
+    """Whether a description can tell all that a convolution or a norm does."""
+    return type(getattr(module, "act", nn.Identity())) in ACTIVATIONS.values()
 
 
 def _two(given: Sequence[Any]) -> tuple[int, int]:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from headstart.backbones import written
 from headstart.backbones.backbone import Backbone, InputSpec, Layout, Origin, Part, Stage
 from headstart.backbones.flow import Flow
 from headstart.backbones.grouping import Span, Work, group
-from headstart.backbones.modules import describe
+from headstart.backbones.modules import describe, is_whole
 from headstart.backbones.ownership import Owners
 from headstart.backbones.program import Program, Step, Submodule, Value, values_in, weights_in, with_drops
 from headstart.backbones.record import Call, Op, Recording, meta_copy, record, unify
@@ -51,8 +55,7 @@ def partition(network: nn.Module, input: InputSpec, origin: Origin, *, verify: b
         ran = _with_static(flow, items, inputs)
         program = Program(inputs, with_drops(map(_step, ran), outputs), outputs)
         plain = _plain(network, ran, inputs, outputs)
-        held = _take(owners, program, index) | (_held(owners, plain) if plain else {})
-        lenders = {path: parts[at] for path, at in held.items() if at != index}
+        lenders = {path: parts[at] for path, at in _take(owners, program, index).items() if at != index}
         stages.append(Stage(_name(items, index, [s.name for s in stages]), program, parts[index], lenders, plain))
         layouts.append(_layout(flow, span, outputs, network))
         inputs = outputs
@@ -60,19 +63,20 @@ def partition(network: nn.Module, input: InputSpec, origin: Origin, *, verify: b
     owners.fill(parts)
     fixed = frozenset(name for name, p in network.named_parameters() if not p.requires_grad)
     fixed = frozenset() if len(fixed) == sum(1 for _ in network.parameters()) else fixed
-    backbone = Backbone(stages, layouts, input, origin, lambda: copy.deepcopy(network), owners.aliases, fixed)
+    backbone = Backbone(stages, layouts, input, origin, partial(copy.deepcopy, network), owners.aliases, fixed)
     _check_complete(backbone, network)
-    if verify:
-        check_equal(backbone, network, batch=1)
-    if not (verify and _plainly_equal(stages, input.size, network)):
+    x, pooled = check_equal(backbone, network, batch=1) if verify else (None, ())
+    if x is None or not _reads_the_same(backbone, x, pooled):
         for stage in stages:
             stage.plain = None
     return backbone
 
 
-def check_equal(backbone: Backbone, reference: nn.Module, batch: int, seed: int = 0) -> None:
-    """Compare the stages in turn with the reference's pooled output, bit by bit, on random images (eval
-    mode).
+def check_equal(
+    backbone: Backbone, reference: nn.Module, batch: int, seed: int = 0
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Compare the stages in turn with the reference's pooled output, bit by bit, on random images (eval mode); the images
+    (N, 3, H, W) and the pooled output of every stage.
 
     Raises:
         PartitionError: they differ.
@@ -83,19 +87,44 @@ def check_equal(backbone: Backbone, reference: nn.Module, batch: int, seed: int 
     modes = backbone.training
     with torch.no_grad():
         expected = backbone.pool(len(backbone.stages) - 1, reference(x.clone()))
-        activation: Any = x
         backbone.eval()
-        for stage in backbone.stages:
-            # Cloned, so that stages which only agree because they share memory are found out.
-            activation = stage(_cloned(activation))
-        got = backbone.pool(len(backbone.stages) - 1, activation)
+        pooled = _stage_by_stage(backbone, x)
         backbone.train(modes)
-    if got.shape != expected.shape or not torch.equal(got.view(torch.int32), expected.view(torch.int32)):
+    if not _same_bits(pooled[-1], expected):
         raise PartitionError(
             f"the stages of {backbone.origin.name} do not equal the original network at batch size {batch}, expected "
             "bit-equal features. It computes something that cannot be cut (state kept between calls, randomness, "
             "memory shared across modules). Use another backbone."
         )
+    return x, pooled
+
+
+def _stage_by_stage(backbone: Backbone, x: Any) -> tuple[Tensor, ...]:
+    """The pooled output of every stage; each is given a clone, so that stages that only agree as they share memory are found out."""
+    pooled = []
+    for place, stage in enumerate(backbone.stages):
+        x = stage(x.clone() if isinstance(x, Tensor) else tuple(tensor.clone() for tensor in x))
+        pooled.append(backbone.pool(place, x))
+    return tuple(pooled)
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one.view(torch.int32), other.view(torch.int32))
+
+
+def _reads_the_same(backbone: Backbone, x: Tensor, pooled: tuple[Tensor, ...]) -> bool:
+    """Whether the backbone can be written down, and what is read from that gives the same bits."""
+    found = written.write(backbone)
+    if found is None:
+        return False
+    tensors = backbone.state() | written.computed(backbone)
+    try:
+        text = found.model_dump_json(exclude_defaults=True)
+        again = written.read(written.Written.model_validate_json(text), tensors, backbone.input, backbone.origin)
+        with torch.no_grad():
+            return all(map(_same_bits, _stage_by_stage(again, x), pooled))
+    except Exception:  # whatever a function asks of who calls it: such a network keeps its code
+        return False
 
 
 def _record(network: nn.Module, image: tuple[int, ...], name: str) -> Recording:
@@ -210,51 +239,23 @@ def _plain(
     def walk(items: Sequence[Op | Call]) -> bool:
         for item in items:
             step = _step(item)
-            if not isinstance(step.target, Submodule) or describe(network.get_submodule(step.target.path)) is not None:
+            if not isinstance(step.target, Submodule):
                 steps.append(step)
                 continue
-            inside = item if isinstance(item, Call) else item.inside
-            if inside is None or not walk(inside.children):
+            module, inside = network.get_submodule(step.target.path), item if isinstance(item, Call) else item.inside
+            rest = inside.children if inside is not None else None
+            if describe(module) is not None:
+                if is_whole(module):
+                    steps.append(step)
+                    continue
+                if rest and isinstance(rest[0], Op) and rest[0].target is functional.batch_norm:
+                    steps.append(replace(step, result=rest[0].result))  # the norm alone; its activation follows
+                    rest = rest[1:]
+            if rest is None or not walk(rest):
                 return False
         return True
 
     return Program(inputs, with_drops(steps, outputs), outputs) if walk(ran) else None
-
-
-def _held(owners: Owners, plain: Program) -> dict[str, int]:
-    """The stage that holds each name in a plain program, which may lie within what was taken as a whole."""
-    names = [name for step in plain.steps for name in weights_in(step.args, step.kwargs)]
-    modules = [step.target.path for step in plain.steps if isinstance(step.target, Submodule)]
-    return {name: owners.owner[name] for name in names} | {
-        path: owners.owner[owners.under(path)[0]] for path in modules
-    }
-
-
-def _plainly_equal(stages: list[Stage], size: tuple[int, int], network: nn.Module) -> bool:
-    """Whether the plain programs of all stages give the same bits as the stages, on a random image."""
-    device = next((tensor.device for tensor in network.state_dict().values()), torch.device("cpu"))
-    x: Any = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1)).to(device)
-    for stage in stages:
-        if stage.plain is None:
-            return False
-        with torch.no_grad():
-            try:
-                plainly = stage.run(stage.plain, _cloned(x))
-            except Exception:  # whatever a function asks of who calls it: such a network keeps its code
-                return False
-            x = stage(x)
-        pairs = zip(_tensors(plainly), _tensors(x), strict=True)
-        if not all(torch.equal(one, other) for one, other in pairs):
-            return False
-    return True
-
-
-def _tensors(activation: Any) -> tuple[Tensor, ...]:
-    return (activation,) if isinstance(activation, Tensor) else tuple(activation)
-
-
-def _cloned(activation: Any) -> Any:
-    return activation.clone() if isinstance(activation, Tensor) else tuple(tensor.clone() for tensor in activation)
 
 
 def _take(owners: Owners, program: Program, stage: int) -> dict[str, int]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import resolve_name
 
 Activation = Tensor | tuple[Tensor, ...]
 
@@ -64,6 +66,16 @@ class Step:
     def is_plain(self) -> bool:
         """Whether it takes one value and nothing else."""
         return len(self.args) == 1 and type(self.args[0]) is Value and not self.kwargs
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Some of torch's functions cannot be pickled but by the name that torch has for them.
+        name = "" if isinstance(self.target, Submodule) else resolve_name(self.target) or ""
+        return _named, (name, None if name else self.target, self.args, self.kwargs, self.result, self.drop)
+
+
+def _named(name: str, target: Any, *rest: Any) -> Step:
+    found: Any = functools.reduce(getattr, name.split(".")[1:], torch) if name else target
+    return Step(found, *rest)
 
 
 def leaves(template: Any) -> Iterator[Any]:

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import get_testing_overrides, resolve_name
 
 from headstart.backbones.backbone import Backbone, InputSpec, Layout, Origin, Part, Stage
-from headstart.backbones.modules import Convolution, Norm, describe
+from headstart.backbones.modules import Convolution, Norm, Record, describe
 from headstart.backbones.ownership import part
 from headstart.backbones.program import Batch, Here, Program, Step, Submodule, Value, Weight, weights_in, with_drops
 from headstart.errors import BackboneError
@@ -28,43 +30,51 @@ from headstart.errors import BackboneError
 _MAKERS = frozenset(
     f"torch.{name}" for name in ("arange", "as_tensor", "empty", "eye", "full", "linspace", "ones", "tensor", "zeros")
 )
+# Where functions are looked up. Of names with underscores on both sides only operators are, and the getters of properties.
+_OPERATORS = "|".join(name.strip("_") for name in dir(operator) if name.startswith("__") and hasattr(Tensor, name))
+_NAMES = re.compile(
+    r"torch\.(Tensor\.|nn\.functional\.|functional\.|linalg\.|special\.|fft\.)?"
+    rf"((?!__)\w+(\.__get__)?|__[ri]?({_OPERATORS})__)"
+)
 _CONSTANTS = (torch.dtype, torch.memory_format, torch.layout)
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class _Step(_Record):
+class _Step(Record):
     """A function of torch, or else a module, by name, and the templates of a `Step`."""
 
     function: str = ""
     module: str = ""
     args: Any
-    kwargs: Any = {"dict": {}}
+    kwargs: Any = None
     result: Any
 
 
-class _Stage(_Record):
-    """A stage's program, what it holds (a buffer that no checkpoint has is "computed"), and its layout."""
+class _Held(Record):
+    """A tensor; a buffer that no checkpoint has is "computed"."""
+
+    kind: Literal["parameter", "buffer", "computed"]
+    shape: tuple[int, ...]
+
+
+class _Stage(Record):
+    """A stage's program, the tensors that it holds, and its layout."""
 
     name: str
     inputs: tuple[int, ...]
     steps: tuple[_Step, ...]
     outputs: tuple[int, ...]
-    holds: dict[str, Literal["parameter", "buffer", "computed"]]
+    holds: dict[str, _Held]
     shapes: tuple[tuple[int, ...], ...]
     axes: tuple[int, ...]
     flops: int
 
 
-class Written(_Record):
-    """The stages, the modules that their steps call, and second names of tied weights with their first. `trains`: whether the network
-    does the same in training, so that what is read can be trained as well."""
+class Written(Record):
+    """The stages, and the modules that their steps call. `trains`: whether the network does the same in training, so that what is read
+    can be trained as well."""
 
     stages: tuple[_Stage, ...] = Field(min_length=1)
     modules: dict[str, Convolution | Norm]
-    aliases: dict[str, str]
     trains: bool = False
 
 
@@ -74,10 +84,12 @@ class _NoName(Exception):
 
 def write(backbone: Backbone) -> Written | None:
     """The backbone as data, without its tensors, which are those of its `state()` and the `computed` ones. None where a part of it is
-    code that cannot be looked into, or nothing that torch has a name for."""
+    code that cannot be looked into, or nothing that torch has a name for, and where weights are tied."""
     modules: dict[str, Convolution | Norm] = {}
     stages = [stage for stage in backbone.stages if isinstance(stage, Stage)]
     records = []
+    if backbone.aliases:
+        return None
     try:
         for stage, shapes, axes, flops in zip(stages, backbone.shapes, backbone.axes, backbone.flops, strict=True):
             if stage.plain is None:
@@ -90,7 +102,8 @@ def write(backbone: Backbone) -> Written | None:
                 outputs=stage.plain.outputs, holds=_holds(stage), shapes=shapes, axes=axes, flops=flops,
             )  # fmt: skip
             records.append(record)
-        written = Written(stages=tuple(records), modules=dict(sorted(modules.items())), aliases=backbone.aliases)
+        trains = backbone.trains and all(stage.program is stage.plain for stage in stages)  # it was read itself
+        written = Written(stages=tuple(records), modules=dict(sorted(modules.items())), trains=trains)
         _programs(written)  # whether it can be read, with all that it names
     except (_NoName, BackboneError):
         return None
@@ -100,22 +113,25 @@ def write(backbone: Backbone) -> Written | None:
 def computed(backbone: Backbone) -> dict[str, Tensor]:
     """What a backbone computes for itself and no checkpoint has: the tensors beside `backbone.state()`, by name."""
     kinds = [(stage.net, _holds(stage)) for stage in backbone.stages if isinstance(stage, Stage)]
-    return {name: net.get_buffer(name) for net, holds in kinds for name, kind in holds.items() if kind == "computed"}
+    return {
+        name: net.get_buffer(name) for net, holds in kinds for name, held in holds.items() if held.kind == "computed"
+    }
 
 
 def read(
     written: Written, found: Mapping[str, Tensor], input: InputSpec, origin: Origin,
     build: Callable[[], nn.Module] | None = None,
 ) -> Backbone:  # fmt: skip
-    """The backbone again, on the CPU, with the tensors of its `state()` and its computed ones. `build` makes the original network,
-    for who asks for that.
+    """The backbone again, with the tensors of its `state()` and its computed ones. `build` makes the original network, for who asks
+    for that.
 
     Raises:
-        BackboneError: where a tensor is missing, or something is named that this torch does not have.
+        BackboneError: where tensors are missing, unexpected or of another shape, or something is named that this torch does not have.
     """
     programs = _programs(written)
+    _expect({name: held.shape for stage in written.stages for name, held in stage.holds.items()}, found, origin.name)
     holders = {name: place for place in reversed(range(len(programs))) for name in written.stages[place].holds}
-    parts = [_part(stage, written.modules, found, origin.name) for stage in written.stages]
+    parts = [_part(stage, written.modules, found) for stage in written.stages]
     stages, layouts = [], []
     for place, (record, program) in enumerate(zip(written.stages, programs, strict=True)):
         names = [name for step in program.steps for name in weights_in(step.args, step.kwargs)]
@@ -123,7 +139,7 @@ def read(
         lenders = {name: parts[at] for name, at in named.items() if at != place}
         stages.append(Stage(record.name, program, parts[place], lenders, program))
         layouts.append(Layout(record.shapes, record.axes, record.flops))
-    return Backbone(stages, layouts, input, origin, build, written.aliases, frozenset(), trains=written.trains)
+    return Backbone(stages, layouts, input, origin, build, {}, frozenset(), trains=written.trains)
 
 
 def _called(program: Program) -> list[str]:
@@ -138,31 +154,43 @@ def _holder(name: str, holders: Mapping[str, int], modules: Mapping[str, Convolu
     return holders[key]
 
 
-def _part(stage: _Stage, modules: Mapping[str, Convolution | Norm], found: Mapping[str, Tensor], network: str) -> Part:
-    """What a stage owns, under the original names."""
-    lacking = sorted(stage.holds.keys() - found.keys())
-    if lacking:
-        raise BackboneError(f"{network} lacks {len(lacking)} of its tensors ({', '.join(lacking[:4])}).")
-    net, rest = Part(), dict(stage.holds)
-    for path, description in modules.items():
-        own = [name for name in rest if name.startswith(f"{path}.")]
-        if own:
-            built, (holder, _, last) = description.build(), path.rpartition(".")
-            try:
-                built.load_state_dict({n.removeprefix(f"{path}."): found[n].clone() for n in own}, assign=True)
-            except RuntimeError as error:
-                reason = str(error).splitlines()[-1].strip()
-                raise BackboneError(f"the tensors of {path} do not fit it: {reason}") from error
-            part(net, holder).register_module(last, built)
-            for name in own:
-                del rest[name]
-    for name, kind in rest.items():
-        holder, _, last = name.rpartition(".")
-        tensor = found[name].clone()
-        if kind == "parameter":
-            part(net, holder).register_parameter(last, nn.Parameter(tensor, requires_grad=False))
+def _expect(shapes: Mapping[str, tuple[int, ...]], found: Mapping[str, Tensor], network: str) -> None:
+    faults = [
+        *(f"{name} is missing" for name in sorted(shapes.keys() - found.keys())),
+        *(f"{name} is unexpected" for name in sorted(found.keys() - shapes.keys())),
+        *(
+            f"{name} is {tuple(found[name].shape)}, expected {shape}"
+            for name, shape in shapes.items()
+            if name in found and tuple(found[name].shape) != shape
+        ),
+    ]
+    if faults:
+        more = f", and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise BackboneError(f"the tensors do not fit what is written down of {network}: {', '.join(faults[:3])}{more}.")
+
+
+def _part(stage: _Stage, modules: Mapping[str, Convolution | Norm], found: Mapping[str, Tensor]) -> Part:
+    """What a stage owns, under the original names and in their order, by which optimizers count."""
+    net, done = Part(), set[str]()
+    for name, held in stage.holds.items():
+        path, _, last = name.rpartition(".")
+        if path in modules:
+            if path not in done:
+                done.add(path)
+                own = [other for other in stage.holds if other.rpartition(".")[0] == path]
+                built, (holder, _, leaf) = modules[path].build(), path.rpartition(".")
+                try:
+                    built.load_state_dict(
+                        {other.rpartition(".")[2]: found[other].clone() for other in own}, assign=True
+                    )
+                except RuntimeError as error:
+                    reason = str(error).splitlines()[-1].strip()
+                    raise BackboneError(f"the tensors of {path} do not fit it: {reason}") from error
+                part(net, holder).register_module(leaf, built)
+        elif held.kind == "parameter":
+            part(net, path).register_parameter(last, nn.Parameter(found[name].clone(), requires_grad=False))
         else:
-            part(net, holder).register_buffer(last, tensor, persistent=kind == "buffer")
+            part(net, path).register_buffer(last, found[name].clone(), persistent=held.kind == "buffer")
     return net
 
 
@@ -177,17 +205,17 @@ def _described(stages: list[Stage], path: str) -> Convolution | Norm:
     raise _NoName(path)
 
 
-def _holds(stage: Stage) -> dict[str, Literal["parameter", "buffer", "computed"]]:
+def _holds(stage: Stage) -> dict[str, _Held]:
     state = stage.net.state_dict(keep_vars=True)
-    kinds: dict[str, Literal["parameter", "buffer", "computed"]] = {
-        name: "parameter" if isinstance(tensor, nn.Parameter) else "buffer" for name, tensor in state.items()
-    }
-    kinds |= {name: "computed" for name, _ in stage.net.named_buffers() if name not in state}
-    return dict(sorted(kinds.items()))
+    kinds = {name: "parameter" if isinstance(tensor, nn.Parameter) else "buffer" for name, tensor in state.items()}
+    computed = {name: tensor for name, tensor in stage.net.named_buffers() if name not in state}
+    every = {**state, **computed}
+    return {name: _Held(kind=kinds.get(name, "computed"), shape=tuple(t.shape)) for name, t in every.items()}  # type: ignore[arg-type]
 
 
 def _written(step: Step) -> _Step:
-    args, kwargs, result = _data(step.args), _data(step.kwargs), _data(step.result)
+    args, result = _data(step.args), _data(step.result)
+    kwargs = _data(step.kwargs) if step.kwargs else None
     if isinstance(step.target, Submodule):
         return _Step(module=step.target.path, args=args, kwargs=kwargs, result=result)
     name = resolve_name(step.target)
@@ -202,7 +230,7 @@ def _programs(written: Written) -> list[Program]:
         steps = [
             Step(
                 Submodule(step.module) if step.module else _function(step.function),
-                _template(step.args), _template(step.kwargs), _template(step.result),
+                _template(step.args), {} if step.kwargs is None else _template(step.kwargs), _template(step.result),
             )
             for step in stage.steps
         ]  # fmt: skip
@@ -216,10 +244,10 @@ def _programs(written: Written) -> list[Program]:
 @functools.cache
 def _function(name: str) -> Callable[..., Any]:
     """The function of that name, as `torch.overrides.resolve_name` gives it."""
-    first, *others = name.split(".")
-    found: Any = torch if first == "torch" else None
-    for other in others:
-        found = getattr(found, other, None)
+    found: Any = torch
+    if _NAMES.fullmatch(name):
+        for step in name.split(".")[1:]:
+            found = getattr(found, step, None)
     known = callable(found) and (
         found in get_testing_overrides()
         or getattr(found, "__module__", "") == functional.__name__  # of which torch does not list all
