@@ -41,6 +41,9 @@ def main() -> None:
         "--sets", nargs="+", help="speed, accuracy, depth: only these data sets; speed has satellite without it"
     )
     parser.add_argument("--images", type=int, default=1260, help="speed: training pictures at most")
+    parser.add_argument(
+        "--into", default="speed", help="speed: the results file, without .json; another for another processor"
+    )
     parser.add_argument("--tier", choices=list(accuracy.TIERS), default="quick", help="accuracy: how much is run")
     parser.add_argument("--sizes", nargs="+", choices=accuracy.SIZES, help="accuracy, depth: only these")
     parser.add_argument(

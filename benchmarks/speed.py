@@ -106,7 +106,8 @@ def points(case: dict[str, Any]) -> list[tuple[str, float, float]]:
 
 def suite(given: argparse.Namespace) -> None:
     """Run what is missing, a round of everybody at a time, and write after every process."""
-    record = results(RESULTS)
+    path = RESULTS.with_name(f"{given.into}.json")
+    record = results(path)
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         for source in given.sets or ["satellite"]:
@@ -122,7 +123,7 @@ def suite(given: argparse.Namespace) -> None:
                     facts = {"commit": commit(), "load": os.getloadavg()[0]}
                     done.append({**ran(who, title, tree, work, given.peers_python).row, **facts})
                     case["medians"] = medians(case["contestants"])
-                    keep(record, RESULTS)
+                    keep(record, path)
                     last = done[-1]
                     print(
                         f"{source}: {title}: {last['seconds']:.1f} s to a usable model, {last['whole']:.1f} s in all, "

@@ -1,4 +1,6 @@
-"""Where the seconds before the first prediction go, each run in a process of its own.
+"""Where the seconds before the first prediction go, with the network as it is written in the bundle, and built by its package's code.
+
+Each run is a process of its own, the two in turns.
 
 python benchmarks/start.py --picture ../shared/data/satellite/aGrass/a001.jpg
 """
@@ -30,16 +32,18 @@ from headstart import runtime
 with runtime.importing():
     import torch
     stamp("torch")
-    import torch._dynamo  # torchvision and timm ask for it
-    stamp("torch's compiler")
-    import torchvision
-    stamp("torchvision")
-    import timm
-    stamp("timm")
+    built = sys.argv[4] == "built"
+    if built:
+        import torch._dynamo  # torchvision and timm ask for it
+        stamp("torch's compiler")
+        import torchvision
+        stamp("torchvision")
+        import timm
+        stamp("timm")
     from headstart import bundle, serve
     stamp("headstart")
-model = bundle.load(sys.argv[1])
-stamp("network built, cut and loaded")
+model = bundle.load(sys.argv[1], trainable=built)
+stamp("network built, cut and loaded" if built else "model read")
 model.predict([sys.argv[2]])
 stamp("first picture")
 print(json.dumps(stamps))
@@ -66,18 +70,20 @@ def main() -> None:
     engine = Engine(backbone)
     (seen,) = views_of(lambda: open_bytes(given.picture.read_bytes()), [transform_of(backbone)])
     engine.settle(seen)
-    runs = []
+    runs: dict[str, list[dict[str, float]]] = {"cases": [], "built": []}
     with tempfile.TemporaryDirectory() as name:
         model = Model(backbone, head, ("one", "two"), precision=engine.settled or "float32", exact=engine.exact)
         save(model, Path(name))
         for _ in range(RUNS + 1):  # the first reads everything from the disk
-            command = [sys.executable, "-c", SCRIPT, name, str(given.picture), str(time.time())]
-            runs.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+            for how, found in runs.items():
+                command = [sys.executable, "-c", SCRIPT, name, str(given.picture), str(time.time()), how]
+                found.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
     record = results(RESULTS)
-    record["cases"] = {phase: median(run[phase] for run in runs[1:]) for phase in runs[0]}
+    for how, found in runs.items():
+        record[how] = {phase: median(run[phase] for run in found[1:]) for phase in found[0]}
     record["commit"], record["way"] = commit(), str(engine.way)
     keep(record, RESULTS)
-    print(json.dumps(record["cases"], indent=1))
+    print(json.dumps({how: record[how] for how in runs}, indent=1))
 
 
 if __name__ == "__main__":

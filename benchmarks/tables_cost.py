@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
-from cells import headed, percent
+from cells import digits, headed, percent
 
 HEADS = {"last": "last-stage head", "best": "winner of the race"}
 
@@ -147,6 +147,11 @@ def decoding(cases: Mapping[str, Any]) -> str:
         for name, rates in ((name, case["rates"]) for name, case in cases.items())
     }
     return " and ".join(f"{percent(share, 0)} % ({name})" for name, share in shares.items())
+
+
+def phases(found: Mapping[str, float]) -> str:
+    """Seconds of each phase, in words."""
+    return ", ".join(f"{phase} {digits(seconds)}" for phase, seconds in found.items())
 
 
 def epochs_against_limits(cases: Mapping[str, Any]) -> list[str]:

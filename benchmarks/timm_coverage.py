@@ -3,6 +3,7 @@
     python benchmarks/timm_coverage.py            # all families; writes the JSON and the table in the docs
     python benchmarks/timm_coverage.py --only levit,nest
     python benchmarks/timm_coverage.py --missing  # only families that the JSON does not hold yet
+    python benchmarks/timm_coverage.py --written  # whether each can be written down, alone
     python benchmarks/timm_coverage.py --table    # the table alone, from the JSON
 
 Per family: the variant with the fewest parameters, random weights, a small input where the architecture
@@ -20,6 +21,10 @@ import time
 import warnings
 from collections import defaultdict
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from headstart.backbones.backbone import Backbone
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "timm_coverage.json"
@@ -49,8 +54,8 @@ def parameters(name: str) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def one(name: str) -> dict[str, object]:
-    """Cut and check one model; a failure is a result like any other."""
+def one(name: str, *, alone: bool) -> dict[str, object]:
+    """Cut and check one model, or see alone whether it can be written down; a failure is a result like any other."""
     import timm
     import torch
 
@@ -78,14 +83,35 @@ def one(name: str) -> dict[str, object]:
                 "tensors_at_cuts": max(len(shapes) for shapes in backbone.shapes),
                 "seconds_to_cut": round(cut - begin, 2),
             }  # fmt: skip
+            if alone:
+                return {"written": can_be_written(backbone)}
             check_backbone(backbone)
-            return {**answer, "ok": True, "seconds_to_check": round(time.perf_counter() - cut, 1)}
+            answer |= {"ok": True, "seconds_to_check": round(time.perf_counter() - cut, 1)}
+            return {**answer, "written": can_be_written(backbone)}
         except PartitionError as error:
             answer |= {"ok": False, "input": list(size), "error": f"PartitionError: {error}"}
     return answer
 
 
-def sweep(only: list[str], missing: bool) -> None:
+def can_be_written(backbone: Backbone) -> bool:
+    """Whether it can be written down and read again, and computes the same bits then."""
+    import torch
+
+    from headstart.backbones import written
+
+    found = written.write(backbone)
+    if found is None:
+        return False
+    text = found.model_dump_json(exclude_defaults=True)
+    tensors = backbone.state() | written.computed(backbone)
+    again = written.read(written.Written.model_validate_json(text), tensors, backbone.input, backbone.origin)
+    x = torch.randn(2, 3, *backbone.input.size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        pairs = zip(again.pooled(x.clone()), backbone.pooled(x), strict=True)
+        return all(torch.equal(one, other) for one, other in pairs)
+
+
+def sweep(only: list[str], missing: bool, *, alone: bool) -> None:
     """Run the families one after the other and write the JSON after each."""
     from headstart.runtime import environment
 
@@ -97,8 +123,9 @@ def sweep(only: list[str], missing: bool) -> None:
             continue
         counts = {name: parameters(name) for name in names}
         name = min(counts, key=lambda n: (counts[n], n))
-        command = [sys.executable, __file__, "--one", name]
+        command = [sys.executable, __file__, "--one", name, *["--written"] * alone]
         case: dict[str, object] = {"model": name, "variants": len(names), "parameters": counts[name]}
+        case = {**cases[family], **case} if alone else case
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
             lines = done.stdout.strip().splitlines()
@@ -117,13 +144,15 @@ def write_table() -> None:
     """Put the table of the JSON between the markers of the docs page."""
     result = json.loads(RESULT.read_text())
     versions, left = result["environment"], result["of"] - result["run"]
+    written = sum(bool(case.get("written")) for case in result["families"].values())
     unrun = f"; {left} have not been run yet" if left else ""
     lines = [
         BEGIN, "",
         f"{result['covered']} of {result['of']} families pass{unrun} "
-        f"(timm {versions['timm']}, torch {versions['torch']}).", "",
-        "| family | smallest variant | M parameters | input | stages | widths | result |",
-        "|---|---|---:|---:|---:|---|---|",
+        f"(timm {versions['timm']}, torch {versions['torch']}). {written} "
+        "can be [written down](#how-a-network-is-written-down).", "",
+        "| family | smallest variant | M parameters | input | stages | widths | result | written down |",
+        "|---|---|---:|---:|---:|---|---|---|",
     ]  # fmt: skip
     by_result: defaultdict[bool, int] = defaultdict(int)
     for family, case in result["families"].items():
@@ -133,7 +162,7 @@ def write_table() -> None:
         lines.append(
             f"| {family} | `{case['model']}` | {case['parameters'] / 1e6:.1f} | "
             f"{case.get('input', ['?'])[0]} "
-            f"| {case.get('stages', '')} | {widths} | {outcome} |"
+            f"| {case.get('stages', '')} | {widths} | {outcome} | {'yes' if case.get('written') else 'no'} |"
         )
     page = TABLE.read_text(encoding="utf-8")
     head, tail = page.split(BEGIN)[0], page.split(END)[1]
@@ -146,14 +175,15 @@ def main() -> None:
     parser.add_argument("--one", help="check one model and print JSON")
     parser.add_argument("--only", default="", help="comma-separated families")
     parser.add_argument("--table", action="store_true", help="write the table from the JSON")
+    parser.add_argument("--written", action="store_true", help="see alone whether each can be written down")
     parser.add_argument("--missing", action="store_true", help="skip families that the JSON holds")
     given = parser.parse_args()
     if given.one:
-        print(json.dumps(one(given.one)))
+        print(json.dumps(one(given.one, alone=given.written)))
     elif given.table:
         write_table()
     else:
-        sweep([name for name in given.only.split(",") if name], given.missing)
+        sweep([name for name in given.only.split(",") if name], given.missing, alone=given.written)
         write_table()
 
 
