@@ -21,7 +21,7 @@ from headstart.backbones.record import Call, meta_copy, record
 def described(name: str) -> Described:
     """What timm's code does for a bundled backbone."""
     network = build(name)
-    spec = input_spec(network, bilinear=BUNDLED[name].bilinear)
+    spec = input_spec(network)
     found = written.write(partition(network, spec, Origin(name, "", "", "", "")))
     assert found is not None
     return Described(

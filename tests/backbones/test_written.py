@@ -8,12 +8,14 @@ import subprocess
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as some
+from safetensors.torch import save_file
 from timm.layers.conv2d_same import Conv2dSame as TimmConv2dSame
 from timm.layers.norm_act import BatchNormAct2d as TimmBatchNormAct2d
 from torch import Tensor, nn
@@ -26,11 +28,11 @@ from headstart.backbones.bundled import BUNDLED
 from headstart.backbones.catalog import DEFAULT_BACKBONE, load_backbone
 from headstart.backbones.from_module import load_module
 from headstart.backbones.from_pip import NETWORKS, Described
-from headstart.backbones.from_timm import load_timm
+from headstart.backbones.from_timm import build, load_timm
 from headstart.backbones.modules import Convolution, Norm, describe, is_whole
 from headstart.backbones.partition import partition
 from headstart.backbones.program import Batch, Here, Submodule, Value, Weight
-from headstart.errors import BackboneError
+from headstart.errors import BackboneError, WeightsError
 from headstart.features.folded import Folded, fold
 from tests.backbones.described import described, same_in_training
 from tests.backbones.test_families import SMALL
@@ -93,6 +95,22 @@ def test_a_fit_of_a_bundled_backbone_starts_without_slow_imports() -> None:
         "assert not slow, slow\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_a_file_of_weights_for_a_bundled_network(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    file = tmp_path / "own.safetensors"
+    save_file(build(name).state_dict(), file)
+    backbone, built = load_backbone(name, weights=file), load_timm(name, file, True, None)
+    assert (backbone.origin, backbone.input) == (built.origin, built.input)
+    assert same_bits(backbone, built, 1) and backbone.digest() == built.digest()
+    assert {type(module).__module__.split(".")[0] for module in backbone.modules()} == {"torch", "headstart"}
+    save_file({"conv_stem.weight": torch.zeros(1)}, file)
+    with pytest.raises(
+        WeightsError, match=r"own\.safetensors does not fit this architecture: \d+ missing, as blocks.*; 1 of another"
+    ):
+        load_backbone(name, weights=file)
 
 
 def test_a_bundled_backbone_is_that_of_timm_bit_for_bit_also_in_training() -> None:

@@ -203,10 +203,10 @@ def _load_timm(
     name: str, weights: Path | None, pretrained: bool, input: InputSpec | None, side: int | None
 ) -> Backbone:
     with runtime.importing():
-        if pretrained and weights is None and input is None and side is None:
+        if pretrained and input is None and side is None:
             from headstart.backbones.from_pip import load_pip
 
-            found = load_pip(name)
+            found = load_pip(name, weights)
             if found is not None:
                 return found
         from headstart.backbones.from_timm import load_timm

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,13 +16,14 @@ from torch import nn
 from headstart.backbones import written
 from headstart.backbones.backbone import Backbone, InputSpec, Origin
 from headstart.backbones.bundled import BUNDLED, CLASSIFIER, locate, to_timm, verified
-from headstart.backbones.weights import classifier_of, read_weights
+from headstart.backbones.weights import classifier_of, expect, read_weights, sha256_of
+from headstart.errors import BackboneError
 
 NETWORKS = Path(__file__).parent
 
 
 class Described(BaseModel):
-    """One of these files: the preprocessing, and the network."""
+    """One of these files: timm's preprocessing, and the network."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -29,24 +31,35 @@ class Described(BaseModel):
     network: written.Written
 
 
-def load_pip(name: str) -> Backbone | None:
-    """The bundled backbone of that name, in eval mode on the CPU; None for another name, or where its weights are not on this machine.
+def load_pip(name: str, weights: Path | None) -> Backbone | None:
+    """The bundled backbone of that name, in eval mode on the CPU, with the `weights` of a file instead of its own, where one is given.
+    None for another name, where its weights are not on this machine, and where this torch does not know all that is written down.
 
     Raises:
-        WeightsError: the weights have another digest than they should.
+        WeightsError: its own weights have another digest than they should, or those that were given do not fit.
     """
     entry = BUNDLED.get(name)
-    file = locate(entry) if entry else None
+    file = weights or (locate(entry) if entry else None)
     if entry is None or file is None:
         return None
     described = Described.model_validate_json((NETWORKS / f"{name}.json").read_bytes())
-    names = [held for stage in described.network.stages for held in stage.holds]
-    given = to_timm(entry, read_weights(verified(entry, file)), names)
-    own = {held: given[held] for held in names if held in given}
-    # BatchNorm's step counter came later than these files and takes no part in the computation.
-    own |= {held: torch.tensor(0) for held in names if held.endswith("num_batches_tracked") and held not in given}
-    origin = Origin(f"timm:{name}", entry.source, entry.licence, entry.url, entry.sha256)
-    backbone = written.read(described.network, own, described.input, origin, partial(_original, name))
+    spec, shapes = (
+        described.input,
+        {n: held.shape for stage in described.network.stages for n, held in stage.holds.items()},
+    )
+    if weights is None:
+        given = to_timm(entry, read_weights(verified(entry, file)), shapes)
+        origin = Origin(f"timm:{name}", entry.source, entry.licence, entry.url, entry.sha256)
+        spec = replace(spec, interpolation="bilinear") if entry.bilinear else spec
+    else:
+        given = read_weights(file)
+        origin = Origin(f"timm:{name}", f"file {file.name}", "unknown", "", sha256_of(file))
+    expect(shapes, given, str(file), CLASSIFIER)
+    own = {held: given.get(held, torch.tensor(0)) for held in shapes}  # only counters of steps may not be there
+    try:
+        backbone = written.read(described.network, own, spec, origin, partial(_original, name))
+    except BackboneError:
+        return None
     backbone.classifier = classifier_of(given, CLASSIFIER, backbone.widths[-1])
     return backbone
 

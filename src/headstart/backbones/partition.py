@@ -114,11 +114,11 @@ def _same_bits(one: Tensor, other: Tensor) -> bool:
 
 def _reads_the_same(backbone: Backbone, x: Tensor, pooled: tuple[Tensor, ...]) -> bool:
     """Whether the backbone can be written down, and what is read from that gives the same bits."""
-    found = written.write(backbone)
-    if found is None:
-        return False
-    tensors = backbone.state() | written.computed(backbone)
     try:
+        found = written.write(backbone)
+        if found is None:
+            return False
+        tensors = backbone.state() | written.computed(backbone)
         text = found.model_dump_json(exclude_defaults=True)
         again = written.read(written.Written.model_validate_json(text), tensors, backbone.input, backbone.origin)
         with torch.no_grad():

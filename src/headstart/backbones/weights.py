@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from headstart.errors import WeightsError
 
+COUNTER = "num_batches_tracked"
 _WRAPPERS = (
     "state_dict",
     "model",
@@ -66,14 +67,25 @@ def load_strictly(
         WeightsError: names are missing or unexpected, or shapes differ.
     """
     own = network.state_dict()
-    missing = sorted(own.keys() - weights.keys())
+    expect({name: tuple(tensor.shape) for name, tensor in own.items()}, weights, source, spare)
+    network.load_state_dict({name: weights.get(name, tensor) for name, tensor in own.items()}, strict=True)
+
+
+def expect(
+    shapes: Mapping[str, tuple[int, ...]], weights: Mapping[str, Tensor], source: str, spare: frozenset[str]
+) -> None:
+    """Compare weights with names and shapes of a network's own; `spare` names may be present.
+
+    Raises:
+        WeightsError: names are missing or unexpected, or shapes differ.
+    """
     # BatchNorm's step counter came later than many checkpoints and takes no part in the computation.
-    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
-    unexpected = sorted(weights.keys() - own.keys() - spare)
+    missing = sorted(name for name in shapes.keys() - weights.keys() if not name.endswith(COUNTER))
+    unexpected = sorted(weights.keys() - shapes.keys() - spare)
     misfit = [
-        f"{name} {tuple(weights[name].shape)} instead of {tuple(tensor.shape)}"
-        for name, tensor in own.items()
-        if name in weights and weights[name].shape != tensor.shape
+        f"{name} {tuple(weights[name].shape)} instead of {shape}"
+        for name, shape in shapes.items()
+        if name in weights and tuple(weights[name].shape) != shape
     ]
     if missing or unexpected or misfit:
         faults = [("missing", missing), ("unexpected", unexpected), ("of another shape", misfit)]
@@ -81,7 +93,6 @@ def load_strictly(
         raise WeightsError(
             f"{source} does not fit this architecture: {told}. Name the backbone that the file was saved from."
         )
-    network.load_state_dict({name: weights.get(name, tensor) for name, tensor in own.items()}, strict=True)
 
 
 def classifier_of(weights: Mapping[str, Tensor], spare: frozenset[str], width: int) -> tuple[Tensor, Tensor] | None:
