@@ -49,8 +49,11 @@ def case_by_case(about: str | None, path: Path, measured: Callable[[Path, int], 
     """Run `measured(source, seed)` on the data sets and seeds that the command line asks for and the results do not hold yet."""
     parser = _asking(about, SETS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument(
+        "--into", default=path.stem, help="the results file, without .json; another for another processor"
+    )
     given = parser.parse_args()
-    seed_by_seed(path, measured, given.data, given.sets, given.seeds)
+    seed_by_seed(path.with_name(f"{given.into}.json"), measured, given.data, given.sets, given.seeds)
 
 
 def seed_by_seed(

@@ -184,6 +184,12 @@ def test_a_function_that_torch_does_not_have_means_that_the_network_is_built(fol
     ):  # as long as what they replace, so that nothing is moved
         assert len(other) == len(b"torch.nn.functional")
         vouched(folder, payload.replace(b"torch.nn.functional", other))
+        with pytest.raises(
+            BundleError, match=rf"no_such_network.*cannot be read here: this torch has no function '{other.decode()}"
+        ):
+            renamed(folder, "no_such_network")
+            load(folder)
+        renamed(folder, "timm:test_resnet")
         again = load(folder)
         assert again.backbone.trains
         assert np.array_equal(again.logits(pictures()), timm_model.logits(pictures()))
@@ -265,9 +271,13 @@ def test_a_card_that_does_not_fit_is_refused(folder: Path, changes: dict[str, An
         load(folder)
 
 
+def renamed(folder: Path, name: str) -> None:
+    """Say that the backbone is another."""
+    edit(folder, backbone={**json.loads((folder / CARD).read_text())["backbone"], "name": name})
+
+
 def test_an_unknown_backbone_is_said(folder: Path) -> None:
-    card = json.loads((folder / CARD).read_text())
-    edit(folder, backbone={**card["backbone"], "name": "no_such_network"})
+    renamed(folder, "no_such_network")
     with pytest.raises(
         BundleError, match=r"The backbone of '.*' cannot be rebuilt: there is no backbone 'timm:no_such_network'"
     ):

@@ -106,11 +106,11 @@ def load(folder: str | Path, *, module: nn.Module | None = None, trainable: bool
     described = [None] * len(networks) if trainable or module is not None else _networks(payload, len(networks))
     backbones, built = [], []
     for place, (network, its) in enumerate(zip(networks, own, strict=True)):
-        backbone = _read(network, described[place], its | _under(f"computed{place}.", tensors))
-        if backbone is None:
-            backbone = _rebuild(network, folder, None if place else module)
-            built.append((backbone, network, its))
+        computed = _under(f"computed{place}.", tensors)
+        backbone, lacks = _backbone(network, described[place], its | computed, folder, None if place else module)
         backbones.append(backbone)
+        if lacks:
+            built.append((backbone, network, its))
     widths = [width for backbone in backbones for width in backbone.widths]
     head = _head(card, tensors, widths, folder)
     for backbone, network, its in built:
@@ -158,34 +158,37 @@ def _under(start: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.T
     return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
 
 
-def _read(card: Network, found: written.Written | None, tensors: Mapping[str, torch.Tensor]) -> Backbone | None:
-    """The backbone that is written down, if one is, the tensors fit it, and this torch has all that it names. None means that it has
-    to be built, which tells what is wrong with the tensors."""
-    if found is None:
-        return None
-    try:
-        backbone = written.read(
-            found, tensors, InputSpec(**card.input.model_dump()), Origin(**card.backbone.model_dump())
-        )
-    except BackboneError:
-        return None
-    return backbone if tuple(backbone.names) == card.stages else None
+def _backbone(
+    card: Network, found: written.Written | None, tensors: Mapping[str, torch.Tensor], folder: Path,
+    module: nn.Module | None,
+) -> tuple[Backbone, bool]:  # fmt: skip
+    """The backbone as it is written down; where it is not, or that cannot be read here, built by its network's code. Whether it lacks
+    its weights, as what was built does."""
+    why = ""
+    if found is not None:
+        spec, origin = InputSpec(**card.input.model_dump()), Origin(**card.backbone.model_dump())
+        try:
+            backbone = written.read(found, tensors, spec, origin)
+            if tuple(backbone.names) == card.stages:
+                return backbone, False
+        except BackboneError as error:
+            why = f" (What is written down of it cannot be read here: {error})"
+    return _rebuild(card, folder, module, why), True
 
 
-def _rebuild(card: Network, folder: Path, module: nn.Module | None) -> Backbone:
+def _rebuild(card: Network, folder: Path, module: nn.Module | None, why: str) -> Backbone:
     spec = InputSpec(**card.input.model_dump())
     kind = card.backbone.name.split(":", 1)[0]
     if kind == "module" and module is None:
         raise BundleError(
-            f"The model in '{folder}' stands on a network of your own ({card.backbone.name}), whose code is not in the bundle, "
-            "or cannot be read here. "
-            "Give it: headstart.load(folder, module=YourNetwork())"
+            f"The model in '{folder}' stands on a network of your own ({card.backbone.name}), whose code is not in the bundle. "
+            f"Give it: headstart.load(folder, module=YourNetwork()){why}"
         )
     try:
         own = card.backbone.name if module is None else module
         backbone = load_backbone(own, pretrained=False, input=spec)
     except BackboneError as error:
-        raise BundleError(f"The backbone of '{folder}' cannot be rebuilt: {error}") from error
+        raise BundleError(f"The backbone of '{folder}' cannot be rebuilt: {error}{why}") from error
     if tuple(backbone.names) != card.stages:
         raise BundleError(
             f"{card.backbone.name} has stages {', '.join(backbone.names)} here; the model in '{folder}' was cut into "

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from headstart.backbones.modules import Record
 from headstart.errors import BundleError
 from headstart.features.engine import Engine
 from headstart.folder import CARD
@@ -18,11 +19,7 @@ from headstart.unknown import Unknown
 FORMAT = 1
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class _Input(_Record):
+class _Input(Record):
     size: tuple[int, int]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -30,7 +27,7 @@ class _Input(_Record):
     crop: float
 
 
-class _Origin(_Record):
+class _Origin(Record):
     name: str
     source: str
     licence: str
@@ -38,13 +35,13 @@ class _Origin(_Record):
     digest: str
 
 
-class _Head(_Record):
+class _Head(Record):
     kind: Kind
     taps: tuple[int, ...] = Field(min_length=1)
     strength: float
 
 
-class _Unknown(_Record):
+class _Unknown(Record):
     """The stages that are looked at, with how many Gaussians each and how many axes at most; of how many classes there were answers.
 
     `lost` is the share of known pictures that may be lost, `threshold` the strangeness above which a picture is one of these, as
@@ -75,7 +72,7 @@ class _Unknown(_Record):
         )
 
 
-class Network(_Record):
+class Network(Record):
     """A backbone: where it comes from, what it expects, how it runs."""
 
     backbone: _Origin
@@ -111,7 +108,7 @@ class Card(Network):
     unknown: _Unknown | None = None
     mirror: bool = False
     sha256: str
-    versions: dict[str, str] = {}
+    versions: dict[str, str] = Field(default_factory=dict)
 
     @classmethod
     def of_model(cls, model: Model, sha256: str, versions: dict[str, str]) -> Card:

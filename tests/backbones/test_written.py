@@ -29,11 +29,11 @@ from headstart.backbones.catalog import DEFAULT_BACKBONE, load_backbone
 from headstart.backbones.from_module import load_module
 from headstart.backbones.from_pip import NETWORKS, Described
 from headstart.backbones.from_timm import build, load_timm
-from headstart.backbones.modules import Convolution, Norm, describe, is_whole
+from headstart.backbones.modules import ACTIVATIONS, Convolution, Norm, describe, is_whole
 from headstart.backbones.partition import partition
 from headstart.backbones.program import Batch, Here, Submodule, Value, Weight
 from headstart.errors import BackboneError, WeightsError
-from headstart.features.folded import Folded, fold
+from headstart.features.folded import FUSED, Folded, fold
 from tests.backbones.described import described, same_in_training
 from tests.backbones.test_families import SMALL
 from tests.toys import SPEC, TinyNet, settle_statistics, tiny_backbone
@@ -322,6 +322,10 @@ def test_an_activation_that_is_not_known_is_told_apart() -> None:
     norm = TimmBatchNormAct2d(2, act_layer=nn.GELU)
     description = describe(norm)
     assert isinstance(description, Norm) and description.activation == "Identity" and not is_whole(norm)
+
+
+def test_what_folding_runs_with_a_convolution_is_described_with_its_norm() -> None:
+    assert {*ACTIVATIONS} == {*FUSED}
 
 
 def test_others_are_not_described() -> None:

@@ -5,27 +5,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict
-from torch import nn
+from torch import Tensor, nn
 
 from headstart.backbones import written
 from headstart.backbones.backbone import Backbone, InputSpec, Origin
-from headstart.backbones.bundled import BUNDLED, CLASSIFIER, locate, to_timm, verified
-from headstart.backbones.weights import classifier_of, expect, read_weights, sha256_of
+from headstart.backbones.bundled import BUNDLED, CLASSIFIER, Bundled, locate, to_timm, verified
+from headstart.backbones.modules import Record
+from headstart.backbones.weights import classifier_of, expect, from_file, read_weights
 from headstart.errors import BackboneError
 
 NETWORKS = Path(__file__).parent
 
 
-class Described(BaseModel):
+class Described(Record):
     """One of these files: timm's preprocessing, and the network."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     input: InputSpec
     network: written.Written
@@ -48,12 +47,10 @@ def load_pip(name: str, weights: Path | None) -> Backbone | None:
         {n: held.shape for stage in described.network.stages for n, held in stage.holds.items()},
     )
     if weights is None:
-        given = to_timm(entry, read_weights(verified(entry, file)), shapes)
-        origin = Origin(f"timm:{name}", entry.source, entry.licence, entry.url, entry.sha256)
+        given, origin = by_pip(f"timm:{name}", entry, file, shapes)
         spec = replace(spec, interpolation="bilinear") if entry.bilinear else spec
     else:
-        given = read_weights(file)
-        origin = Origin(f"timm:{name}", f"file {file.name}", "unknown", "", sha256_of(file))
+        given, origin = from_file(f"timm:{name}", weights)
     expect(shapes, given, str(file), CLASSIFIER)
     own = {held: given.get(held, torch.tensor(0)) for held in shapes}  # only counters of steps may not be there
     try:
@@ -62,6 +59,16 @@ def load_pip(name: str, weights: Path | None) -> Backbone | None:
         return None
     backbone.classifier = classifier_of(given, CLASSIFIER, backbone.widths[-1])
     return backbone
+
+
+def by_pip(name: str, entry: Bundled, file: Path, names: Iterable[str]) -> tuple[dict[str, Tensor], Origin]:
+    """The weights that came by pip, for a backbone of that name whose tensors have such `names`, and where they come from.
+
+    Raises:
+        WeightsError: the file has another digest than it should.
+    """
+    given = to_timm(entry, read_weights(verified(entry, file)), names)
+    return given, Origin(name, entry.source, entry.licence, entry.url, entry.sha256)
 
 
 def _original(name: str) -> nn.Module:

@@ -16,10 +16,11 @@ from timm.data.config import resolve_data_config
 from torch import Tensor, nn
 
 from headstart.backbones.backbone import Backbone, InputSpec, Origin
-from headstart.backbones.bundled import BUNDLED, CLASSIFIER, locate, to_timm, verified
+from headstart.backbones.bundled import BUNDLED, CLASSIFIER, locate
 from headstart.backbones.catalog import unknown
+from headstart.backbones.from_pip import by_pip
 from headstart.backbones.partition import partition
-from headstart.backbones.weights import classifier_of, load_strictly, read_weights, sha256_of
+from headstart.backbones.weights import classifier_of, from_file, load_strictly, sha256_of
 from headstart.errors import BackboneError, UnknownBackbone
 
 _PROBE_SECONDS = 5
@@ -49,15 +50,14 @@ def load_timm(
     given: dict[str, Tensor] = {}
     spare = CLASSIFIER
     if weights is not None:
-        network, source, given = build(name, size), f"file {weights.name}", read_weights(weights)
+        network = build(name, size)
+        given, origin = from_file(f"timm:{name}", weights)
         spare = _classifier_names(name, network)
         load_strictly(network, given, str(weights), spare)
-        origin = Origin(f"timm:{name}", source, "unknown", "", sha256_of(weights))
     elif bundled and file:
         network = build(name, size)
-        given = to_timm(bundled, read_weights(verified(bundled, file)), network.state_dict())
+        given, origin = by_pip(f"timm:{name}", bundled, file, network.state_dict())
         load_strictly(network, given, bundled.package, spare)
-        origin = Origin(f"timm:{name}", bundled.source, bundled.licence, bundled.url, bundled.sha256)
     elif pretrained:
         network, file, given, spare = _from_hub(name, size)
         url = f"https://huggingface.co/{config.hf_hub_id}"

@@ -18,7 +18,7 @@ from headstart.backbones.backbone import Backbone, InputSpec, Origin
 from headstart.backbones.catalog import unknown
 from headstart.backbones.from_module import last_weighted, replace_module
 from headstart.backbones.partition import partition
-from headstart.backbones.weights import classifier_of, load_strictly, read_weights, sha256_of
+from headstart.backbones.weights import classifier_of, from_file, load_strictly
 
 
 def load_torchvision(
@@ -40,14 +40,11 @@ def load_torchvision(
     if file is None:
         return partition(network, spec, Origin(f"torchvision:{name}", "random weights", "none", "", ""))
     spare = whole - frozenset(network.state_dict())
-    loaded = read_weights(file)
+    loaded, origin = from_file(f"torchvision:{name}", file)
     auxiliary = frozenset(n for n in loaded if n.partition(".")[0] in ("aux1", "aux2", "AuxLogits"))
     load_strictly(network, loaded, str(file), spare | auxiliary)
-    digest = sha256_of(file)
-    if weights is not None:
-        origin = Origin(f"torchvision:{name}", f"file {weights.name}", "unknown", "", digest)
-    else:
-        origin = Origin(f"torchvision:{name}", f"torchvision {best}", "BSD-3-Clause", str(best.url), digest)
+    if weights is None:
+        origin = replace(origin, source=f"torchvision {best}", licence="BSD-3-Clause", url=str(best.url))
     backbone = partition(network, spec, origin)
     backbone.classifier = classifier_of(loaded, spare, backbone.widths[-1])
     return backbone

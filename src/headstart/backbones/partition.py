@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -63,13 +62,26 @@ def partition(network: nn.Module, input: InputSpec, origin: Origin, *, verify: b
     owners.fill(parts)
     fixed = frozenset(name for name, p in network.named_parameters() if not p.requires_grad)
     fixed = frozenset() if len(fixed) == sum(1 for _ in network.parameters()) else fixed
-    backbone = Backbone(stages, layouts, input, origin, partial(copy.deepcopy, network), owners.aliases, fixed)
+    backbone = Backbone(stages, layouts, input, origin, _Kept(network), owners.aliases, fixed)
     _check_complete(backbone, network)
     x, pooled = check_equal(backbone, network, batch=1) if verify else (None, ())
     if x is None or not _reads_the_same(backbone, x, pooled):
         for stage in stages:
             stage.plain = None
     return backbone
+
+
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    """The original network, given out as copies; copies of a backbone share it."""
+
+    network: nn.Module
+
+    def __call__(self) -> nn.Module:
+        return copy.deepcopy(self.network)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Kept:
+        return self
 
 
 def check_equal(

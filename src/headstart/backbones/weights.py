@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from headstart.backbones.backbone import Origin
 from headstart.errors import WeightsError
 
 COUNTER = "num_batches_tracked"
@@ -55,6 +56,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path} holds {type(loaded).__name__}, expected names with tensors. Save a state_dict.")
     parallel = all(name.startswith("module.") for name in loaded)  # saved from DataParallel
     return {name.removeprefix("module.") if parallel else name: tensor for name, tensor in loaded.items()}
+
+
+def from_file(name: str, path: Path) -> tuple[dict[str, Tensor], Origin]:
+    """The weights of a person's own file for the backbone of that name, and where they come from.
+
+    Raises:
+        WeightsError: there is no such file, or it holds something else than weights.
+    """
+    given = read_weights(path)
+    return given, Origin(name, f"file {path.name}", "unknown", "", sha256_of(path))
 
 
 def load_strictly(

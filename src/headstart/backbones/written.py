@@ -103,11 +103,9 @@ def write(backbone: Backbone) -> Written | None:
             )  # fmt: skip
             records.append(record)
         trains = backbone.trains and all(stage.program is stage.plain for stage in stages)  # it was read itself
-        written = Written(stages=tuple(records), modules=dict(sorted(modules.items())), trains=trains)
-        _programs(written)  # whether it can be read, with all that it names
+        return Written(stages=tuple(records), modules=dict(sorted(modules.items())), trains=trains)
     except (_NoName, BackboneError):
         return None
-    return written
 
 
 def computed(backbone: Backbone) -> dict[str, Tensor]:
