@@ -101,8 +101,10 @@ def _measured(heads: Race, tuned: Finetuned, stages: Sequence[str]) -> str:
     if best is last:
         said = f"a head on the last stage is right for {100 * last.accuracy:.1f} % out of fold, and no other is clearly better"
     else:
+        number = f"{len(best.taps)} {'stages' if len(best.taps) > 1 else 'stage'}"
+        where = "stages of both networks" if best.taps[-1] >= len(stages) else number
         said = (
-            f"a head on {len(best.taps)} {'stages' if len(best.taps) > 1 else 'stage'} is right for {100 * heads.accuracy:.1f} % "
+            f"a head on {where} is right for {100 * heads.accuracy:.1f} % "
             f"out of fold, one on the last stage for {100 * last.accuracy:.1f} %"
         )
     tried = [

@@ -92,7 +92,7 @@ def _stages(heads: Race, tuned: Finetuned, model: Model, similarity: Similarity 
 def _head(score: Score, heads: Race, model: Model) -> HeadRow:
     names = model.backbone.names
     if score.taps[-1] >= len(names):
-        where = " and ".join(engine.backbone.origin.name for engine in model.engines)
+        where = " and ".join(engine.backbone.origin.name.removeprefix("timm:") for engine in model.engines)
     else:
         first, last = names[score.taps[0]], names[score.taps[-1]]
         where = first if len(score.taps) == 1 else f"{first} to {last}"
