@@ -56,7 +56,7 @@ def test_the_best_stage_and_what_was_measured_are_said() -> None:
     assert found.best_stage == 1 and found.gap == pytest.approx(0.2)
     assert "the best single stage is middle, 2 before the last and 20.0 points ahead of it" in found.evidence
     assert "a head on 2 stages is right for 90.0 % out of fold, one on the last stage for 80.0 %" in found.measured
-    both = placed(0.2, profile=(0.5, 0.9, 0.8, 0.7), taps=(1, 7), rungs=(rung,))  # the second network's stages are counted on
+    both = placed(0.2, profile=(0.5, 0.9, 0.8, 0.7), taps=(1, 7), rungs=(rung,))  # stage 7 is the second network's
     assert "a head on stages of both networks is right for 90.0 % out of fold" in both.measured
     assert "fine-tuning from late on was kept (+2.1 ± 0.8 points)" in found.sentence
     assert "no fine-tuning was tried" in placed(0.2).measured and "no single stage" in placed(0.2).evidence
