@@ -15,6 +15,7 @@ import headstart as hs
 from headstart.backbones.from_module import load_module
 from headstart.choice import clearly_better
 from headstart.data.dataset import Dataset
+from headstart.errors import PartitionError
 from headstart.features.engine import Engine
 from headstart.features.extract import Features, extract, together
 from headstart.features.store import Store
@@ -123,10 +124,42 @@ def test_nobody_stands_beside_the_first_where_a_pair_is_not_wanted(dataset: Data
     assert better.heads.best.accuracy > 0.5, "one that is better still takes the first place"
 
 
-def test_those_with_the_least_computation_are_tried_first(dataset: Dataset, store: Store) -> None:
-    others = {"wide": engine(5, 16), "narrow": engine(6, 4)}
-    late = lined_up(engine(0), others, dataset, store, deadline=time.monotonic() - 1)
-    assert [reason.partition(" ")[0] for reason in late.reasons] == ["narrow", "wide"]
+def test_those_with_the_least_computation_race_first(dataset: Dataset, store: Store) -> None:
+    others = {"best": engine(6, 12), "wide": engine(5, 16), "narrow": engine(6, 4)}
+    told = lined_up(engine(0), others, dataset, store).reasons[-1]
+    assert 0 < told.index("best ") < told.index("narrow ") < told.index("wide "), (
+        "behind the one that takes the first place"
+    )
+
+
+def test_one_that_cannot_be_used_is_told_and_passed_over(dataset: Dataset, store: Store) -> None:
+    others = {"whole": engine(5, 16), "later": engine(6, 16)}
+
+    def load(name: str) -> Engine:
+        if name == "odd":
+            raise PartitionError("odd can be cut into 2 stages.")
+        return others[name]
+
+    names, first = ["odd", *others], engine(0)
+    found = line_up(first, features_of(first, dataset, store), dataset, store, names, load)
+    assert found.reasons[0] == "odd was not tried: odd can be cut into 2 stages."
+    assert all(name in found.reasons[-1] for name in others) and len(found.tried.beside) == 2
+    again = line_up(first, features_of(first, dataset, store), dataset, store, names, load)
+    assert again.reasons == found.reasons, "what was told is remembered, and nothing is told twice"
+
+
+def test_networks_beyond_their_share_of_the_time_are_not_even_loaded(dataset: Dataset, store: Store) -> None:
+    loaded: list[str] = []
+
+    def load(name: str) -> Engine:
+        loaded.append(name)
+        return engine(5, 16)
+
+    first, names = engine(0), [str(place) for place in range(9)]
+    late = time.monotonic() - 1
+    found = line_up(first, features_of(first, dataset, store), dataset, store, names, load, deadline=late)
+    assert loaded == ["0"] and found.engines == (first,)
+    assert found.reasons[1].startswith("1, 2, 3, 4, 5, 6, 7, 8 were not tried")
 
 
 def test_a_slow_network_that_is_surely_worse_is_dropped_early(

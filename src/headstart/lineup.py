@@ -1,6 +1,6 @@
 """The line-up: whether another network on this machine is worth having beside the first, or before it.
 
-Candidates run over a sample of the training pictures, those with the least computation first. One whose frozen head is clearly better
+Candidates run over a sample of the training pictures, small ones first. One whose frozen head is clearly better
 takes the first place, which is the one that is fine-tuned; one whose head makes the first's answers more likely stands beside it, and
 both answer together. Networks that saw the same source err on different pictures, and their mean gains most where pictures are few.
 """
@@ -20,6 +20,7 @@ from headstart import runtime
 from headstart.choice import clearly_better
 from headstart.data.dataset import Dataset
 from headstart.data.splits import thinned
+from headstart.errors import BackboneError
 from headstart.features.engine import Engine
 from headstart.features.extract import Features, extract, extract_all, together
 from headstart.features.store import Store
@@ -29,6 +30,7 @@ TRIED = 400  # training pictures that a candidate is tried on, about; each class
 SIFTED, LONG = 100, 10.0  # of these as many first, where the others would take more seconds than that
 _WARM, _FIRST = 8, 40  # the first of them settle how it runs, the next tell how fast that is
 _SHARE = 0.15  # of the time that is left, which running one candidate over all pictures may take
+_ROOM = 0.25  # of the time that is left, after which no further candidate is loaded: a machine may hold dozens
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,9 +73,10 @@ def line_up(
     """Try the networks `names`, which `load` brings, beside `engine`, whose features of all unsealed pictures are given, or, without
     `pair`, in its place alone.
 
-    One that would take long is first tried on fewer pictures, and dropped where it is surely less right there (successive halving,
-    Jamieson & Talwalkar 2016, arXiv 1502.07943). What is decided depends on the time that is left, and is remembered: the same run
-    with the same `budget` decides the same.
+    They are loaded in that order, one after the other; what cannot be loaded, or cut, is told and passed over. One that would take
+    long is first tried on fewer pictures, and dropped where it is surely less right there (successive halving, Jamieson &
+    Talwalkar 2016, arXiv 1502.07943). What is decided depends on the time that is left, and is remembered: the same run with the
+    same `budget` decides the same.
     """
     pool = dataset.indices("train")
     sample, few = (pool[thinned(dataset.labels[pool], most)] for most in (TRIED, SIFTED))
@@ -106,13 +109,26 @@ def line_up(
     stored = memo.load()
     names, reasons = (names, []) if stored is None else (stored[0]["tried"], stored[0]["reasons"])
     candidates = [_Candidate(_named(engine), engine, features, raced(features, sample))]
-    entering: dict[str, Engine] = {}
-    for name, other in sorted(((name, load(name)) for name in names), key=lambda each: sum(each[1].backbone.flops)):
+    entering: list[tuple[str, Engine]] = []
+    last = time.monotonic() + _ROOM * (deadline - time.monotonic())
+    for place, name in enumerate(names):
+        if stored is None and place and time.monotonic() > last:
+            rest = f"{', '.join(names[place:])} {'was' if names[place:] == names[-1:] else 'were'} not tried"
+            reasons.append(f"{rest}: other networks had taken their share of the time")
+            break
+        try:
+            other = load(name)
+        except BackboneError as error:
+            reasons.append(f"{name} was not tried: {error}")
+            continue
         reason = left_out(name, other) if stored is None else ""
-        reasons += [reason] * bool(reason)
-        entering |= {} if reason else {name: other}
-    seen = extract_all(list(entering.values()), dataset, store, only=sample, progress=progress)
-    for (name, other), found in zip(entering.items(), seen, strict=True):
+        if reason:
+            reasons.append(reason)
+        else:
+            entering.append((name, other))
+    entering.sort(key=lambda each: sum(each[1].backbone.flops))
+    seen = extract_all([other for _, other in entering], dataset, store, only=sample, progress=progress)
+    for (name, other), found in zip(entering, seen, strict=True):
         candidates.append(_Candidate(name, other, found, raced(found, sample)))
     first = candidates[0]
     for candidate in candidates[1:]:

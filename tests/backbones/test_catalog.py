@@ -16,7 +16,14 @@ from torch import nn
 
 from headstart.backbones import from_timm, from_torchvision
 from headstart.backbones.backbone import InputSpec
-from headstart.backbones.catalog import _KNOWN, DEFAULT_BACKBONE, catalog, fetch, load_backbone
+from headstart.backbones.catalog import (
+    _KNOWN,
+    DEFAULT_BACKBONE,
+    catalog,
+    fetch,
+    first_and_others,
+    load_backbone,
+)
 from headstart.backbones.check import check_backbone
 from headstart.backbones.from_module import load_module
 from headstart.errors import BackboneError, PartitionError, UnknownBackbone, WeightsError
@@ -62,8 +69,12 @@ def test_the_catalog_says_what_is_here(nowhere: Path) -> None:
     assert not found["torchvision:resnet18"].on_this_machine
     checkpoint = nowhere / "HF_HUB_CACHE" / "models--timm--ghostnet_100.in1k" / "snapshots" / "abc"
     checkpoint.mkdir(parents=True)
-    (checkpoint / "model.safetensors").touch()
-    assert "ghostnet_100.in1k" in {entry.name for entry in catalog() if entry.on_this_machine}
+    (checkpoint / "model.safetensors").write_bytes(bytes(4_000))
+    (other := nowhere / "HF_HUB_CACHE" / "models--timm--ViT-B-16-SigLIP" / "snapshots" / "abc").mkdir(parents=True)
+    (other / "open_clip_model.safetensors").touch()
+    here = {entry.name: entry.parameters for entry in catalog() if entry.on_this_machine}
+    assert here["ghostnet_100.in1k"] == 1_000 and "ViT-B-16-SigLIP" not in here, "another library's file"
+    assert first_and_others("auto")[1][0] == "ghostnet_100.in1k", "the smallest is tried first"
 
 
 def test_listing_imports_no_torch_and_takes_no_time() -> None:

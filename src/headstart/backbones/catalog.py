@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,7 +24,8 @@ SIDES = (32, 2048)  # pixels that may be asked for
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of `headstart backbones`. `input` is the side of the image in pixels, `how_to_get` what to type."""
+    """One line of `headstart backbones`. `input` is the side of the image in pixels, `how_to_get` what to type; `parameters`, of a
+    network that is known by its file alone, a quarter of the bytes of that."""
 
     name: str
     parameters: int
@@ -106,7 +106,7 @@ def first_and_others(name: str) -> tuple[str, tuple[str, ...]]:
     by their parameters."""
     if name != "auto":
         return name, ()
-    here = sorted((entry.parameters or math.inf, entry.name) for entry in catalog() if entry.on_this_machine)
+    here = sorted((entry.parameters, entry.name) for entry in catalog() if entry.on_this_machine)
     return DEFAULT_BACKBONE, tuple(other for _, other in here if other != DEFAULT_BACKBONE)
 
 
@@ -124,11 +124,12 @@ def fetch(name: str) -> Path:
 def catalog() -> list[Entry]:
     """The known backbones and every other timm checkpoint in this machine's hub cache; builds nothing, asks
     no network."""
-    entries = [_known(name, *facts) for name, facts in _KNOWN.items()]
+    entries, cached = [_known(name, *facts) for name, facts in _KNOWN.items()], _hub_cached()
     listed = {entry.name for entry in entries}
-    for name in sorted(_hub_cached() - listed):
+    for name in sorted(cached.keys() - listed):
         if name.partition(".")[0] not in listed:
-            entries.append(Entry(name, 0, 0, "see its page", "Hugging Face hub", True, "is here"))
+            parameters = cached[name] // 4
+            entries.append(Entry(name, parameters, 0, "see its page", "Hugging Face hub", True, "is here"))
     return entries
 
 
@@ -163,14 +164,19 @@ def _known(name: str, parameters: int, side: int, licence: str) -> Entry:
     return Entry(name, parameters, side, licence, source, here, "is here" if here else get)
 
 
-def _hub_cached() -> set[str]:
-    """Names of timm checkpoints in the Hugging Face cache, found by its folder names alone (the client loads
-    slowly)."""
+def _hub_cached() -> dict[str, int]:
+    """timm checkpoints in the Hugging Face cache by name, with the bytes of their weights; found by names of folders and files alone
+    (the client loads slowly). What other libraries keep of timm's there has other file names."""
     home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
     folder = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
-    found = [*folder.glob("models--timm--*/snapshots/*/*.safetensors")]
-    found += folder.glob("models--timm--*/snapshots/*/pytorch_model.bin")
-    return {path.parents[2].name.removeprefix("models--timm--") for path in found}
+    found = (
+        path
+        for file in ("pytorch_model.bin", "model.safetensors")
+        for path in folder.glob(f"models--timm--*/snapshots/*/{file}")
+    )
+    return {
+        path.parents[2].name.removeprefix("models--timm--"): path.stat().st_size for path in found if path.is_file()
+    }
 
 
 def _torch_hub() -> Path:
