@@ -310,6 +310,10 @@ def test_a_plan_file_by_hand_needs_little(tmp_path: Path) -> None:
     found = load_plan(path, backbone="net", stages=STAGES)
     assert found.rungs == [Rung(cut=3, epochs=2)]
     assert (found.judge, found.refit) == ("fold", "again")
+    path.write_text(malformed(judge="val"))
+    assert load_plan(path, backbone="net", stages=STAGES).refit == "none", "nothing more to train on"
+    path.write_text(malformed(judge="val", refit="again"))
+    assert load_plan(path, backbone="net", stages=STAGES).refit == "again", "as it is asked for"
 
 
 @pytest.mark.parametrize(("written", "read"), [(True, "again"), (False, "none"), ("on", "on")])

@@ -113,12 +113,13 @@ class Rung(_Record):
 class Plan(_Record):
     """Rungs in order, with reasons; `judge` tells how a rung is judged.
 
-    "folds" trains it once for each of three cross-validation folds, or of as many as `judgings` says (few pictures; all folds without
-    a test set), "fold" holds one out (more pictures), "val" uses the validation set that the person gave. `refit` tells how kept rungs
-    come to see all training pictures: "again" trains them on all from the start, "on" goes on with all where the first judged training
-    ended, for a few epochs at a small rate, "none" leaves that one as it is. A plan file may say `true` for "again", `false` for
-    "none". `scratch_epochs` is how long each small network from scratch trains; None: as long as transfer turned out to take, by the
-    speeds in `evidence`.
+    "folds" trains it once for each of three cross-validation folds, or of as many as `judgings` says (few pictures; all folds
+    without a test set), "fold" holds one out (more pictures), "val" uses the validation set that the person gave. `refit` tells
+    how kept rungs come to see all training pictures: "again" trains them on all from the start, "on" goes on with all where the
+    first judged training ended, for a few epochs at a small rate, "none" leaves that one as it is, and is usual with "val": its
+    pictures are trained on neither way, and an early end is found on them. A plan file may say `true` for "again", `false` for
+    "none". `scratch_epochs` is how long each small network from scratch trains; None: as long as transfer turned out to take, by
+    the speeds in `evidence`.
     """
 
     format: Literal[1] = 1
@@ -133,6 +134,13 @@ class Plan(_Record):
     reasons: list[str] = []
     evidence: Evidence | None = None
     budget: Budget | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_refit_where_all_were_trained_on(cls, given: object) -> object:
+        if isinstance(given, dict) and given.get("judge") == "val":
+            return {"refit": "none", **given}
+        return given
 
     @field_validator("refit", mode="before")
     @classmethod
