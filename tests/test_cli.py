@@ -298,9 +298,18 @@ def test_the_cache_is_shown_and_cleared(headstart: Headstart, cache: Path) -> No
     ("arguments", "message"),
     [
         (("--budget", "soon"), "Invalid value for --budget: got 'soon', expected such as 90s, 10m, 2h or none"),
-        (("--budget", "0m"), "Invalid value for --budget: got '0m', expected more than no time at all"),
-        (("--budget", "-5"), "Invalid value for --budget: got '-5', expected more than no time at all"),
-        (("--store-limit", "big"), "Invalid value for --store-limit: got 'big', expected such as 500MB or 20GB"),
+        (
+            ("--budget", "0m"),
+            "Invalid value for --budget: got '0m', expected such as 90s, 10m, 2h or none, and more than 0",
+        ),
+        (
+            ("--budget", "-5"),
+            "Invalid value for --budget: got '-5', expected such as 90s, 10m, 2h or none, and more than 0",
+        ),
+        (("--budget", "inf"), "Invalid value for --budget: got 'inf', expected such as 90s, 10m, 2h or none"),
+        (("--store-limit", "big"), "Invalid value for --store-limit: got 'big', expected such as 500MB, 20GB"),
+        (("--store-limit", "-5GB"), "Invalid value for --store-limit: got '-5GB', expected such as 500MB, 20GB"),
+        (("--store-limit", "inf"), "Invalid value for --store-limit: got 'inf', expected such as 500MB, 20GB"),
         (
             ("--precision", "half"),
             "Invalid value for --precision: got 'half', expected one of: auto, float32, bfloat16",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -151,12 +153,13 @@ def fit(
             "auto: eager, or on long jobs openvino (CPU) or compile (GPU), where that is faster and gives the same features."
         ),
     ] = "auto",
-    store_limit: Annotated[str, typer.Option(help="Room for cached results, such as 20GB.")] = "20GB",
+    store_limit: Annotated[str, typer.Option(help="Room for cached results: 500MB, 20GB, 1.5TB or none.")] = "20GB",
     overwrite: Annotated[bool, typer.Option(help="Replace another run in the run folder.")] = False,
 ) -> None:
     """Make the best classifier that a pretrained network can honestly be made into, with proof.
 
-    The same command after Ctrl-C or a crash goes on where it stopped. What was computed once is never computed again.
+    The same command after Ctrl-C or a crash goes on where it stopped. What was computed once is kept, up to
+    --store-limit, and not computed again.
 
     Examples:
 
@@ -400,28 +403,26 @@ def _one_of(option: str, value: str, *allowed: str) -> Any:
 
 def _seconds(text: str) -> float | None:
     """ "90s", "10m", "1.5h", plain seconds, or "none"."""
-    if text.strip().lower() == "none":
-        return None
-    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
-    number, unit = (text[:-1], text[-1].lower()) if text[-1:].lower() in units else (text, "s")
-    try:
-        value = float(number) * units[unit]
-    except ValueError as error:
-        raise typer.BadParameter(
-            f"got '{text}', expected such as 90s, 10m, 2h or none", param_hint="--budget"
-        ) from error
-    if not 0 < value < float("inf"):
-        raise typer.BadParameter(f"got '{text}', expected more than no time at all", param_hint="--budget")
-    return value
+    return _amount("--budget", text, {"s": 1.0, "m": 60.0, "h": 3600.0}, "90s, 10m, 2h or none")
 
 
 def _bytes(text: str) -> int | None:
     """ "500MB", "20GB", "1.5TB", plain bytes, or "none"."""
-    if text.strip().lower() == "none":
+    units = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12}
+    found = _amount("--store-limit", text, units, "500MB, 20GB, 1.5TB or none")
+    return None if found is None else int(found)
+
+
+def _amount(option: str, text: str, units: Mapping[str, float], examples: str) -> float | None:
+    """A number above zero, perhaps with a unit behind it; None for "none"."""
+    lowered = text.strip().lower()
+    if lowered == "none":
         return None
-    units = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
-    number, unit = (text[:-2], text[-2:].upper()) if text[-2:].upper() in units else (text, "")
+    unit = next((unit for unit in units if lowered.endswith(unit)), "")
     try:
-        return int(float(number) * units.get(unit, 1.0))
-    except ValueError as error:
-        raise typer.BadParameter(f"got '{text}', expected such as 500MB or 20GB", param_hint="--store-limit") from error
+        value = float(lowered.removesuffix(unit)) * units.get(unit, 1.0)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise typer.BadParameter(f"got '{text}', expected such as {examples}, and more than 0", param_hint=option)
+    return value
