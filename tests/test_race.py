@@ -23,6 +23,7 @@ class Lanes:
     def __init__(self, stages: list[Floats]) -> None:
         self.own = self.widths = tuple(stage.shape[1] for stage in stages)
         self.beside = self.views = ()
+        self.spans = (range(len(stages)),)
         self._stages = stages
 
     def of(self, place: int) -> Lanes:

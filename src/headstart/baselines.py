@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from headstart import runtime
@@ -15,7 +14,7 @@ from headstart.data.splits import thinned
 from headstart.features.extract import batches
 from headstart.features.store import Store, Table
 from headstart.heads import Head, fit_head, logistic_scores, subject
-from headstart.solvers import STEPS, STEPS_ON, WEAK, principal_axes
+from headstart.solvers import SOLVER, principal_axes
 from headstart.tasks.classification import fit_temperature
 
 _STRENGTHS = (1e-2, 1e-3, 1e-4, 1e-5)  # of the L2 penalty on pixels, which are less to the point than features
@@ -78,7 +77,7 @@ def fit_pixels(
     labels, folds, pool = labels[chosen], folds[chosen], pool[chosen]
     spec = {
         **subject(thumbs.table, thumbs.rows[pool], labels, classes, folds),
-        "solver": [_STRENGTHS, STEPS, STEPS_ON, WEAK, torch.__version__],
+        "solver": [_STRENGTHS, *SOLVER],
     }
     memo = store.artifact("pixels", spec)
     stored = memo.load()

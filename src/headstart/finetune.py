@@ -180,7 +180,7 @@ class Ladder:
     def _partner(self) -> tuple[Score, float] | None:
         """The head on another backbone that answers together with the first's, and what its logits are divided by."""
         joined = self.heads.best.parts[-1:]
-        return joined[0] if joined and joined[0][0].taps[0] >= len(self.tuning.features.own) else None
+        return joined[0] if joined and joined[0][0].taps[0] not in self.tuning.features.spans[0] else None
 
     def _try(
         self,

@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -181,8 +180,7 @@ def _pace(
 
 def _used(features: Features, heads: Race) -> list[bool]:
     """Whether the winner reads each of the backbones beside the first."""
-    ends = np.cumsum([len(features.own), *(len(other.own) for other in features.beside)])
-    return [any(start <= tap < end for tap in heads.best.taps) for start, end in pairwise(ends)]
+    return [any(tap in span for tap in heads.best.taps) for span in features.spans[1:]]
 
 
 def _said(first: _Candidate, others: Sequence[_Candidate], engines: Sequence[Engine], heads: Race, pair: bool) -> str:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from headstart import runtime
@@ -27,7 +26,7 @@ from headstart.heads import (
     ridge_scores,
     subject,
 )
-from headstart.solvers import STEPS, STEPS_ON, WEAK, Axes, principal_axes
+from headstart.solvers import SOLVER, Axes, principal_axes
 from headstart.winner import IN_MEMORY, axes_of, shifted, solve
 
 Scorer = Callable[[Axes, NDArray[np.int64], NDArray[np.int64], int, tuple[int, ...], int], list[Score]]
@@ -74,10 +73,9 @@ def race(
         for place in range(1 + len(features.beside))
     ]
     first, given = runs[0], labels[thinned(labels, RACED)]
-    offsets = np.cumsum([0, len(features.own), *(len(other.own) for other in features.beside)])
     joined = [
-        blended([first.best, shifted(other.best, int(offset))], given)
-        for other, offset in zip(runs[1:], offsets[1:], strict=False)
+        blended([first.best, shifted(other.best, span.start)], given)
+        for other, span in zip(runs[1:], features.spans[1:], strict=True)
     ]
     if not joined:
         return first
@@ -145,7 +143,7 @@ def _race(whole: _Course, store: Store | None, progress: runtime.Progress) -> Ra
     if store is not None:
         spec = {
             **course.key(),
-            "solver": [LOGISTIC_STRENGTHS, RIDGE_STRENGTHS, STEPS, STEPS_ON, WEAK, torch.__version__, 5],
+            "solver": [LOGISTIC_STRENGTHS, RIDGE_STRENGTHS, *SOLVER, 5],
         }
         memo = store.artifact("race", spec)
         raced = _recalled(memo)
@@ -199,7 +197,7 @@ def _in_views(
             **course.key(),
             "views": [view.table.folder.name for view in features.views],
             "heads": [(score.kind, score.taps) for score in finalists],
-            "solver": [LOGISTIC_STRENGTHS, RIDGE_STRENGTHS, STEPS, STEPS_ON, WEAK, torch.__version__, 2],
+            "solver": [LOGISTIC_STRENGTHS, RIDGE_STRENGTHS, *SOLVER, 2],
         }
         memo = store.artifact("viewed", spec)
         if (stored := _recalled(memo)) is not None:

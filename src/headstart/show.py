@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from headstart.report.text import MODELS
+
 if TYPE_CHECKING:
     from headstart.backbones.catalog import Entry
     from headstart.data.audit import Audit
@@ -23,14 +25,6 @@ if TYPE_CHECKING:
 _COLOURS = {"error": "bold red", "warning": "yellow", "note": "dim"}
 _CLASSES = 40
 _ITEMS = 5
-NAMES = {
-    "final": "final model",
-    "head": "best frozen head",
-    "last_stage_head": "head on the last stage",
-    "scratch_cnn": "small network from scratch",
-    "pixels": "linear model on pixels",
-    "majority": "commonest class",
-}
 
 
 def show_audit(audit: Audit) -> None:
@@ -79,7 +73,7 @@ def show_run(run: Run) -> None:
     for name, scores in test["models"].items():
         accuracy = scores["accuracy"]
         table.add_row(
-            NAMES.get(name, name),
+            MODELS.get(name, name),
             f"{100 * accuracy['value']:.1f}",
             f"{100 * accuracy['low']:.1f} to {100 * accuracy['high']:.1f}",
             f"{scores['log_loss']['value']:.3f}",

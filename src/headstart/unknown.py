@@ -204,8 +204,7 @@ def learn(
     if len(held) > RACED:
         some = thinned(dataset.labels[held], RACED)
         held, logits = held[some], logits[some]
-    ends = np.cumsum([len(features.of(place).own) for place in range(1 + len(features.beside))]).tolist()
-    taps = looked_at([range(frozen), *map(range, ends[:-1], ends[1:])])
+    taps = looked_at([range(frozen), *features.spans[1:]])
     labels, folds, held_folds = dataset.labels[held], dataset.fold[pool], dataset.fold[held]
     spec = {
         **subject(features.table, features.rows[held], labels, len(dataset.classes), held_folds, logits),

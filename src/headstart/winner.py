@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from headstart.features.extract import Features
 from headstart.features.store import Artifact, Store
-from headstart.heads import Head, Score, leaves, merged, on_same_rows, solved, subject
-from headstart.solvers import STEPS, STEPS_ON, WEAK, Axes, Rows, Streamed, principal_axes
+from headstart.heads import LOGISTIC_STRENGTHS, Head, Score, leaves, merged, on_same_rows, solved, subject
+from headstart.solvers import SOLVER, Axes, Rows, Streamed, principal_axes
 
 IN_MEMORY = 6000  # pictures whose features are held in memory at most
 
@@ -72,12 +71,9 @@ def shifted(score: Score, by: int) -> Score:
 
 def _backbone(score: Score, features: Features) -> tuple[int, Features]:
     """Where the stages of the backbone begin that a single head reads, and its features alone."""
-    first = 0
-    for own in (features.of(place) for place in range(1 + len(features.beside))):
-        if score.taps[0] < first + len(own.own):
-            return first, own
-        first += len(own.own)
-    raise ValueError(f"stages {score.taps} of {first}")
+    spans = features.spans
+    place = next(place for place, span in enumerate(spans) if score.taps[0] in span)
+    return spans[place].start, features.of(place)
 
 
 def _rows(features: Features, score: Score, pool: NDArray[np.int64]) -> Rows:
@@ -96,7 +92,7 @@ def _memo(
 ) -> Artifact:
     how = {
         "head": [score.kind, score.taps, score.strength, score.temperature],
-        "solver": [STEPS, STEPS_ON, WEAK, torch.__version__],
+        "solver": [LOGISTIC_STRENGTHS, *SOLVER],
         "views": [features.views[view].table.folder.name for view in range(score.views)],
     }
     return store.artifact("head", {**subject(features.table, features.rows[pool], labels, classes), **how})

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 
@@ -21,7 +20,7 @@ from headstart.features.extract import Features
 from headstart.features.store import Store
 from headstart.heads import LOGISTIC_STRENGTHS, Score, leaves, on_same_rows, solved, subject
 from headstart.race import Race
-from headstart.solvers import STEPS, STEPS_ON, WEAK, principal_axes
+from headstart.solvers import SOLVER, principal_axes
 
 FEWEST = 20  # pictures; with fewer an interval says nothing
 LONE = 0.2  # share of pictures whose class lies in one fold: nobody can answer them now, and twice as many would change that
@@ -91,7 +90,7 @@ def growth(
         "heads": [
             (leaf.kind, leaf.taps, leaf.strength, leaf.temperature, leaf.views, factor) for leaf, factor in leaves(best)
         ],
-        "solver": [LOGISTIC_STRENGTHS, STEPS, STEPS_ON, WEAK, torch.__version__],
+        "solver": [LOGISTIC_STRENGTHS, *SOLVER],
     }
     memo = store.artifact("growth", spec)
     stored = memo.load()

@@ -95,15 +95,17 @@ def left_out(known: Unknown, heads: Race, features: Features, dataset: Dataset, 
     chosen = [int(label) for label in np.argsort(-counts, kind="stable")[:SHOWN] if counts[label] >= FEWEST]
     if (counts > 0).sum() < 3:
         return ()
+    ridge = max((score for score in heads.candidates if score.kind == "ridge"), key=lambda score: score.accuracy)
     spec = {
         **subject(features.table, features.rows[pool], labels, classes, folds),
         "beside": [other.table.folder.name for other in features.beside],
-        "taps": known.taps, "read": heads.best.taps, "lost": known.lost, "version": VERSION, "torch": torch.__version__,
+        "taps": known.taps, "read": heads.best.taps, "strength": ridge.strength, "lost": known.lost, "version": VERSION,
+        "torch": torch.__version__,
     }  # fmt: skip
     memo = store.artifact("left_out", spec)
     stored = memo.load()
     if stored is None:
-        told = _told(chosen, known, heads, features, (pool, labels, folds))
+        told = _told(chosen, known, heads.best.taps, ridge.strength, features, (pool, labels, folds))
         memo.save({}, {"told": told})
     else:
         told = stored[1]["told"]
@@ -128,21 +130,22 @@ def _some(labels: NDArray[np.int64]) -> NDArray[np.int64]:
 def _told(
     chosen: Sequence[int],
     known: Unknown,
-    heads: Race,
+    taps: Sequence[int],
+    strength: float,
     features: Features,
     pictures: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
 ) -> NDArray[np.float64]:
-    """The share of each chosen class that is told, NaN where nothing could be learnt without it."""
+    """The share of each chosen class that is told, NaN where nothing could be learnt without it; a ridge of that strength, on the
+    stages `taps`, answers."""
     pool, labels, folds = pictures
-    seen, axes = features.apart(known.taps, pool), principal_axes(features.stages(heads.best.taps, pool))
+    seen, axes = features.apart(known.taps, pool), principal_axes(features.stages(taps, pool))
     targets = one_hot(labels, int(labels.max()) + 1, axes.z.device)
-    ridge = max((score for score in heads.candidates if score.kind == "ridge"), key=lambda score: score.accuracy)
     parts = [folds == fold for fold in np.unique(folds)]
 
     def answers(outs: list[NDArray[np.bool_]]) -> NDArray[np.float64]:
         """To the rows of each of `outs` by a regression on all others; the last answer counts."""
         places = [torch.from_numpy(np.flatnonzero(out)) for out in outs]
-        (logits,) = ridge_by_hat(axes, targets, places, [ridge.strength * len(labels)])
+        (logits,) = ridge_by_hat(axes, targets, places, [strength * len(labels)])
         return logits.cpu().double().numpy()
 
     heat = fit_temperature(answers(parts), labels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import numpy as np
@@ -94,17 +95,21 @@ class Features:
         """Pooled width per stage, of all backbones in turn."""
         return sum((other.own for other in self.beside), self.own)
 
+    @property
+    def spans(self) -> tuple[range, ...]:
+        """The stages of each backbone in turn, as they are counted through all of them."""
+        ends = list(accumulate(len(part.own) for part in (self, *self.beside)))
+        return tuple(map(range, [0, *ends], ends))
+
     def of(self, place: int) -> Features:
         """The features of one backbone alone."""
         return self.beside[place - 1] if place else replace(self, beside=())
 
     def stages(self, taps: Sequence[int], indices: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
         """Pooled outputs of the stages `taps`, in ascending order, side by side: (N, sum of their widths) float32."""
-        found, first = [], 0
-        for place in range(1 + len(self.beside)):
-            part = self.of(place)
-            here = [tap - first for tap in taps if first <= tap < first + len(part.own)]
-            first += len(part.own)
+        found = []
+        for part, span in zip((self, *self.beside), self.spans, strict=True):
+            here = [tap - span.start for tap in taps if tap in span]
             if here:
                 rows = part.rows if indices is None else part.rows[indices]
                 found.append(np.asarray(part.table.read(rows)[:, columns(part.own, here)], dtype=np.float32))

@@ -21,19 +21,12 @@ from headstart.report.charts import (
     line_figure,
 )
 from headstart.report.record import CurvePoint, ReportData, RungRow, StageRow
+from headstart.report.text import MODELS
 
 if TYPE_CHECKING:  # without torch
     from headstart.diagnosis.growth import Growth
     from headstart.diagnosis.similarity import Similarity
 
-MODELS = {
-    "final": "Final model",
-    "head": "Best frozen head",
-    "last_stage_head": "Last-stage head",
-    "scratch_cnn": "Small network, scratch",
-    "pixels": "Linear on pixels",
-    "majority": "Commonest class",
-}
 NAMED_CELLS = 30  # classes up to which the confusion matrix has names
 BARS = 40
 PAIRS = 15
@@ -86,7 +79,7 @@ def models(test: TestReport) -> tuple[list[ModelRow], Markup]:
     )
     rows = []
     for name in order:
-        scores, spoken = test.models[name], MODELS.get(name, name)
+        scores, spoken = test.models[name], MODELS.get(name, name).capitalize()
         tone = "transfer" if name in ("final", "head", "last_stage_head") else "plain"
         found = scores.accuracy
         track = interval_track(found.value, found.low, found.high, scale, tone, spoken)

@@ -9,6 +9,16 @@ from collections.abc import Sequence
 # direction of writing: they break the file's encoding or make a name look like another one.
 _UNSHOWABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 
+# What the models of a test are called, in the order in which they are listed.
+MODELS = {
+    "final": "final model",
+    "head": "best frozen head",
+    "last_stage_head": "head on the last stage",
+    "scratch_cnn": "small network from scratch",
+    "pixels": "linear model on pixels",
+    "majority": "commonest class",
+}
+
 
 def shown(text: str) -> str:
     """A name with what cannot be shown spelt out: byte 0xE9 of a file name becomes `\\xe9`."""
