@@ -24,6 +24,7 @@ from PIL import Image
 
 import headstart as hs
 from headstart import cli
+from headstart.backbones.catalog import catalog
 from headstart.demo import digits
 from headstart.errors import MissingExtra
 from headstart.features.store import Store
@@ -193,6 +194,11 @@ def test_predict_takes_folders_globs_and_a_list(
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(odd), encoding="utf-8"))
     unread = headstart("predict", trained.run, "-")
     assert unread.code == 1 and [row["error"] != "" for row in unread.rows] == [True, True]
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "in").symlink_to(tmp_path / "in", target_is_directory=True)
+    (tmp_path / "in" / "deep" / "back").symlink_to(tmp_path / "in", target_is_directory=True)
+    followed = headstart("predict", trained.run, "linked")
+    assert [row["path"] for row in followed.rows] == [f"linked/{row['path']}" for row in found.rows]
     assert headstart("predict", trained.run, "in", "--out", "answers.csv").out == ""
     assert (tmp_path / "answers.csv").read_text() == found.out
 
@@ -245,6 +251,10 @@ def test_evaluate_measures_another_labelled_set(headstart: Headstart, trained: T
         json.loads(headstart("evaluate", trained.run, tmp_path / "sides", "--json").out)["images"]
         == 2 * report["images"]
     )
+    rows = [f"{path},{path.parent.name},holdout" for path in paths]
+    (tmp_path / "table.csv").write_text("\n".join(["path,label,split", *rows]))
+    table = json.loads(headstart("evaluate", trained.run, tmp_path / "table.csv", "--json").out)
+    assert table["models"]["final"]["accuracy"]["value"] == pytest.approx(right), "its split is not asked for"
     (fresh / "turn0").rename(fresh / "other")
     unknown = headstart("evaluate", trained.run, fresh)
     assert (
@@ -271,6 +281,14 @@ def test_report_says_where_it_is(headstart: Headstart, trained: Trained, tmp_pat
     assert (said.code, said.out.strip()) == (0, str((trained.run / "report.html").resolve()))
     none = headstart("report", tmp_path, "--no-browser")
     assert none.code == 2 and "has no report.html" in none.err
+
+
+def test_names_of_backbones_are_whole_in_a_narrow_terminal(
+    headstart: Headstart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    said = headstart("backbones").out
+    assert all(entry.name in said for entry in catalog()) and "headstart backbones get NAME" in said
 
 
 def test_backbones_are_listed(headstart: Headstart) -> None:
@@ -350,6 +368,16 @@ def test_errors_are_one_message_and_exit_code_two(headstart: Headstart, trained:
     assert nothing.code == 2 and "nowhere" in nothing.err
     few = headstart("inspect", tmp_path / "nowhere")
     assert few.code == 2 and "error: " in few.err
+    for wrong, said in (
+        (("--plan", "hed"), "No plan at 'hed'. Give 'auto', 'head', 'full' or the path of a plan.json."),
+        (("--weights", "nope.pth"), "no weights file at 'nope.pth'"),
+    ):
+        before = headstart("fit", trained.pictures, "--out", tmp_path / "c", *wrong)
+        assert before.code == 2 and said in before.err and not (tmp_path / "c").exists(), "nothing was begun"
+    assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists(), "the mended command is not refused"
+    kept = shutil.copytree(trained.run, tmp_path / "kept")
+    gone = headstart("fit", tmp_path / "nowhere", "--out", kept, "--overwrite")
+    assert gone.code == 2 and (kept / "report.html").read_bytes() == (trained.run / "report.html").read_bytes()
     taken = headstart("fit", *trained.arguments, "--seed", "5")
     assert taken.code == 2 and "holds a run on other data or with other options" in taken.err
 

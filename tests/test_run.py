@@ -41,8 +41,8 @@ def test_the_same_options_may_come_back_and_others_may_not(tmp_path: Path) -> No
             claim(tmp_path / "run", **changes)
     with pytest.raises(OutputError, match=r"holds a run on other data.*--overwrite to replace it"):
         claim(tmp_path / "run", "other photos")
-    with claim(tmp_path / "run", overwrite=True, seed=1):
-        pass
+    with claim(tmp_path / "run", overwrite=True, seed=1) as folder:
+        assert not folder.stale, "nothing is there to lose"
     assert json.loads((tmp_path / "run" / "config.json").read_text())["options"]["seed"] == 1
     assert not (tmp_path / "run" / ".lock").exists()
 
@@ -57,11 +57,32 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
-def test_a_broken_config_is_no_reason_to_stop(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{")
+@pytest.mark.parametrize("broken", ["", "{", "[1]"])
+def test_a_broken_config_is_no_reason_to_stop_nor_to_delete(tmp_path: Path, broken: str) -> None:
+    (tmp_path / "config.json").write_text(broken)
     with claim(tmp_path):
         pass
     assert json.loads((tmp_path / "config.json").read_text())["format"] == 1
+    (tmp_path / "config.json").write_text(broken)
+    (tmp_path / "report.html").write_text("of another run")
+    with pytest.raises(OutputError, match="is not empty and holds no run"):
+        claim(tmp_path)
+    assert (tmp_path / "report.html").exists() and (tmp_path / "config.json").read_text() == broken
+
+
+def test_what_is_overwritten_stays_until_there_is_a_model_in_its_place(tmp_path: Path) -> None:
+    with claim(tmp_path / "run") as folder:
+        for name in ("model.json", "model.safetensors", "metrics.json", "report.html"):
+            folder.write(name, "old")
+        folder.is_of("its data")
+    with claim(tmp_path / "run", overwrite=True, seed=1) as folder:
+        assert folder.stale and not folder.resumed and not folder.holds_model("its data")
+    assert (tmp_path / "run" / "report.html").read_text() == "old", "it failed before it began"
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["options"]["seed"] == 0
+    with claim(tmp_path / "run", overwrite=True, seed=1) as folder:
+        folder.begin()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["options"]["seed"] == 1
 
 
 def test_one_run_at_a_time(tmp_path: Path) -> None:

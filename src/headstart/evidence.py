@@ -20,7 +20,7 @@ from headstart.features.shift import shift
 from headstart.features.store import Store
 from headstart.forecast import forecast
 from headstart.plan import Budget, Evidence, Plan, load_plan
-from headstart.planner import RULES, Mode, decide, foreseen
+from headstart.planner import MODES, RULES, decide, foreseen
 from headstart.race import Race
 from headstart.request import Options
 from headstart.scratch import scratch_seconds
@@ -48,8 +48,7 @@ def planned(
         PlanError: where the plan file does not fit.
     """
     engine, backbone = engines[0], engines[0].backbone
-    modes: dict[str, Mode] = {"auto": "auto", "head": "head", "full": "full"}
-    mode = modes.get(options.plan)
+    mode = next((mode for mode in MODES if mode == options.plan), None)
     if mode is None:
         given = load_plan(
             Path(options.plan),

@@ -12,8 +12,11 @@ from headstart import runtime
 from headstart.backbones.bundled import usual_transform
 from headstart.backbones.catalog import at_side, first_and_others
 from headstart.data.ahead import Ahead
+from headstart.errors import WeightsError
 from headstart.features.store import Store
 from headstart.folder import Folder
+from headstart.plan import read_plan
+from headstart.planner import MODES
 from headstart.request import Options, audited
 from headstart.story import Story
 
@@ -45,8 +48,7 @@ def fit(
     Raises:
         HeadstartError: with what was got, what was expected, and what to do next.
     """
-    options = options or Options()
-    at_side(options.backbone)  # what is no side is said before anything is read or written
+    options = _checked(options or Options())
     story = Story(tell)
     folder = Folder.claim(out, source, options, overwrite=overwrite, command=command)
     with folder, story.to(folder.path):
@@ -73,3 +75,18 @@ def fit(
                 ahead=ahead,
                 progress=progress,
             )
+
+
+def _checked(options: Options) -> Options:
+    """The same options, where nothing is wrong with them that can be told before anything is read or written.
+
+    Raises:
+        UnknownBackbone: the side of pictures is none. WeightsError: there is no file of weights.
+        PlanError: the plan is none of the usual ones, and no plan file that can be read.
+    """
+    at_side(options.backbone)
+    if options.weights is not None and not Path(options.weights).is_file():
+        raise WeightsError(f"no weights file at '{options.weights}'. Give the path of a .safetensors or .pth file.")
+    if options.plan not in MODES:
+        read_plan(Path(options.plan))
+    return options

@@ -13,10 +13,10 @@ from typing import Any, Protocol, final
 from filelock import FileLock, Timeout
 
 from headstart import runtime
-from headstart.errors import DataError, OutputError
+from headstart.errors import HeadstartError, OutputError
 
 FORMAT = 1
-CARD, WEIGHTS, LOG = "model.json", "model.safetensors", "log.txt"
+CONFIG, CARD, WEIGHTS, LOG = "config.json", "model.json", "model.safetensors", "log.txt"
 SEEN = "trained_on.txt"
 SEEN_DIGITS = 16  # of a content digest: enough to know a picture by
 WRITTEN = (SEEN, "audit.json", "plan.json", "predictions.csv", "doubts.csv", "report.html", "metrics.json")
@@ -34,7 +34,8 @@ class Settings(Protocol):
 class Folder:
     """The run folder while this process writes it; `path` is None for a run that is kept in memory.
 
-    `title`: what the run is called: after its data, or after its folder where they lie in memory; "" where there is neither.
+    `stale`: what lies here is another run's, to be replaced; it stays until `begin`. `title`: what the run is called: after its
+    data, or after its folder where they lie in memory; "" where there is neither.
     """
 
     path: Path | None
@@ -42,6 +43,7 @@ class Folder:
     _lock: FileLock | None = field(default=None, repr=False)
     _made: bool = field(default=False, repr=False)
     resumed: bool = False
+    stale: bool = False
     data: str = ""
     title: str = ""
 
@@ -86,38 +88,43 @@ class Folder:
             ) from error
         claimed = cls(path, config, lock, made, title=title)
         try:
-            resumed, data = claimed._settle(overwrite)
-            claimed = replace(claimed, resumed=resumed, data=data)
+            claimed = claimed._settled(overwrite)
         except BaseException:
             claimed.__exit__()  # a folder that is not ours keeps no trace of the question
             raise
         return claimed
 
-    def _settle(self, overwrite: bool) -> tuple[bool, str]:
-        """Whether an unfinished run of the same options lies here, and the digest of the data of the last such run."""
+    def _settled(self, overwrite: bool) -> Folder:
+        """The same, once it is known what lies here: nothing, a run of the same options, or what `overwrite` allows to replace."""
         assert self.path is not None
-        kept, before, same = self.path / "config.json", None, False
-        others = [p.name for p in self.path.iterdir() if p.name not in (".lock", LOG)]
-        if kept.exists():
-            with contextlib.suppress(OSError, ValueError):
-                before = json.loads(kept.read_text(encoding="utf-8"))
-                same = all(before.get(key) == self.config[key] for key in ("source", "options"))
-            if before is not None and not same and not overwrite:
-                raise OutputError(
-                    f"'{self.path}' holds a run on other data or with other options. Give another folder with --out, "
-                    "or --overwrite to replace it."
-                )
-        elif others and not overwrite:
-            raise OutputError(
-                f"'{self.path}' is not empty and holds no run ({others[0]}, …). Give another folder with --out, "
-                "or --overwrite to write into it."
-            )
-        if not same:  # what is interrupted from here on must not leave an old model beside new options
-            for name in (CARD, WEIGHTS, *WRITTEN):
-                (self.path / name).unlink(missing_ok=True)
+        others = [p.name for p in self.path.iterdir() if p.name not in (".lock", LOG, CONFIG)]
+        before, more = self._before(), "Give another folder with --out, or --overwrite to"
+        same = before is not None and all(before.get(key) == self.config[key] for key in ("source", "options"))
+        if before is not None and not same and not overwrite:
+            raise OutputError(f"'{self.path}' holds a run on other data or with other options. {more} replace it.")
+        if before is None and others and not overwrite:
+            raise OutputError(f"'{self.path}' is not empty and holds no run ({others[0]}, …). {more} write into it.")
+        if not same and others:
+            return replace(self, stale=True)
         data = str(before.get("data", "")) if same and before is not None else ""
         self.is_of(data)
-        return same and not (self.path / "metrics.json").exists(), data
+        return replace(self, resumed=same and not (self.path / "metrics.json").exists(), data=data)
+
+    def _before(self) -> dict[str, Any] | None:
+        """What the run that lies here was asked for; None where there is none, or that cannot be read."""
+        assert self.path is not None
+        with contextlib.suppress(OSError, ValueError):
+            found = json.loads((self.path / CONFIG).read_text(encoding="utf-8"))
+            return found if isinstance(found, dict) else None
+        return None
+
+    def begin(self) -> None:
+        """Remove what another run left here, as there will be a model in its place: what is interrupted from here on must not leave
+        an old model beside new options."""
+        if self.path is not None and self.stale:
+            for name in (CARD, WEIGHTS, *WRITTEN):
+                (self.path / name).unlink(missing_ok=True)
+            self.is_of("")
 
     def __enter__(self) -> Folder:
         return self
@@ -127,12 +134,12 @@ class Folder:
             self._lock.release()
             with contextlib.suppress(OSError):
                 (self.path / ".lock").unlink(missing_ok=True)
-                if (
-                    exc
-                    and isinstance(exc[1], DataError)
-                    and {p.name for p in self.path.iterdir()} <= {"config.json", LOG}
-                ):
-                    for name in ("config.json", LOG):  # data that cannot be used leave no run behind
+                failed = bool(exc) and isinstance(exc[1], HeadstartError)
+                if failed and {p.name for p in self.path.iterdir()} <= {CONFIG, LOG}:
+                    for name in (
+                        CONFIG,
+                        LOG,
+                    ):  # what could not be done leaves no run behind, which would refuse other options
                         (self.path / name).unlink(missing_ok=True)
                     if self._made:
                         self.path.rmdir()
@@ -143,7 +150,7 @@ class Folder:
 
     def is_of(self, data: str) -> None:
         """Note the digest of the data that the model here is made from."""
-        self.write("config.json", json.dumps({**self.config, "data": data}, indent=1))
+        self.write(CONFIG, json.dumps({**self.config, "data": data}, indent=1))
 
     def write(self, name: str, text: str) -> None:
         """Write one file of the folder, atomically."""

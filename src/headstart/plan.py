@@ -154,14 +154,14 @@ class Plan(_Record):
         return self
 
 
-def load_plan(path: Path, *, backbone: str, stages: list[str], tested: bool = True, given_val: bool = True) -> Plan:
-    """Read a plan file and check that it fits the backbone, and data with a test set (`tested`) and a validation set.
+def read_plan(path: Path) -> Plan:
+    """Read a plan file, whatever backbone and data it is for.
 
     Raises:
-        PlanError: where it cannot be read, is malformed, speaks of other stages, or judges on pictures that there are not.
+        PlanError: where it cannot be read, or is malformed.
     """
     try:
-        plan = Plan.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        return Plan.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         raise PlanError(f"No plan at '{path}'. Give 'auto', 'head', 'full' or the path of a plan.json.") from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -170,6 +170,15 @@ def load_plan(path: Path, *, backbone: str, stages: list[str], tested: bool = Tr
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise PlanError(f"The plan '{path}' is malformed at {where}: {first['msg']}.") from error
+
+
+def load_plan(path: Path, *, backbone: str, stages: list[str], tested: bool = True, given_val: bool = True) -> Plan:
+    """Read a plan file and check that it fits the backbone, and data with a test set (`tested`) and a validation set.
+
+    Raises:
+        PlanError: where it cannot be read, is malformed, speaks of other stages, or judges on pictures that there are not.
+    """
+    plan = read_plan(path)
     if plan.backbone != backbone or plan.stages != stages:
         raise PlanError(
             f"The plan '{path}' is for {plan.backbone} with stages {', '.join(plan.stages)}; "

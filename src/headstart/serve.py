@@ -58,8 +58,13 @@ def listed(paths: Iterable[str]) -> Iterator[str]:
 
 def _in_folder(path: str) -> Iterator[str]:
     known, empty = extensions(), True
-    for folder, inside, files in os.walk(path):
-        inside[:] = sorted(name for name in inside if not name.startswith("."))
+    within = {path: {_identity(path)}}  # of every folder that is still to come: itself, and those that it lies in
+    for folder, inside, files in os.walk(path, followlinks=True):
+        above, seen = within.pop(folder), sorted(name for name in inside if not name.startswith("."))
+        # A link may lead back to where the walk is already.
+        found = {name: _identity(os.path.join(folder, name)) for name in seen}  # noqa: PTH118
+        inside[:] = [name for name in seen if found[name] not in above]
+        within |= {os.path.join(folder, name): above | {found[name]} for name in inside}  # noqa: PTH118
         for name in sorted(files):
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in known:  # noqa: PTH122
                 empty = False
@@ -68,6 +73,12 @@ def _in_folder(path: str) -> Iterator[str]:
         raise DataError(
             f"'{path}' holds no picture. Give files, a folder with pictures, a glob, or - for a list on stdin."
         )
+
+
+def _identity(path: str) -> tuple[int, int]:
+    """What two names of one folder have in common."""
+    info = os.stat(path)  # noqa: PTH116
+    return info.st_dev, info.st_ino
 
 
 def write_predictions(
@@ -159,12 +170,18 @@ def measure(
     from headstart.evaluate import evaluate  # predictions do without
 
     model = bundle.load(run)
-    listing = read(source, Columns(path_column, label_column))
+    listing = read(source, Columns(path=path_column, label=label_column, split=None))
     unknown = sorted(set(listing.labels) - set(model.classes))
     if unknown:
         raise DataError(
-            f"{listing.source} has labels that the model does not know: {', '.join(unknown[:5])}. "
-            f"It knows: {', '.join(model.classes[:10])}{', …' if len(model.classes) > 10 else ''}."
+            " ".join(
+                [
+                    f"{listing.source} has labels that the model does not know: {', '.join(unknown[:5])}.",
+                    f"It knows: {', '.join(model.classes[:10])}{', …' if len(model.classes) > 10 else ''}.",
+                    *listing.warnings,
+                    *listing.notes,
+                ]
+            )
         )
     seen, count = trained_on(run), len(listing.labels)
     blocks, bad, used, known = [], [], [], 0
@@ -178,7 +195,7 @@ def measure(
                     used.append(model.classes.index(listing.labels[index]))
             blocks.append(logits)
             advance(len(looks))
-    warnings = []
+    warnings = [*listing.warnings, *listing.notes]
     if bad:
         more = f", and {len(bad) - 3:,} more" if len(bad) > 3 else ""
         words = (

@@ -29,7 +29,7 @@ _ITEMS = 5
 
 def show_audit(audit: Audit) -> None:
     """Classes by side, and findings with what to do about them."""
-    console = Console()
+    console = Console(emoji=False)
     console.print(
         f"[bold]{escape(audit.source)}[/]  {audit.layout}, {audit.usable:,} of {audit.images:,} images usable"
     )
@@ -54,7 +54,7 @@ def show_audit(audit: Audit) -> None:
 
 def show_run(run: Run) -> None:
     """The verdict, all models side by side, and where things are."""
-    console = Console()
+    console = Console(emoji=False)
     console.print()
     colour = {"helped": "green", "hurt": "red"}.get(run.verdict.outcome, "yellow")
     flag = " [yellow]overkill[/]" if run.verdict.overkill else ""
@@ -99,7 +99,7 @@ def show_run(run: Run) -> None:
 
 def show_scores(report: TestReport) -> None:
     """The metrics of one model with intervals, and its weakest classes."""
-    console = Console()
+    console = Console(emoji=False)
     table = Table("metric", "value", "95 % interval", box=None, header_style="dim")
     scores = report.models["final"]
     for name in ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "ece"):
@@ -118,8 +118,11 @@ def show_backbones(entries: Sequence[Entry], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps([asdict(entry) for entry in entries], indent=1))
         return
-    console = Console()
-    table = Table("backbone", "parameters", "input", "licence", "here", "how to get it", box=None, header_style="dim")
+    console = Console(emoji=False)
+    table = Table(box=None, header_style="dim")
+    table.add_column("backbone", no_wrap=True)  # to be typed
+    for name in ("parameters", "input", "licence", "here"):
+        table.add_column(name)
     for entry in entries:
         table.add_row(
             entry.name,
@@ -127,11 +130,12 @@ def show_backbones(entries: Sequence[Entry], *, as_json: bool) -> None:
             f"{entry.input} px" if entry.input else "",
             entry.licence,
             "[green]yes[/]" if entry.on_this_machine else "no",
-            escape(entry.how_to_get),
         )
     console.print(table)
+    console.print("[dim]To bring one that is not here:  headstart backbones get NAME[/]", soft_wrap=True)
     console.print(
-        "[dim]Any timm name works with a network, or with a local file: headstart fit DATA --backbone NAME --weights FILE[/]"
+        "[dim]Any timm name works with a network, or with a local file:  headstart fit DATA --backbone NAME --weights FILE[/]",
+        soft_wrap=True,
     )
 
 
@@ -142,7 +146,7 @@ def show_cache(store: Store, *, as_json: bool) -> None:
         rows = [{"kind": e.kind, "path": str(e.path), "bytes": e.bytes, "used": e.used} for e in entries]
         print(json.dumps({"root": str(store.root), "entries": rows}, indent=1))
         return
-    console = Console()
+    console = Console(emoji=False)
     console.print(f"{escape(str(store.root))}  {sum(e.bytes for e in entries) / 1e6:,.1f} MB", soft_wrap=True)
     table = Table("kind", "entries", "MB", "last used", box=None, header_style="dim")
     for kind in sorted({entry.kind for entry in entries}):

@@ -75,6 +75,7 @@ def transfer(
         model = on_frozen([engine], heads, features, dataset, store)
         first = not folder.holds_model(dataset.digest)  # a resumed or repeated run may have left a better one
         if first:
+            folder.begin()
             keep_model(folder, story, model, dataset)  # whatever comes now takes longer, and may be interrupted
             folder.is_of(dataset.digest)
     engines: Sequence[Engine] = (engine,)

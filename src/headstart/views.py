@@ -48,7 +48,8 @@ def more_views(
         return features, "", []
     digests = [[engine.backbone.digest(), *engine.backbone.input.size] for engine in engines]
     memo = store.artifact(
-        "views", {"data": dataset.digest, "backbones": digests, "seed": seed, "views": VIEWS, "budget": budget}
+        "views",
+        {"data": dataset.digest, "backbones": digests, "seed": seed, "views": VIEWS, "budget": budget, "version": 2},
     )
     stored, cached = memo.load(), False
     try:
@@ -58,14 +59,13 @@ def more_views(
             began = time.monotonic()
             with_views(features, engines, dataset, store, VIEWS, only=pool[:_FIRST], seed=seed)
             needed = (time.monotonic() - began) / min(_FIRST, len(pool)) * max(0, len(pool) - _FIRST)
-            record = {"taken": needed <= _SHARE * (deadline - time.monotonic()), "seconds": needed}
+            room = max(0.0, _SHARE * (deadline - time.monotonic()))
+            record = {"taken": needed <= room, "seconds": needed, "room": min(room, needed)}
             memo.save(record, {})
         if not record["taken"]:
-            return (
-                features,
-                f"{VIEWS} more of each picture would take about {record['seconds']:.0f} s: heads do without",
-                [],
-            )
+            needed, room = (math.ceil(record[name]) for name in ("seconds", "room"))
+            said = f"{VIEWS} more of each picture would take about {needed} s, and {room} s may go into them"
+            return features, f"{said if room else 'no time is left for more of each picture'}: heads do without", []
         with suppress(StoreError):  # rungs may find no room for what they need; heads need little
             cached = bool(cuts) and cache_views(
                 engines[0], dataset, store, cuts, VIEWS, only=pool, seed=seed, progress=progress

@@ -110,6 +110,19 @@ def test_copies_are_kept_once(tmp_path: Path) -> None:
     assert (found.total, found.items) == (2, ("x/copy.png = x/0.png", "x/other.png = x/0.png"))
 
 
+def test_one_file_named_twice_is_no_copy_to_delete(tmp_path: Path) -> None:
+    root = class_folders(tmp_path, {"x": 4, "y": 4})
+    (root / "x" / "link.png").symlink_to(root / "x" / "0.png")
+    (root / "x" / "hard.png").hardlink_to(root / "x" / "1.png")
+    dataset = load_dataset(root)
+    found = kinds(dataset.audit)
+    assert len(dataset) == 8 and "duplicates" not in found
+    assert (
+        found["links"].items == ("x/hard.png = x/1.png", "x/link.png = x/0.png")
+        and "Do not delete" in found["links"].next_step
+    )
+
+
 def test_one_picture_under_two_labels_stays_on_one_side(tmp_path: Path) -> None:
     root = class_folders(tmp_path, {"x": 80, "y": 80})
     for number in range(40):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from headstart.data.images import decode
 from headstart.data.listing import Columns, Listing, natural
+from headstart.data.load import audit
 from headstart.data.readers import READERS, read
 from headstart.errors import DataError
 from tests.data.pictures import class_folders, encoded, pixels, scene, write
@@ -69,6 +70,29 @@ def test_a_lone_wrapper_is_followed_and_a_lone_train_is_a_split(tmp_path: Path) 
     )
     class_folders(tmp_path / "lone" / "train", {"cat": 1, "dog": 1})
     assert set(read(tmp_path / "lone").split) == {"train"}
+
+
+@pytest.mark.parametrize("others", [("test",), ("val", "test")])
+def test_pictures_without_classes_beside_train_are_no_class(tmp_path: Path, others: tuple[str, ...]) -> None:
+    class_folders(tmp_path / "train", {"cat": 2, "dog": 2})
+    class_folders(tmp_path, dict.fromkeys(others, 3), first_seed=50)
+    listing = read(tmp_path)
+    assert (set(listing.labels), set(listing.split)) == ({"cat", "dog"}, {"train"})
+    assert dict(listing.ignored) == {f"pictures in {name}/ (no class folders in it)": 3 for name in others}
+    assert not listing.warnings
+
+
+def test_a_class_called_train_with_folders_in_it_is_warned_of(tmp_path: Path) -> None:
+    class_folders(tmp_path / "train", {"steam": 2, "diesel": 2})
+    class_folders(tmp_path, {"bus": 2}, first_seed=50)
+    listing = read(tmp_path)
+    assert (set(listing.labels), set(listing.split)) == ({"train", "bus"}, {""})
+    assert listing.warnings == (
+        "'train' has folders in it, and is taken for a class as 'bus' beside it has none. If it holds what to train on, with a "
+        "folder for each class, move 'bus' elsewhere.",
+    )
+    found = audit(tmp_path).findings
+    assert ("layout", "warning") in {(each.kind, each.severity) for each in found}
 
 
 def test_hidden_files_other_files_and_strays_are_counted(tmp_path: Path) -> None:

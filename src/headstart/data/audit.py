@@ -114,8 +114,9 @@ def plural(count: int, one: str, many: str = "") -> str:
 
 
 def source_findings(listing: Listing, facts: Facts, unreadable: Severity) -> list[Finding]:
-    """What can be said before cleaning: notes of the reader, ignored files, unreadable pictures."""
-    found = [finding("layout", "note", note) for note in listing.notes]
+    """What can be said before cleaning: what the reader says, ignored files, unreadable pictures."""
+    found = [finding("layout", "warning", warning) for warning in listing.warnings]
+    found += [finding("layout", "note", note) for note in listing.notes]
     if listing.ignored:
         parts = [f"{count:,} {what}" for what, count in listing.ignored.items()]
         photos = [

@@ -11,6 +11,7 @@ from headstart.data.audit import Finding, finding, plural
 from headstart.data.duplicates import Pairs, components, near_pairs, shorten
 from headstart.data.facts import Facts
 from headstart.data.listing import Listing
+from headstart.data.sources import FileImages
 
 _SEALED = {"": 0, "train": 0, "val": 1, "test": 2}
 
@@ -44,8 +45,8 @@ def _without_copies(listing: Listing, facts: Facts) -> tuple[NDArray[np.int64], 
     same: dict[str, list[int]] = {}
     for index in facts.readable.tolist():
         same.setdefault(facts.digests[index], []).append(index)
-    kept, copies, crossing, conflicts = list[int](), list[str](), list[str](), list[str]()
-    names = listing.images.names
+    kept, copies, links, crossing, conflicts = list[int](), list[str](), list[str](), list[str](), list[str]()
+    names, images = listing.images.names, listing.images
     for members in same.values():
         sealed = max((listing.split[i] for i in members), key=lambda split: _SEALED[split])
         stay: dict[str, int] = {}
@@ -57,12 +58,19 @@ def _without_copies(listing: Listing, facts: Facts) -> tuple[NDArray[np.int64], 
             conflicts.append(" = ".join(f"{names[i]} ({listing.labels[i]})" for i in members))
         for index in set(members) - set(stay.values()):
             keeper = stay.get(listing.labels[index], next(iter(stay.values())))
-            (copies if listing.split[index] == sealed else crossing).append(f"{names[index]} = {names[keeper]}")
-    return np.array(sorted(kept), dtype=np.int64), [*_copy_findings(sorted(copies), sorted(crossing), conflicts)]
+            linked = isinstance(images, FileImages) and images.is_one_file(index, keeper)
+            within = links if linked else copies
+            (within if listing.split[index] == sealed else crossing).append(f"{names[index]} = {names[keeper]}")
+    told = _copy_findings(sorted(copies), sorted(links), sorted(crossing), conflicts)
+    return np.array(sorted(kept), dtype=np.int64), told
 
 
-def _copy_findings(copies: list[str], crossing: list[str], conflicts: list[str]) -> list[Finding]:
+def _copy_findings(copies: list[str], links: list[str], crossing: list[str], conflicts: list[str]) -> list[Finding]:
     found = []
+    if links:
+        message = f"{plural(len(links), 'picture is', 'pictures are')} the same file as another with the same label."
+        next_step = "It is named twice, or by a link, and counts once. Do not delete the file."
+        found.append(finding("links", "warning", message, next_step, links))
     if copies:
         message = (
             f"{plural(len(copies), 'picture is an exact copy', 'pictures are exact copies')} of "

@@ -69,17 +69,30 @@ def read_folder(root: Path) -> Listing:
     if splits:
         others = [other for other in tree.full_folders() if other not in splits.values()]
         stray = len(tree.pictures) + sum(len(part.pictures) for part in splits.values())
-        ignored.update(
-            {f"pictures in {other.name}/ (not train, val or test)": len(other.all_pictures()) for other in others}
-        )
+        for other in others:
+            why = "no class folders in it" if split_of(other.name) else "not train, val or test"
+            ignored[f"pictures in {other.name}/ ({why})"] = len(other.all_pictures())
     else:
         splits, stray = {"": tree}, len(tree.pictures)
     if stray:
         ignored["pictures outside any class folder"] = stray
-    return _listing(root, splits, ignored, notes)
+    return _listing(root, splits, ignored, notes, _mistakable(tree) if "" in splits else [])
 
 
-def _listing(root: Path, splits: dict[str, _Tree], ignored: Counter[str], notes: list[str]) -> Listing:
+def _mistakable(tree: _Tree) -> list[str]:
+    """Warnings of a class that may be meant as a split: "train" with folders in it, beside classes without."""
+    flat = [folder.name for folder in tree.full_folders() if not _is_class_level(folder)]
+    return [
+        f"'{folder.name}' has folders in it, and is taken for a class as '{flat[0]}' beside it has none. If it holds what to train "
+        f"on, with a folder for each class, move '{flat[0]}' elsewhere."
+        for folder in tree.full_folders()
+        if flat and split_of(folder.name) == "train" and _is_class_level(folder)
+    ]
+
+
+def _listing(
+    root: Path, splits: dict[str, _Tree], ignored: Counter[str], notes: list[str], warnings: list[str]
+) -> Listing:
     rows = [
         (path, printable(path.relative_to(root).as_posix()), folder.name, split)
         for split, tree in splits.items()
@@ -95,6 +108,7 @@ def _listing(root: Path, splits: dict[str, _Tree], ignored: Counter[str], notes:
         layout="split folders" if "" not in splits else "class folders",
         ignored={what: count for what, count in ignored.items() if count},
         notes=tuple(notes),
+        warnings=tuple(warnings),
     )
 
 
@@ -113,7 +127,8 @@ def _splits(tree: _Tree) -> dict[str, _Tree]:
             )
         found[split] = folder
     if "train" in found:
-        return found if len(found) > 1 or len(full) == 1 else {}
+        # A flat test/ beside it has pictures without labels, and is no class.
+        return found if len(found) > 1 or all(split_of(folder.name) for folder in full) else {}
     return found if len(found) == len(full) else {}
 
 

@@ -17,13 +17,13 @@ _SPLIT_NAMES = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Columns:
-    """The names under which a table, or a Hugging Face data set, holds what a reader looks for."""
+    """The names under which a table, or a Hugging Face data set, holds what a reader looks for; a split of None is not looked for."""
 
     label: str = "label"
     path: str = "path"
-    split: str = "split"
+    split: str | None = "split"
     group: str = "group"
 
 
@@ -35,7 +35,7 @@ class Listing:
     `split`   N names of `SPLITS`, or "" throughout where none were given.
     `group`   N names of given groups; "" where a picture has none.
     `ignored` what was seen and left out: reason -> number of files.
-    `notes`   what a person should know about how the source was read.
+    `notes`   what a person should know about how the source was read; `warnings`, where that may be wrong.
     """
 
     images: Images
@@ -46,6 +46,7 @@ class Listing:
     layout: str
     ignored: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         sizes = {len(self.images), len(self.labels), len(self.split), len(self.group)}

@@ -86,7 +86,7 @@ def load_dataset(
         DataError: for a source in no known layout.
     """
     rules = _Rules(unreadable, rare, test_fraction, folds, seed)
-    listing = read(source, Columns(label, path, split, group))
+    listing = read(source, Columns(label=label, path=path, split=split, group=group))
     dataset, report = _examine(listing, rules, memory, progress)
     if report.errors:
         worst = report.errors[0]
@@ -116,7 +116,7 @@ def audit(
         DataError: for a source in no known layout.
     """
     rules = _Rules(unreadable, rare, test_fraction, folds, seed)
-    return _examine(read(source, Columns(label, path, split, group)), rules, memory, progress)[1]
+    return _examine(read(source, Columns(label=label, path=path, split=split, group=group)), rules, memory, progress)[1]
 
 
 def _examine(listing: Listing, rules: _Rules, memory: Memory | None, progress: Progress) -> tuple[Dataset, Audit]:

@@ -84,6 +84,13 @@ class FileImages:
     def select(self, indices: Sequence[int]) -> FileImages:
         return FileImages(tuple(self.paths[i] for i in indices), tuple(self.names[i] for i in indices))
 
+    def is_one_file(self, a: int, b: int) -> bool:
+        """Whether two pictures are one file: named twice, or by a link."""
+        try:
+            return self.paths[a].samefile(self.paths[b])
+        except OSError:
+            return False
+
     def _read(self, index: int) -> bytes:
         path = self.paths[index]
         try:

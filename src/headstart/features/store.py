@@ -301,7 +301,7 @@ class Store:
             free = shutil.disk_usage(self.root if self.root.exists() else self.root.parent).free
             if wanted > free:
                 raise StoreError(
-                    f"The store needs {wanted / 1e9:.1f} GB more at {self.root}, and {free / 1e9:.1f} GB are free. "
+                    f"The store needs {wanted / 1e6:,.0f} MB more at {self.root}, and {free / 1e6:,.0f} MB are free. "
                     "Free some space, or set HEADSTART_CACHE to a folder with room."
                 )
         if self.limit is None:
