@@ -73,7 +73,7 @@ def _measured(source: Path, seed: int, store: Store) -> list[dict[str, Any]]:
         raw = torch.from_numpy(features.stages(head.taps, pool))
         net, given = Net(trained, head, place, raw.mean(0), spread(raw)), FromStore(backbone, cached)
         with training(net, fastest(engine.device)) as precision:
-            train(net, given, labels, pool, test[:0], rung, seed=seed, keep="last", precision=precision)
+            train(net, given, labels, pool, test[:0], rung, seed=seed, precision=precision)
             logits = held_out_logits(net, given, test, precision)
         rows.append({
             "cut": place, "kept": kept, "views": views, "frozen": frozen,

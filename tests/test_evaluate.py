@@ -34,7 +34,7 @@ def all_intervals(report: TestReport) -> list[Interval]:
 
 def test_resampled_metrics_equal_the_plain_ones_on_the_resampled_images() -> None:
     labels, beliefs = made(40, 6, {"final": 1.5, "head": 0.5})
-    draws = bootstrap(labels, beliefs, {"final": beliefs["head"]}, 40, 30, seed=5)
+    draws = bootstrap(labels, beliefs, {"final": beliefs["head"]}, np.arange(40), 30, seed=5)
     chosen = np.random.default_rng(5).integers(0, 40, (30, 40))
     for name, belief in beliefs.items():
         for metric, measure in TASKS["classification"].metrics.items():
@@ -45,9 +45,9 @@ def test_resampled_metrics_equal_the_plain_ones_on_the_resampled_images() -> Non
 
 def test_blocks_do_not_change_the_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     labels, beliefs = made(50, 4, {"final": 1.0})
-    whole = bootstrap(labels, beliefs, {}, 50, 20, seed=1)
+    whole = bootstrap(labels, beliefs, {}, np.arange(50), 20, seed=1)
     monkeypatch.setattr("headstart.tasks.resampling._BLOCK", 50 * 3)
-    parts = bootstrap(labels, beliefs, {}, 50, 20, seed=1)
+    parts = bootstrap(labels, beliefs, {}, np.arange(50), 20, seed=1)
     np.testing.assert_array_equal(whole["final"]["macro_f1"], parts["final"]["macro_f1"])
 
 
@@ -166,7 +166,7 @@ def test_resampling_does_not_overstate_the_error_of_a_calibrated_model() -> None
     rng = np.random.default_rng(2)
     belief = softmax(1.5 * rng.normal(size=(1500, 5)))
     labels = np.array([rng.choice(5, p=row) for row in belief])
-    draws = bootstrap(labels, {"final": belief}, {}, 1500, 500, seed=0)["final"]["ece"]
+    draws = bootstrap(labels, {"final": belief}, {}, np.arange(1500), 500, seed=0)["final"]["ece"]
     found = evaluate(labels, {"final": belief}, resamples=500).models["final"].ece
     assert centred(found)
     assert np.quantile(draws, 0.025) > found.low  # what plain percentiles would have said
@@ -193,3 +193,59 @@ def test_bad_input_is_told(change, message) -> None:  # type: ignore[no-untyped-
 def test_repeats_that_list_other_images_are_told() -> None:
     with pytest.raises(DataError, match="labels differ"):
         evaluate(np.array([0, 1, 1, 0]), {"final": np.full((4, 2), 0.5)}, repeats=2)
+
+
+def grouped(seed: int, groups: int, each: int) -> tuple[NDArray[np.int64], dict[str, Belief], NDArray[np.int64]]:
+    """Two models that are equally good, each right or wrong on whole groups but for one picture in ten."""
+    rng = np.random.default_rng(seed)
+    labels, unit = rng.integers(0, 2, groups * each), np.repeat(np.arange(groups), each)
+    beliefs = {}
+    for name in ("final", "scratch_cnn"):
+        right = (rng.random(groups) < 0.7)[unit] ^ (rng.random(groups * each) < 0.1)
+        beliefs[name] = np.where((labels == 1) == right, 0.9, 0.1)[:, None] * [-1, 1] + [1, 0]
+    return labels, beliefs, unit
+
+
+def test_pictures_of_one_group_count_as_one() -> None:
+    surely = {True: 0, False: 0}
+    for seed in range(60):
+        labels, beliefs, unit = grouped(seed, 12, 20)
+        for apart in surely:
+            report = evaluate(labels, beliefs, groups=None if apart else unit, resamples=300)
+            gain = report.difference("final", "scratch_cnn")
+            assert gain is not None and gain.p is not None
+            surely[apart] += (gain.low > 0 or gain.high < 0) and gain.p < 0.05
+            assert report.groups == (None if apart else 12)
+    assert surely[True] > 20 and surely[False] <= 4, "both are equally good"
+
+
+def test_groups_of_one_picture_change_nothing() -> None:
+    labels, beliefs = made(60, 4, {"final": 2.0, "pixels": 1.0})
+    plain, alone = (
+        evaluate(labels, beliefs, groups=groups, resamples=200) for groups in (None, np.arange(60)[::-1] + 7)
+    )
+    assert plain.groups is None and alone.groups is None
+    assert plain.models["final"].accuracy.value == alone.models["final"].accuracy.value
+    assert evaluate(labels, beliefs, groups=np.arange(60), resamples=200) == plain
+
+
+def test_a_resample_of_groups_holds_them_whole() -> None:
+    labels, beliefs = made(40, 3, {"final": 1.0})
+    unit = np.arange(40) // 8
+    draws = bootstrap(labels, beliefs, {}, unit, 25, seed=3)
+    for place, chosen in enumerate(np.random.default_rng(3).integers(0, 5, (25, 5))):
+        rows = np.concatenate([np.flatnonzero(unit == group) for group in chosen])
+        for metric, measure in TASKS["classification"].metrics.items():
+            assert draws["final"][metric][place] == pytest.approx(measure(labels[rows], beliefs["final"][rows]))
+
+
+def test_all_right_promises_little_of_a_class_of_two() -> None:
+    labels = np.repeat([0, 1], [98, 2])
+    report = evaluate(labels, {"final": np.eye(2)[labels]}, resamples=50)
+    scores = report.models["final"]
+    assert scores.accuracy.low == pytest.approx(0.025 ** (1 / 100))
+    # The least mean of p and q with p^98 q^2 = 0.025: nearly all of it is q's.
+    grid = np.linspace(0.97, 1.0, 30_001)
+    q = np.sqrt(0.025 / grid**98)
+    assert scores.balanced_accuracy.low == pytest.approx(0.5 * (grid + q)[q <= 1].min(), abs=1e-4)
+    assert scores.balanced_accuracy.low < 0.6

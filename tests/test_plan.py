@@ -74,8 +74,11 @@ def test_the_ladder_goes_down_from_the_top_and_names_its_reasons() -> None:
 def test_the_judge_follows_the_data() -> None:
     assert plan(changes={"images": FEW_IMAGES - 1}).judge == "folds"
     assert plan(changes={"images": FEW_IMAGES}).judge == "fold"
-    given_val = plan(given_val=True)
+    given_val = plan(changes={"validation": 100})
     assert (given_val.judge, given_val.refit) == ("val", "none")
+    few = plan(changes={"validation": 99})
+    assert (few.judge, few.refit) == ("fold", "on")
+    assert "the 99 of the given validation set are too few" in few.reasons[1]
 
 
 @pytest.mark.parametrize(
@@ -162,7 +165,7 @@ def test_what_the_time_has_no_room_for_is_dropped_with_its_reason() -> None:
 @pytest.mark.parametrize("images", [300, 800])
 def test_what_heads_cache_ahead_is_what_plans_cut_at_and_costs_nothing_again(images: int) -> None:
     known = {"images": images, "views": 3}
-    about: dict[str, Any] = {"tested": 200, "given_val": False, "folds": 5}
+    about: dict[str, Any] = {"tested": 200, "validation": 0, "folds": 5}
     cuts = foreseen(evidence().flops, images, accuracy=0.9, **about)
     found = plan(changes={**known, "cached": cuts})
     assert [rung.cut for rung in found.rungs] == cuts == [rung.cut for rung in plan(changes=known).rungs]
@@ -234,7 +237,7 @@ def test_few_pictures_are_not_tuned_where_recorded_runs_let_expect_nothing() -> 
     assert (
         len(plan(changes={**poor, "images": 800}).rungs) == 2
     )  # more were never recorded, and can show what they gain
-    assert len(plan(changes=poor, given_val=True).rungs) == 2
+    assert len(plan(changes={**poor, "validation": 200}).rungs) == 2
     assert len(plan(changes=poor, mode="full").rungs) == 1
     for hopeful in (Forecast(0.011, 0.023), Forecast(-0.001, 0.04)):  # what is not known may be much
         assert len(plan(changes={**poor, "forecast": hopeful}).rungs) == 1
@@ -379,7 +382,7 @@ def test_a_plan_that_judges_on_pictures_that_there_are_not_is_refused(tmp_path: 
         assert load_plan(path, backbone="net", stages=STAGES).judge == judge
         with pytest.raises(PlanError, match=f'judges rungs on "{judge}"'):
             load_plan(path, backbone="net", stages=STAGES, **lacking)
-    full = plan(changes={"tested": 0, "images": 80}, mode="full", given_val=True)
+    full = plan(changes={"tested": 0, "images": 80, "validation": 200}, mode="full")
     assert (full.judge, full.refit) == ("folds", "again")
 
 

@@ -103,7 +103,6 @@ def test_training_from_the_store_equals_training_from_pictures(bench: Bench, cut
     assert same(a.weights, b.weights)
     assert same(stored.weights(), pictured.weights())
     assert a.curve == b.curve
-    assert a.best_epoch == b.best_epoch
     start = bench.net(cut).weights()
     assert not same(start, stored.weights())
 
@@ -213,18 +212,7 @@ def test_the_seed_decides(bench: Bench) -> None:
     assert not same(runs[0].weights, runs[2].weights)
 
 
-def test_the_best_epoch_is_kept_and_of_equals_the_later(bench: Bench) -> None:
-    net = bench.net(2)
-    source = bench.stored(2, 3)
-    found = bench.train(net, source, rung(2, epochs=6))
-    accuracies = [row.val_accuracy for row in found.curve]
-    assert found.best_epoch == max(i for i, value in enumerate(accuracies) if value == max(accuracies))
-    logits = held_out_logits(net, source, bench.held)
-    assert (logits.argmax(1) == bench.dataset.labels[bench.held]).mean() == pytest.approx(max(accuracies))
-    assert found.complete
-
-
-def test_what_will_be_trained_again_keeps_the_last_epoch(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_held_out_chooses_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     accuracies = iter([0.5, 0.9, 0.6, 0.5])
 
     def judged(net: Net, source: Source, labels: Indices, held: Indices, epoch: int, loss: float, _: str) -> room.Epoch:
@@ -232,8 +220,8 @@ def test_what_will_be_trained_again_keeps_the_last_epoch(bench: Bench, monkeypat
 
     monkeypatch.setattr(room, "_judged", judged)
     net, source = bench.net(2), bench.stored(2, 3)
-    found = bench.train(net, source, rung(2, epochs=4), keep="last")
-    assert (found.best_epoch, len(found.curve)) == (1, 4)
+    found = bench.train(net, source, rung(2, epochs=4))
+    assert found.complete and [row.val_accuracy for row in found.curve] == [0.5, 0.9, 0.6, 0.5]
     assert same(found.weights, net.weights())
     alone = bench.net(2)
     nobody = np.empty(0, np.int64)
@@ -241,28 +229,21 @@ def test_what_will_be_trained_again_keeps_the_last_epoch(bench: Bench, monkeypat
     assert same(alone.weights(), net.weights())  # the same schedule without anything held out, as a refit runs it
 
 
+def test_the_curve_is_of_the_weights_after_each_epoch(bench: Bench) -> None:
+    net, source = bench.net(2), bench.stored(2, 3)
+    found = bench.train(net, source, rung(2, epochs=6))
+    logits = held_out_logits(net, source, bench.held)
+    right = (logits.argmax(1) == bench.dataset.labels[bench.held]).mean()
+    assert found.complete and right == pytest.approx(found.curve[-1].val_accuracy)
+
+
 def test_without_held_out_pictures_the_last_epoch_counts(bench: Bench) -> None:
     source, nobody = bench.stored(2, 3), np.empty(0, np.int64)
     net = bench.net(2)
     found = train(net, source, bench.dataset.labels, bench.fit, nobody, rung(2, epochs=2), seed=SEED)
-    assert (found.best_epoch, len(found.curve)) == (1, 2)
+    assert len(found.curve) == 2
     assert all(math.isnan(row.val_loss) and math.isnan(row.val_accuracy) for row in found.curve)
     assert same(found.weights, net.weights())
-
-
-def test_it_stops_early_where_half_of_the_schedule_brings_nothing(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    accuracies = iter(list[float]())
-
-    def judged(net: Net, source: Source, labels: Indices, held: Indices, epoch: int, loss: float, _: str) -> room.Epoch:
-        return room.Epoch(epoch, loss, 1.0, next(accuracies))
-
-    monkeypatch.setattr(room, "_judged", judged)
-    for keep, epochs in (("best", 6), ("last", 8)):  # what a refit will repeat is judged in full
-        accuracies = iter([0.9, *[0.5] * 7])
-        found = bench.train(bench.net(3), bench.stored(3, 1), rung(3, epochs=8, views=1), keep=keep)
-        assert (found.best_epoch, len(found.curve), found.complete) == (0, epochs, True)
 
 
 class Clock:
@@ -276,7 +257,7 @@ class Clock:
         return 0.0 if self.calls <= self.ends else 100.0
 
 
-def test_past_the_deadline_the_best_so_far_is_given(
+def test_past_the_deadline_the_last_whole_epoch_is_given(
     bench: Bench, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = bench.stored(2, 3)
@@ -286,9 +267,9 @@ def test_past_the_deadline_the_best_so_far_is_given(
         at_once = bench.train(bench.net(2), source, rung(2), deadline=50.0)
         patch.setattr(room, "time", Clock(6))  # four steps an epoch: in the middle of the second
         cut_short = bench.train(bench.net(2), source, rung(2), deadline=50.0, checkpoint=checkpoint)
-    assert (at_once.complete, at_once.best_epoch, at_once.curve) == (False, -1, ())
+    assert (at_once.complete, at_once.curve) == (False, ())
     assert same(at_once.weights, bench.net(2).weights())
-    assert (cut_short.complete, cut_short.best_epoch, len(cut_short.curve)) == (False, 0, 1)
+    assert (cut_short.complete, len(cut_short.curve)) == (False, 1)
     expected = bench.train(bench.net(2), source, rung(2))
     assert cut_short.curve == expected.curve[:1]
     later = bench.train(bench.net(2), source, rung(2), checkpoint=checkpoint)
@@ -302,7 +283,7 @@ def test_short_epochs_are_saved_together(bench: Bench, store: Store) -> None:
     net = bench.net(2)
     net.unfreeze(rung(2))
     optimizer = optimizer_for(net, rung(2))
-    assert rare.load(net, optimizer) is None and often.load(net, optimizer) is not None
+    assert not rare.load(net, optimizer) and len(often.load(net, optimizer)) == 2
 
 
 def test_a_training_that_ends_leaves_no_checkpoint_once_dropped(bench: Bench, store: Store) -> None:
@@ -311,9 +292,9 @@ def test_a_training_that_ends_leaves_no_checkpoint_once_dropped(bench: Bench, st
     bench.train(net, bench.stored(3, 1), rung(3, views=1, epochs=1), checkpoint=checkpoint)
     net.unfreeze(rung(3))
     optimizer = optimizer_for(net, rung(3))
-    assert checkpoint.load(net, optimizer) is not None
+    assert checkpoint.load(net, optimizer)
     checkpoint.drop()
-    assert checkpoint.load(net, optimizer) is None
+    assert not checkpoint.load(net, optimizer)
 
 
 def test_one_cycle_rises_to_one_and_falls_to_nothing() -> None:

@@ -103,7 +103,7 @@ def test_the_final_model_that_is_the_head_is_said_so() -> None:
 
 def test_cross_validation_says_that_no_test_set_was_cut() -> None:
     verdict = judged(60, {"final": 0.9, "scratch_cnn": 0.5, "majority": 0.2}, head=0.88, repeats=4)
-    said = "in repeated cross-validation on all 60 images (no test set was cut) 90.0 % are right"
+    said = "in repeated cross-validation on 60 images (no test set was cut) 90.0 % are right"
     assert said in verdict.sentence
     assert "each image was predicted 4 times by models that had not seen it" in " ".join(verdict.reasons)
     assert "added nothing that this test can show" in verdict.reasons[1]

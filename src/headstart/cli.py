@@ -49,7 +49,7 @@ SplitColumn = Annotated[str, typer.Option(help="Tables: the column that says tra
 GroupColumn = Annotated[str, typer.Option(help="Tables: the column of groups that must stay on one side of a split.")]
 Unreadable = Annotated[str, typer.Option(help="What to do with unreadable files: skip, error.")]
 Rare = Annotated[str, typer.Option(help="What to do with a class of one image: train (on it, untested), drop, error.")]
-Seed = Annotated[int, typer.Option(help="Decides splits, views and training.")]
+Seed = Annotated[int, typer.Option(min=0, help="Decides splits, views and training.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 Views = Annotated[
     int,

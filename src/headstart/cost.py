@@ -7,6 +7,9 @@ from collections.abc import Sequence
 
 from headstart.plan import Budget, Evidence, Judge, Refit, Rung
 
+# Pictures of a given validation set from which on it judges: as many as a fold holds where one fold does. The fewer they are, the more
+# often a rung that gains nothing seems to gain.
+JUDGES = 100
 # Of the folds, those that a rung is judged on with "folds", where a test set proves the model in the end.
 FOLDS_JUDGED = 3
 # How kept rungs come to see all training pictures. Few that were held out are a large part of them, and are trained on from the start;

@@ -85,6 +85,8 @@ class TestReport(_Record):
     """The `test` block of `metrics.json`.
 
     `images`     pictures tested; each has `repeats` predictions under repeated cross-validation.
+    `groups`     groups that they are of, such as shots of one object, which intervals and tests take as one each; None where every
+                 picture stands alone.
     `opened`     how often the sealed test set was opened: 1, or 0 where none was cut.
     `confusion`  (label, predicted, count) of the final model, zero counts left out.
     """
@@ -95,6 +97,7 @@ class TestReport(_Record):
     opened: int
     protocol: Protocol
     repeats: int
+    groups: int | None = None
     models: dict[str, Scores]
     differences: tuple[Difference, ...]
     classes: tuple[ClassRow, ...]
@@ -120,13 +123,15 @@ def evaluate(
     resamples: int = 2000,
     seed: int = 0,
     repeats: int = 1,
+    groups: NDArray[np.int64] | None = None,
     protocol: Protocol | None = None,
 ) -> TestReport:
     """Judge all models on the same images.
 
     labels (N,) int64; each of `probabilities` and `uncalibrated` (N, K), rows summing to one. With `repeats`
-    R > 1 the rows are R passes over N / R images in the same order, and resampling is by image. The protocol
-    is "sealed test" unless `repeats` or `protocol` says otherwise.
+    R > 1 the rows are R passes over N / R images in the same order, and resampling is by image. With `groups`
+    (N / R,) it is by group, and the sign test counts groups: pictures of one object are right or wrong together.
+    The protocol is "sealed test" unless `repeats` or `protocol` says otherwise.
 
     Intervals are 95 % percentile intervals over `resamples` bootstrap draws; those of macro-F1 and ECE are
     shifted by the bootstrap's estimate of their bias; a share of 0 or 1, which no image speaks against, has
@@ -141,18 +146,21 @@ def evaluate(
     if len(names) != count:
         raise DataError(f"Got {len(names)} class names for {count} columns; expected as many.")
     kept = protocol or ("sealed test" if repeats == 1 else "repeated cross-validation")
-    draws = bootstrap(labels, probabilities, raw, len(labels) // repeats, resamples, seed)
+    images = len(labels) // repeats
+    _, unit = np.unique(np.arange(images) if groups is None else groups, return_inverse=True)
+    draws = bootstrap(labels, probabilities, raw, unit, resamples, seed)
     predicted = probabilities[final].argmax(1)
     return TestReport(
-        images=len(labels) // repeats,
+        images=images,
+        groups=int(unit.max()) + 1 if len(np.unique(unit)) < images else None,
         opened=int(kept == "sealed test"),
         protocol=kept,
         repeats=repeats,
         models={
-            name: _scores(labels, belief, raw.get(name), draws[name], repeats) for name, belief in probabilities.items()
+            name: _scores(labels, belief, raw.get(name), draws[name], unit) for name, belief in probabilities.items()
         },
         differences=tuple(
-            _difference(labels, probabilities, draws, a, b, metric, repeats)
+            _difference(labels, probabilities, draws, a, b, metric, unit)
             for a, b in _pairs(tuple(probabilities), final)
             for metric in DIFFERENCE_METRICS
         ),
@@ -208,9 +216,22 @@ def _unshifted(value: float, draws: NDArray[np.float64]) -> Interval:
     return Interval(value=value, low=max(0.0, found.low), high=min(1.0, found.high))
 
 
-def _exact_tail(images: int) -> float:
-    """The least share that still gives `images` of `images` with a chance of 2.5 %."""
-    return float(_TAIL ** (1 / images))
+def _exact_tail(units: int) -> float:
+    """The least share that still gives `units` of `units` with a chance of 2.5 %."""
+    return float(_TAIL ** (1 / units))
+
+
+def _balanced_tail(counts: NDArray[np.int64]) -> float:
+    """The least mean of shares p, one for each of the `counts` n, that still gives all of all with a chance of 2.5 %.
+
+    Σ n log p is bounded, and the mean is convex in log p, so that it is least where every p is as many times n, and 1 at most.
+    """
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        chance = float(counts @ np.log(np.minimum(1.0, middle * counts)))
+        low, high = (middle, high) if chance < np.log(_TAIL) else (low, middle)
+    return float(np.minimum(1.0, high * counts).mean())
 
 
 def _scores(
@@ -218,7 +239,7 @@ def _scores(
     belief: NDArray[np.floating],
     raw: NDArray[np.floating] | None,
     draws: Draws,
-    repeats: int,
+    unit: NDArray[np.int64],
 ) -> Scores:
     right = belief.argmax(1) == labels
     found: dict[str, Interval] = {}
@@ -227,8 +248,13 @@ def _scores(
         found[name] = (_unshifted if name in _BIASED else _percentiles)(value, draws[name])
     if right.all() or not right.any():
         # Resampling answers without an exception gives no exception; that is not yet a proof of none.
-        tail = _exact_tail(len(labels) // repeats)
-        for name in ("accuracy", "balanced_accuracy", "macro_f1"):
+        pairs = np.unique(np.stack([labels[: len(unit)], unit]), axis=1)
+        by_class = _balanced_tail(np.unique(pairs[0], return_counts=True)[1])
+        for name, tail in (
+            ("accuracy", _exact_tail(int(unit.max()) + 1)),
+            ("balanced_accuracy", by_class),
+            ("macro_f1", by_class),
+        ):
             low, high = (tail, 1.0) if right.all() else (0.0, 1 - tail)
             found[name] = Interval(value=found[name].value, low=low, high=high)
     if raw is not None:
@@ -244,17 +270,18 @@ def _difference(
     a: str,
     b: str,
     metric: str,
-    repeats: int,
+    unit: NDArray[np.int64],
 ) -> Difference:
     """The paired difference of one metric; see `evaluate`."""
     measure = TASKS["classification"].metrics[metric]
     value = measure(labels, beliefs[a]) - measure(labels, beliefs[b])
     found = _percentiles(value, draws[a][metric] - draws[b][metric])
-    right = [(beliefs[name].argmax(1) == labels).reshape(repeats, -1).sum(0) for name in (a, b)]
+    unit = np.tile(unit, len(labels) // len(unit))
+    right = [np.bincount(unit, beliefs[name].argmax(1) == labels) for name in (a, b)]
     wins, losses = int((right[0] > right[1]).sum()), int((right[0] < right[1]).sum())
     same = np.array_equal(beliefs[a], beliefs[b])
     if metric != "log_loss" and wins + losses == 0 and not same:
-        # Two different models that never differed on n images may still differ on the next ones.
+        # Two different models that never differed on n groups of images may still differ on the next ones.
         reach = 1 - _exact_tail(len(right[0]))
         found = Interval(value=value, low=min(found.low, -reach), high=max(found.high, reach))
     p = sign_test(wins, losses) if metric == "accuracy" else None

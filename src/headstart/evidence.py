@@ -77,6 +77,7 @@ def planned(
         classes=len(dataset.classes),
         smallest_class=int(counts.min()),
         tested=len(dataset.indices("test")),
+        validation=len(dataset.indices("val")),
         head=f"{heads.best.kind}, {heads.reason}",
         head_accuracy=heads.accuracy,
         head_accuracy_se=heads.best.accuracy_se,
@@ -106,7 +107,6 @@ def planned(
         budget,
         backbone=name,
         mode=mode,
-        given_val=bool(len(dataset.indices("val"))),
         seed=options.seed,
     )
     memo.save({"plan": plan.model_dump(mode="json")}, {})
@@ -127,7 +127,7 @@ def cached_ahead(dataset: Dataset, engines: Sequence[Engine], heads: Race, optio
         engine.backbone.flops,
         len(pool),
         tested=len(dataset.indices("test")),
-        given_val=len(dataset.indices("val")) > 0,
+        validation=len(dataset.indices("val")),
         folds=len(np.unique(dataset.fold[pool])),
         accuracy=heads.accuracy,
     )

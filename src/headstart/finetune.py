@@ -222,7 +222,6 @@ class Ladder:
         for split, each in zip(splits, trained, strict=False):
             net = each.at(ALPHAS[found.share])
             after.append(Split(split.fit, split.held, net.backbone, net.linear(split.head.kind, split.head.strength)))
-        best_epochs = [outcome.best_epoch + 1 for outcome in outcomes]
         result = RungResult(
             rung,
             found.accuracy,
@@ -230,7 +229,7 @@ class Ladder:
             found.gain_se,
             found.likelier,
             ALPHAS[found.share],
-            rung.epochs if self.tuning.plan.refit != "none" else max(1, round(float(np.mean(best_epochs)))),
+            min(len(outcome.curve) for outcome in outcomes),
             found.kept,
             complete,
             tuple(outcome.curve for outcome in outcomes),

@@ -12,7 +12,7 @@ from headstart import runtime
 from headstart.backbones.bundled import usual_transform
 from headstart.backbones.catalog import at_side, first_and_others
 from headstart.data.ahead import Ahead
-from headstart.errors import WeightsError
+from headstart.errors import DataError, WeightsError
 from headstart.features.store import Store
 from headstart.folder import Folder
 from headstart.plan import read_plan
@@ -81,10 +81,12 @@ def _checked(options: Options) -> Options:
     """The same options, where nothing is wrong with them that can be told before anything is read or written.
 
     Raises:
-        UnknownBackbone: the side of pictures is none. WeightsError: there is no file of weights.
+        UnknownBackbone: the side of pictures is none. DataError: the seed is none. WeightsError: there is no file of weights.
         PlanError: the plan is none of the usual ones, and no plan file that can be read.
     """
     at_side(options.backbone)
+    if options.seed < 0:
+        raise DataError(f"seed={options.seed}: expected 0 or a larger number.")
     if options.weights is not None and not Path(options.weights).is_file():
         raise WeightsError(f"no weights file at '{options.weights}'. Give the path of a .safetensors or .pth file.")
     if options.plan not in MODES:

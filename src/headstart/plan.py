@@ -22,7 +22,8 @@ class _Record(BaseModel):
 
 
 class Evidence(_Record):
-    """What `decide` may look at; nothing in it comes from the test set but `tested`, the number of its pictures.
+    """What `decide` may look at; nothing in it comes from the test set but `tested`, the number of its pictures. `validation`: how
+    many the person gave to judge by.
 
     Per stage: `flops` of one picture's forward pass; `activation_bytes[k-1]` of one picture at cut k, in `activation_dtype`, the
     one they are computed in; `forward_seconds` and `training_seconds` per picture, measured on this machine; `decode_seconds` per
@@ -37,6 +38,7 @@ class Evidence(_Record):
     classes: int
     smallest_class: int
     tested: int
+    validation: int = 0
     head: str
     head_accuracy: float
     head_accuracy_se: float
@@ -117,7 +119,7 @@ class Plan(_Record):
     without a test set), "fold" holds one out (more pictures), "val" uses the validation set that the person gave. `refit` tells
     how kept rungs come to see all training pictures: "again" trains them on all from the start, "on" goes on with all where the
     first judged training ended, for a few epochs at a small rate, "none" leaves that one as it is, and is usual with "val": its
-    pictures are trained on neither way, and an early end is found on them. A plan file may say `true` for "again", `false` for
+    pictures are trained on neither way. A plan file may say `true` for "again", `false` for
     "none". `scratch_epochs` is how long each small network from scratch trains; None: as long as transfer turned out to take, by
     the speeds in `evidence`.
     """

@@ -6,13 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-from headstart.cost import REFITS, for_rungs, judgings, seconds
+from headstart.cost import JUDGES, REFITS, for_rungs, judgings, seconds
 from headstart.forecast import PROMISING
 from headstart.plan import Budget, Evidence, Judge, Plan, Rung
 
 Mode = Literal["auto", "head", "full"]
 MODES: tuple[Mode, ...] = get_args(Mode)
-RULES = 9  # of `decide`: a plan that was decided by others is not taken up again
+RULES = 10  # of `decide`: a plan that was decided by others is not taken up again
 # Pictures below which a rung is judged on several folds: a single fold of them decides nothing.
 FEW_IMAGES = 500
 FEW_EACH = 20  # training pictures a class: so few, or fewer than `FEW_IMAGES` in all, were most recorded runs'
@@ -25,17 +25,19 @@ _HOPELESS = 2.0
 WHOLE_VIEWS = 16  # where all stages train from pictures: nothing is cached, so that one view more costs nothing
 
 
-def decide(
-    evidence: Evidence, budget: Budget, *, backbone: str, mode: Mode = "auto", given_val: bool = False, seed: int = 0
-) -> Plan:
+def decide(evidence: Evidence, budget: Budget, *, backbone: str, mode: Mode = "auto", seed: int = 0) -> Plan:
     """Turn evidence and budget into a plan; pure, no clock and no disk."""
     reasons = [
         f"the head on frozen features reaches {100 * evidence.head_accuracy:.1f} ± "
         f"{100 * evidence.head_accuracy_se:.1f} % out of fold ({evidence.head})"
     ]
-    judge = _judge(evidence.images, evidence.tested, given_val)
+    judge = _judge(evidence.images, evidence.tested, evidence.validation)
     expected = evidence.forecast
     rungs: list[Rung] = []
+    if 0 < evidence.validation < JUDGES and evidence.tested and mode != "head":
+        reasons.append(
+            f"rungs are judged on folds of the training pictures: the {evidence.validation} of the given validation set are too few"
+        )
     if mode == "head":
         reasons.append("only the head is trained: asked for with --plan head")
     elif mode == "full":
@@ -46,7 +48,9 @@ def decide(
         reasons.append(
             f"only the head is trained: {evidence.images} images are too few to cut a test set that could prove what more adds"
         )
-    elif (mistakes := _mistakes(evidence.head_accuracy, evidence.images, evidence.folds, judge)) < _FEWEST_MISTAKES:
+    elif (
+        mistakes := _mistakes(evidence.head_accuracy, evidence.images, evidence.folds, judge, evidence.validation)
+    ) < _FEWEST_MISTAKES:
         reasons.append(
             f"only the head is trained: about {mistakes:.1f} mistakes are expected on the pictures that would judge more, "
             "so no gain could show"
@@ -96,15 +100,14 @@ def _ladder(evidence: Evidence, cuts: list[int]) -> list[Rung]:
 _FEWEST_MISTAKES = 1.5
 
 
-def _mistakes(accuracy: float, images: int, folds: int, judge: Judge) -> float:
-    """How many the head is expected to make on the pictures that judge a rung; a given validation set is taken as no smaller."""
+def _mistakes(accuracy: float, images: int, folds: int, judge: Judge, validation: int) -> float:
+    """How many the head is expected to make on the pictures that judge a rung."""
     trainings, share = judgings(folds, judge)
-    asked = 1.0 if judge == "val" else trainings * (1 - share)
-    return (1.0 - accuracy) * images * asked
+    return (1.0 - accuracy) * (validation if judge == "val" else images * trainings * (1 - share))
 
 
-def _judge(images: int, tested: int, given_val: bool) -> Judge:
-    if given_val and tested:
+def _judge(images: int, tested: int, validation: int) -> Judge:
+    if validation >= JUDGES and tested:
         return "val"
     return "folds" if images < FEW_IMAGES or not tested else "fold"
 
@@ -116,12 +119,12 @@ def _ladders(flops: list[int], judge: Judge) -> list[list[int]]:
 
 
 def foreseen(
-    flops: Sequence[int], images: int, *, tested: int, given_val: bool, folds: int, accuracy: float
+    flops: Sequence[int], images: int, *, tested: int, validation: int, folds: int, accuracy: float
 ) -> list[int]:
     """The cuts that rungs will train from, as far as heads tell that are right for a share `accuracy`; none where no rung could show a
     gain. What is run before there is a plan may then keep what enters them."""
-    judge = _judge(images, tested, given_val)
-    if not tested or _mistakes(accuracy, images, folds, judge) < _FEWEST_MISTAKES:
+    judge = _judge(images, tested, validation)
+    if not tested or _mistakes(accuracy, images, folds, judge, validation) < _FEWEST_MISTAKES:
         return []
     return _ladders(list(flops), judge)[0]
 

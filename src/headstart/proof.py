@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from headstart import runtime
 from headstart.baselines import Thumbnails, fit_pixels, majority_logits, pixel_features, thumbnails
-from headstart.cost import judgings, refitting, scratch_affordable, scratch_epochs, seconds_of
+from headstart.cost import JUDGES, judgings, refitting, scratch_affordable, scratch_epochs, seconds_of
 from headstart.data.dataset import Dataset
-from headstart.data.splits import assign_folds, fold_count
+from headstart.data.splits import assign_folds, by_likeness, fold_count
 from headstart.evaluate import TestReport, evaluate
 from headstart.features.extract import Features, extract_all, together
 from headstart.features.store import Store
@@ -148,8 +148,8 @@ def baselines(
         return np.concatenate([head.logits(pixel_features(thumbs.read(block))) for block in blocks]), heat
 
     def scratch(one: Pass) -> tuple[NDArray[np.float32], float]:
-        val, first = dataset.indices("val"), one.fold == one.fold.min()
-        fit, held = (one.fit, val) if len(val) else (one.fit[~first], one.fit[first])
+        val, first = dataset.indices("val"), one.fold == by_likeness(labels[one.fit], one.fold)[0]
+        fit, held = (one.fit, val) if len(val) >= JUDGES else (one.fit[~first], one.fit[first])
         wanted = (fit, held, one.fit, one.asked)
         whole = Scratching(thumbs, dataset, store, epochs, *wanted, rates, seed, deadline, progress)
         if short is None or whole.is_stored():
@@ -246,6 +246,7 @@ def prove(
         classes=dataset.classes,
         seed=seed,
         repeats=repeats,
+        groups=dataset.groups[asked[order][: len(order) // repeats]],
         protocol="sealed test" if sealed else "repeated cross-validation",
     )
     unfinished = None if all(run.complete for run in against.scratch) else "scratch_cnn"

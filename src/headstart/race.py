@@ -94,7 +94,7 @@ def race(
 
     place, flattery = beside(), ways.optimism(chosen)[0]
     pair, (gain, error) = joined[place - 1], ways.gain(place, 0)
-    found = replace(first, candidates=(*first.candidates, pair), accuracy=first.accuracy - flattery)
+    found = replace(first, candidates=(*first.candidates, pair), accuracy=max(0.0, first.accuracy - flattery))
     if not chosen():
         return found
     return replace(
@@ -175,7 +175,7 @@ def _race(whole: _Course, store: Store | None, progress: runtime.Progress) -> Ra
     candidates = (last, usual, *candidates[1:])
     if not clearly_better(best.logits, usual.logits, labels):
         best = usual
-    accuracy = best.accuracy - luck - (raced.flattery if best is not last else 0.0)
+    accuracy = max(0.0, best.accuracy - luck - raced.flattery)
     reason = _why(best, usual, last, labels, raced.flattery) + told
     if store is not None and all_raced:  # both will be asked for, and their axes may be at hand
         for score in (last, *([part for part, _ in best.parts] or [best])):

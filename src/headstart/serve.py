@@ -184,7 +184,7 @@ def measure(
             )
         )
     seen, count = trained_on(run), len(listing.labels)
-    blocks, bad, used, known = [], [], [], 0
+    blocks, bad, used, groups, known = [], [], [], [], 0
     with progress("Evaluating", count) as advance:
         for looks, logits in _answered(model, listing.images, views):
             for index, digest, reason in looks:
@@ -193,6 +193,7 @@ def measure(
                     bad.append(reason)
                 else:
                     used.append(model.classes.index(listing.labels[index]))
+                    groups.append(listing.group[index] or f"\0{index}")  # a picture without a group stands alone
             blocks.append(logits)
             advance(len(looks))
     warnings = [*listing.warnings, *listing.notes]
@@ -215,6 +216,7 @@ def measure(
         {"final": model.probabilities(logits)},
         uncalibrated={"final": softmax(logits)},
         classes=model.classes,
+        groups=np.unique(groups, return_inverse=True)[1],
         protocol="given pictures",
     )
     return report, warnings

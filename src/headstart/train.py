@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -37,10 +37,9 @@ class Epoch:
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """The end of one training: the weights that are kept, the best epoch, the curve, and whether it ran to its end."""
+    """The end of one training: the weights after its last whole epoch, the curve, and whether it ran to its end."""
 
     weights: dict[str, Tensor]
-    best_epoch: int
     curve: tuple[Epoch, ...]
     complete: bool
 
@@ -55,11 +54,11 @@ class Checkpoint:
     def __init__(self, artifact: Artifact, every: float = 1.0) -> None:
         self._artifact, self._every, self._saved = artifact, every, time.perf_counter()
 
-    def load(self, net: Net, optimizer: torch.optim.AdamW) -> tuple[list[Epoch], dict[str, Tensor], int] | None:
-        """Restore net and optimizer; the curve so far, the best weights and their epoch, or None where there is nothing."""
+    def load(self, net: Net, optimizer: torch.optim.AdamW) -> list[Epoch]:
+        """Restore net and optimizer; the curve so far, empty where there is nothing to restore."""
         stored = self._artifact.load()
         if stored is None:
-            return None
+            return []
         record, arrays = stored
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         net.load({n.removeprefix("now."): t for n, t in tensors.items() if n.startswith("now.")})
@@ -72,20 +71,16 @@ class Checkpoint:
                 alike = torch.empty_like(own).copy_(tensor) if tensor.shape == own.shape else tensor
                 moments.setdefault(int(place), {})[field] = alike
         optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-        best = {n.removeprefix("best."): t for n, t in tensors.items() if n.startswith("best.")}
-        return [Epoch(**row) for row in record["curve"]], best, int(record["best_epoch"])
+        return [Epoch(**row) for row in record["curve"]]
 
-    def save(
-        self, net: Net, optimizer: torch.optim.AdamW, curve: list[Epoch], best: dict[str, Tensor], best_epoch: int
-    ) -> None:
+    def save(self, net: Net, optimizer: torch.optim.AdamW, curve: list[Epoch]) -> None:
         """Keep the state after the epoch that just ended, where it is time to."""
         if time.perf_counter() - self._saved < self._every:
             return
         tensors = {f"now.{name}": value for name, value in net.weights().items()}
-        tensors |= {f"best.{name}": value for name, value in best.items()}
         for place, moments in optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{place}.{field}": value for field, value in moments.items()}
-        record = {"curve": [vars(row) for row in curve], "best_epoch": best_epoch}
+        record = {"curve": [vars(row) for row in curve]}
         self._artifact.save(record, {name: value.cpu().numpy() for name, value in tensors.items()})
         self._saved = time.perf_counter()
 
@@ -128,34 +123,27 @@ def train(
     rung: Rung,
     *,
     seed: int,
-    keep: Literal["best", "last"] = "best",
     checkpoint: Checkpoint | None = None,
     precision: Precision = "float32",
     deadline: float = math.inf,
     advance: runtime.Advance = runtime.nothing,
 ) -> Trained:
-    """Train the net on the pictures `fit`, watch the pictures `held`, and leave the best or the last weights in it.
+    """Train the net on the pictures `fit`, and watch the pictures `held`, which choose nothing: the weights are those at the end of
+    the schedule. The luckiest epoch would be judged too well by the pictures that chose it, and does not come again on others.
 
-    Best is the epoch with the highest held-out accuracy, of equals the later; without held-out pictures, the last one. What is to
-    be trained again on more pictures keeps the last: a lucky epoch in the middle of the schedule does not come again. Where the best
-    is kept, it stops early once half of the schedule has passed without a better epoch. Every random draw comes from (`seed`,
-    epoch), so a run resumed from its checkpoint ends as the uninterrupted one. Past `deadline` (on `time.monotonic`'s clock) it
-    ends with the best weights so far.
+    Every random draw comes from (`seed`, epoch), so a run resumed from its checkpoint ends as the uninterrupted one. Past `deadline`
+    (on `time.monotonic`'s clock) it ends with the weights after its last whole epoch.
     """
     device = net.head.weight.device
     net.unfreeze(rung)
     optimizer = optimizer_for(net, rung)
     per_epoch = max(1, math.ceil(len(fit) / rung.batch))
-    curve: list[Epoch] = []
-    best, best_epoch = net.weights(), -1
-    resumed = checkpoint.load(net, optimizer) if checkpoint else None
-    if resumed is not None:
-        curve, best, best_epoch = resumed
+    curve = checkpoint.load(net, optimizer) if checkpoint else []
+    whole = net.weights()
+    if curve:
         advance(len(curve))
     target = torch.from_numpy(labels).to(device)
     for epoch in range(len(curve), rung.epochs):
-        if keep == "best" and len(held) and epoch - 1 - best_epoch > rung.epochs // 2:
-            break  # asked before an epoch, so that a run resumed after its last one trains no other
         began, draw = time.perf_counter(), np.random.default_rng([seed, epoch])
         torch.manual_seed(int(draw.integers(2**31)))  # for dropout in the stages that train
         order, views = draw.permutation(fit), draw.integers(rung.views, size=len(fit))
@@ -163,8 +151,8 @@ def train(
         total = torch.zeros((), device=device)
         for place in range(per_epoch):
             if time.monotonic() > deadline:
-                net.load(best)  # a resumed training has them on the CPU
-                return Trained(net.weights(), best_epoch, tuple(curve), False)
+                net.load(whole)
+                return Trained(net.weights(), tuple(curve), False)
             part = slice(place * rung.batch, (place + 1) * rung.batch)
             factor = one_cycle(epoch * per_epoch + place, rung.epochs * per_epoch)
             for group in optimizer.param_groups:
@@ -178,14 +166,11 @@ def train(
             total += loss.detach() * len(order[part])
         judged = _judged(net, source, labels, held, epoch, float(total) / max(1, len(fit)), precision)
         curve.append(replace(judged, seconds=time.perf_counter() - began))
-        if best_epoch < 0 or not len(held) or curve[-1].val_accuracy >= curve[best_epoch].val_accuracy:
-            best, best_epoch = net.weights(), epoch
+        whole = net.weights()
         if checkpoint:
-            checkpoint.save(net, optimizer, curve, best, best_epoch)
+            checkpoint.save(net, optimizer, curve)
         advance(1, **({"accuracy": f"{curve[-1].val_accuracy:.3f}"} if len(held) else {}))
-    if keep == "best":
-        net.load(best)
-    return Trained(net.weights(), best_epoch, tuple(curve), True)
+    return Trained(net.weights(), tuple(curve), True)
 
 
 def _judged(

@@ -7,7 +7,6 @@ import hashlib
 import math
 import time
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from headstart import runtime
 from headstart.backbones.backbone import Backbone
 from headstart.cost import judgings
 from headstart.data.dataset import Dataset
+from headstart.data.splits import by_likeness
 from headstart.features.activations import cache_activations
 from headstart.features.engine import Engine
 from headstart.features.extract import Features
@@ -78,7 +78,7 @@ class Tuning:
         if self.plan.judge == "val":
             return [(pool, self.dataset.indices("val"))]
         fold = self.dataset.fold[pool]
-        numbers = np.unique(fold)
+        numbers = by_likeness(self.dataset.labels[pool], fold)
         if self.plan.judge == "fold" or len(self.dataset.indices("test")):
             many, _ = judgings(len(numbers), self.plan.judge)
             numbers = numbers[: self.plan.judgings or many] if self.plan.judge == "folds" else numbers[:many]
@@ -110,8 +110,6 @@ class Tuning:
         net = Net(backbone, split.head, rung.cut, raw.mean(0), spread(raw)).to(self.engine.device)
         start = net.weights()
         seed, how = self.plan.seed * 1000 + number, fastest(self.engine.device)
-        # A refit repeats the whole schedule, or goes on after it: that is what must be judged, not the luckiest of its epochs.
-        keep: Literal["best", "last"] = "best" if self.plan.refit == "none" else "last"
         spec = {
             "start": digest(start),
             "prefix": backbone.digest(rung.cut),
@@ -119,12 +117,11 @@ class Tuning:
             "fit": self._content(split.fit),
             "held": self._content(split.held),
             "seed": seed,
-            "keep": keep,
             "shares": ALPHAS,
             "precision": how,
             "transform": self.features.table.folder.name + " never mirrored" * (not self.dataset.mirror),
             "torch": torch.__version__,
-            "version": 5,
+            "version": 6,
         }
         memo = self.store.artifact("rung", spec)
         stored = memo.load()
@@ -134,7 +131,7 @@ class Tuning:
             weights = {name: torch.from_numpy(array).to(self.engine.device) for name, array in arrays.items()}
             advance(rung.epochs)
             curve = tuple(Epoch(**row) for row in record["curve"])
-            return Tuned(net, start, Trained(weights, int(record["best_epoch"]), curve, True), shares)
+            return Tuned(net, start, Trained(weights, curve, True), shares)
         began = time.monotonic()
         source, checkpoint = self._source(rung, number, split), Checkpoint(self.store.artifact("checkpoint", spec))
         caching = time.monotonic() - began
@@ -147,7 +144,6 @@ class Tuning:
                 split.held,
                 rung,
                 seed=seed,
-                keep=keep,
                 checkpoint=checkpoint,
                 precision=precision,
                 deadline=self.deadline,
@@ -157,7 +153,7 @@ class Tuning:
         shares = np.stack([held_out_logits(each, source, split.held) for each in moved])
         if outcome.complete:
             arrays = {name: value.cpu().numpy() for name, value in outcome.weights.items()}
-            record = {"best_epoch": outcome.best_epoch, "curve": [vars(row) for row in outcome.curve]}
+            record = {"curve": [vars(row) for row in outcome.curve]}
             memo.save(record, {**arrays, "shares": shares})
             checkpoint.drop()
         return Tuned(net, start, outcome, shares, caching)

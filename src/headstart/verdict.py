@@ -124,7 +124,7 @@ def _sentence(report: TestReport, final: str, best: str, gain: Difference, outco
     if report.protocol == "sealed test":
         where = f"{share} of the {report.images:,} sealed test images are right"
     else:
-        where = f"in repeated cross-validation on all {report.images:,} images (no test set was cut) {share} are right"
+        where = f"in repeated cross-validation on {report.images:,} images (no test set was cut) {share} are right"
     if outcome == "helped":
         return f"Transfer helped: {where}, {points(gain)} more than {opponent}."
     if outcome == "hurt":
@@ -155,6 +155,11 @@ def _reasons(report: TestReport, final: str, head: str, simple: str | None) -> l
             f"Pretrained weights are overkill here: {BASELINES[simple]} reaches {share}, which is no worse, and is "
             f"{points(above)} above {BASELINES['majority']}. Next: train that one on its own if size and speed count, or label "
             "harder images, on which the two would differ."
+        )
+    if report.groups is not None:
+        reasons.append(
+            f"The {report.images:,} images are of {report.groups:,} groups: near-duplicates, or what was said to belong together. "
+            "Each group counts as one in intervals and tests, as its pictures tend to be right or wrong together."
         )
     if report.protocol != "sealed test":
         reasons.append(

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from headstart.data.splits import assign_folds, assign_test, fold_count, thinned
+from headstart.data.splits import assign_folds, assign_test, by_likeness, fold_count, thinned
 
 Case = tuple[NDArray[np.int64], NDArray[np.int64], list[str]]
 
@@ -126,6 +126,25 @@ def test_few_large_groups_give_what_can_be_given(sizes: list[int], fraction: flo
     labels = np.zeros(30, dtype=np.int64)
     contents = [f"{number:064x}" for number in range(30)]
     assert int(assign_test(labels, groups, contents, fraction, 0).sum()) == expected
+
+
+def test_the_fold_of_a_large_group_does_not_judge_first() -> None:
+    labels = np.repeat([0, 1, 2], 300)
+    groups = np.arange(900)
+    groups[:150] = 0  # one burst
+    fold = assign_folds(labels, groups, [f"{n:064x}" for n in range(900)], 5, seed=0)
+    crowded = fold[0]
+    assert (fold[:150] == crowded).all() and (fold == crowded).sum() > 200
+    order = by_likeness(labels, fold)
+    assert order[-1] == crowded and sorted(order) == [0, 1, 2, 3, 4]
+    assert list(order[:4]) == [n for n in range(5) if n != crowded], "those that are alike stay in order"
+
+
+@given(cases(grouped=False), st.integers(2, 5))
+def test_every_fold_comes_once(case: Case, folds: int) -> None:
+    labels, groups, contents = case
+    fold = assign_folds(labels, groups, contents, folds, seed=1)
+    assert sorted(by_likeness(labels, fold)) == np.unique(fold).tolist()
 
 
 def test_no_more_folds_than_the_richest_class_has_groups() -> None:

@@ -58,16 +58,6 @@ def test_whether_overfitting_hurts_is_told() -> None:
     assert "It hurts: of the held-out pictures 85.0 % are right at the end, 90.0 % were." in found.message
 
 
-def test_where_the_best_epoch_is_the_model_what_came_after_it_does_not_count() -> None:
-    risen = rung([0.5, 0.4, 0.45, 0.6], [0.5, 0.4, 0.2, 0.1])
-    assert overfit(tuned(replace(risen, epochs=2)), STAGES) == ()
-    (found,) = overfit(tuned(replace(risen, epochs=3)), STAGES)
-    assert (
-        "after epoch 2 of 3, at 0.410, and ends at 0.460, while its training loss falls from 0.410 to 0.210"
-        in found.message
-    )
-
-
 @pytest.mark.parametrize(
     ("held", "trained", "kept"),
     [

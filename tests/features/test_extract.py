@@ -20,7 +20,7 @@ from headstart.backbones.from_module import load_module
 from headstart.data.dataset import Dataset
 from headstart.data.images import decode, load_view
 from headstart.data.load import load_dataset
-from headstart.errors import DamagedStore, StoreError, UnreadableImage
+from headstart.errors import BackboneError, DamagedStore, StoreError, UnreadableImage
 from headstart.features.activations import Cached, activation_bytes, cache_activations
 from headstart.features.engine import BATCH, Engine, normalize
 from headstart.features.extract import Features, columns, extract, extract_all, together, with_views
@@ -233,6 +233,20 @@ def test_whatever_decides_the_numbers_is_part_of_the_key(passes: Passes) -> None
     assert passes() == 20
     features(unmirrored, backbone, seed=1)  # the clean view knows no seed, and no mirror
     assert passes() == 0
+
+
+def test_features_that_are_no_numbers_are_refused_by_name() -> None:
+    net = TinyNet()
+    with torch.no_grad():
+        net.stem.weight[0] = float("nan")
+    dataset, store = striped(20), Store()
+    broken = load_module(net, SPEC)
+    with pytest.raises(
+        BackboneError, match=r"TinyNet gives features of images\[\d+\] that are infinite or not a number"
+    ):
+        extract(broken, dataset, store, engine=Engine(broken, precision="float32"))
+    seen = extract(broken, dataset, store, engine=Engine(broken, precision="float32"), only=np.empty(0, np.int64))
+    assert (seen.rows < 0).all(), "nothing of it is kept"
 
 
 def test_equal_pictures_are_run_once(passes: Passes) -> None:

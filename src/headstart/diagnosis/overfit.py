@@ -35,7 +35,7 @@ def _rising(result: RungResult, number: int, stages: Sequence[str]) -> list[Find
     trained = np.mean([[row.train_loss for row in curve[:epochs]] for curve in result.curves], 0)
     if not math.isfinite(held.sum()):
         return []
-    end = min(epochs, result.epochs) - 1  # whose weights are the model's
+    end = epochs - 1  # whose weights are the model's
     least = int(held[: end + 1].argmin())
     if held[end] < (1 + RISE) * held[least] or trained[end] >= trained[least]:
         return []

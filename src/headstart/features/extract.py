@@ -17,6 +17,7 @@ from headstart.backbones.backbone import Backbone
 from headstart.data.ahead import Ahead
 from headstart.data.dataset import Dataset, Images
 from headstart.data.images import Transform, load_view, load_views
+from headstart.errors import BackboneError
 from headstart.features.engine import BATCH, Engine, Pictures, Way
 from headstart.features.settle import key_of, settle, there, transform_of
 from headstart.features.store import Store, Table
@@ -312,9 +313,21 @@ def _run(
         ):
             digests = [dataset.digests[i] for i in chunk]
             for one, rows in zip(group, found, strict=True):
+                _finite(rows, chunk, one.engine.backbone, dataset)
                 for place, table in enumerate(one.tables):
                     writer.append(table, digests, rows[place :: len(views)])
             advance(len(chunk))
+
+
+def _finite(rows: NDArray[np.float32], chunk: list[int], backbone: Backbone, dataset: Dataset) -> None:
+    """Refuse features that are no numbers: no head can be fitted to them, and the solvers' errors would not say why."""
+    odd = np.flatnonzero(~np.isfinite(rows).all(1))
+    if len(odd):
+        name = dataset.names[chunk[int(odd[0]) * len(chunk) // len(rows)]]
+        raise BackboneError(
+            f"{backbone.origin.name} gives features of {name} that are infinite or not a number. Its weights may be damaged, or too "
+            "large for a rounded precision: give others with --weights, another --backbone, or --precision float32."
+        )
 
 
 def decode_seconds(dataset: Dataset, backbone: Backbone, count: int = 8) -> float:

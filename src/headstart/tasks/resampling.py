@@ -21,15 +21,17 @@ _BLOCK = 4_000_000  # numbers in the counts of one block of resamples: 32 MB
 
 
 def bootstrap(
-    labels: NDArray[np.int64], beliefs: Beliefs, raw: Beliefs, images: int, resamples: int, seed: int
+    labels: NDArray[np.int64], beliefs: Beliefs, raw: Beliefs, groups: NDArray[np.int64], resamples: int, seed: int
 ) -> dict[str, Draws]:
     """Every metric of every model on the same resamples of the images: name -> metric -> (resamples,).
 
-    labels (N,) int64; beliefs, and raw for "ece_uncalibrated", (N, K); row i belongs to image i mod `images`.
+    labels (N,) int64; beliefs, and raw for "ece_uncalibrated", (N, K); row i belongs to image i mod M. `groups` (M,) int64, from 0
+    on: images of a group are drawn together (cluster bootstrap, Davison & Hinkley 1997, 3.8).
     """
-    rows, classes = len(labels), next(iter(beliefs.values())).shape[1]
-    place = np.arange(rows) % images
-    by_class = sparse.csr_array((np.ones(rows), (labels, place)), shape=(classes, images))
+    images, together = len(groups), int(groups.max()) + 1
+    classes = next(iter(beliefs.values())).shape[1]
+    place = np.arange(len(labels)) % images
+    by_class = sparse.csr_array((np.ones(len(labels)), (labels, place)), shape=(classes, images))
     sums = {name: _columns(labels, belief, place, images) for name, belief in beliefs.items()}
     gaps = {name: _gaps(labels, belief, place, images) for name, belief in raw.items()}
     drawn: dict[str, dict[str, list[NDArray[np.float64]]]] = {name: {} for name in beliefs}
@@ -38,13 +40,14 @@ def bootstrap(
     for start in range(0, resamples, block):
         size = min(block, resamples - start)
         # counts[i, r]: how often resample r holds image i.
-        flat = rng.integers(0, images, (size, images)) * size + np.arange(size)[:, None]
-        counts = np.bincount(flat.ravel(), minlength=images * size).reshape(images, size).astype(np.float64)
+        flat = rng.integers(0, together, (size, together)) * size + np.arange(size)[:, None]
+        drawn_groups = np.bincount(flat.ravel(), minlength=together * size).reshape(together, size)
+        counts = drawn_groups.astype(np.float64)[groups]
         support = by_class @ counts
         for name in beliefs:
-            found = _metrics(sums[name] @ counts, support, rows)
+            found = _metrics(sums[name] @ counts, support)
             if name in gaps:
-                found["ece_uncalibrated"] = np.abs(gaps[name] @ counts).sum(0) / rows
+                found["ece_uncalibrated"] = np.abs(gaps[name] @ counts).sum(0) / support.sum(0)
             for metric, values in found.items():
                 drawn[name].setdefault(metric, []).append(values)
     return {
@@ -70,9 +73,9 @@ def _gaps(labels: NDArray[np.int64], belief: NDArray[Any], place: NDArray[np.int
     return sparse.csr_array((gap, (bins, place)), shape=(ECE_BINS, images))
 
 
-def _metrics(sums: NDArray[np.float64], support: NDArray[np.float64], rows: int) -> dict[str, NDArray[np.float64]]:
+def _metrics(sums: NDArray[np.float64], support: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
     """From sums (1 + bins + 2 K, R) and class support (K, R) to metrics (R,) each."""
-    classes, bins = len(support), ECE_BINS
+    classes, bins, rows = len(support), ECE_BINS, support.sum(0)
     hits, calls = sums[1 + bins : 1 + bins + classes], sums[1 + bins + classes :]
     present = (support > 0).sum(0)  # a class that a resample lacks has no hits: it adds 0 to the sums below
     return {
