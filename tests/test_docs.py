@@ -23,7 +23,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import headstart as hs
-from headstart import proof, show
+from headstart import proof
 from headstart.cli import app
 from headstart.cost import FOLDS_JUDGED, scratch_epochs
 from headstart.data import audit, load
@@ -34,6 +34,7 @@ from headstart.features import engine
 from headstart.features.shift import ANSWERS, PICTURES
 from headstart.plan import Budget, Evidence, Rung, load_plan
 from headstart.planner import FEW_EACH, FEW_IMAGES, FEW_LADDER, LADDER
+from headstart.report.text import MODELS
 from headstart.tuning import ALPHAS
 from headstart.unknown import AXES, LOST
 
@@ -313,7 +314,7 @@ def test_the_output_in_the_readme_is_that_of_the_example_run() -> None:
     assert metrics["sentence"] in " ".join(text.split())
     for name, scores in metrics["test"]["models"].items():
         accuracy = scores["accuracy"]
-        row = next(line.split() for line in text.splitlines() if line.strip().startswith(show.NAMES[name]))
+        row = next(line.split() for line in text.splitlines() if line.strip().startswith(MODELS[name]))
         expected = f"{100 * accuracy['value']:.1f} {100 * accuracy['low']:.1f} to {100 * accuracy['high']:.1f}"
         assert expected in " ".join(row)
     assert metrics["growth"]["sentence"] in " ".join(text.split())

@@ -288,7 +288,7 @@ def test_too_few_for_a_test_set_means_repeated_cross_validation(tmp_path: Path, 
         "repeated cross-validation",
         2,
     )
-    assert "in repeated cross-validation on all 30 images (no test set was cut)" in run.verdict.sentence
+    assert "in repeated cross-validation on 30 images (no test set was cut)" in run.verdict.sentence
     assert len(run.predictions) == 30
     assert len({row["path"] for row in run.predictions}) == 30
     assert run.metrics["chosen"] == "head"
