@@ -47,7 +47,7 @@ def test_the_version_is_the_installed_one() -> None:
 
 def test_every_error_is_one_of_ours_and_drawn_in_the_tree() -> None:
     classes = [kind for _, kind in inspect.getmembers(errors, inspect.isclass)]
-    assert len(classes) == 14
+    assert len(classes) == 15
     for kind in classes:
         assert issubclass(kind, headstart.HeadstartError)
         assert kind.__name__ in (errors.__doc__ or "")

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import nn
 
 from headstart.backbones.backbone import Backbone
+from headstart.backbones.from_module import load_module
 from headstart.data.images import views_of
 from headstart.heads import Head
 from headstart.model import Model, Predictions
-from tests.toys import stripes, tiny_backbone
+from tests.toys import SPEC, TinyNet, stripes, tiny_backbone
 
 
 @pytest.fixture
@@ -71,7 +77,7 @@ def test_what_cannot_be_read_has_a_reason_and_no_numbers(model: Model, tmp_path:
     found = model.predict(asked)
     assert [bool(row.error) for row in found] == [True, False, True, True, True]
     assert "not an image" in found[0].error and "no such file" in found[2].error
-    assert "expected (H, W) or (H, W, C) of uint8" in found[3].error and "float32" in found[3].error
+    assert "expected (H, W) or (H, W, 1, 3 or 4) of uint8" in found[3].error and "float32" in found[3].error
     assert np.isnan(found.probabilities[[0, 2, 3, 4]]).all() and np.isfinite(found.probabilities[1]).all()
     assert found.labels[0] == ""
 
@@ -121,3 +127,53 @@ def test_grey_alpha_and_odd_shapes_are_answered(model: Model) -> None:
     ]
     found = model.predict([*odd, Image.fromarray(odd[0]).convert("P"), Image.fromarray(odd[1]).convert("CMYK")])
     assert [row.error for row in found] == [""] * 7
+
+
+@pytest.mark.parametrize(
+    "one", ["a.jpg", Path("a.jpg"), Image.new("RGB", (8, 8)), np.zeros((8, 9, 3), np.uint8), np.zeros((8, 9), np.uint8)]
+)
+def test_one_picture_in_place_of_several_is_refused(model: Model, one: Any) -> None:
+    with pytest.raises(TypeError, match=r"Got one picture, expected several: predict\(\[picture\]\)"):
+        model.predict(one)
+
+
+def test_no_item_whatever_it_is_ends_a_prediction(model: Model) -> None:
+    closed = Image.new("RGB", (8, 8))
+    closed.close()
+    good = stripes(1)[0][0]
+    shapes = [(0, 0, 3), (0, 5), (8, 8, 0), (8, 8, 5)]
+    odd: list[Any] = [None, b"bytes", 7, closed, *(np.zeros(shape, np.uint8) for shape in shapes)]
+    found = model.predict([good, *odd, good])
+    assert [bool(row.error) for row in found] == [False, *[True] * len(odd), False]
+    assert "a NoneType; expected a path, a Pillow picture or an array" in found[1].error
+    assert "an array of shape (8, 8, 5)" in found[8].error
+    assert found[0].probability == found[-1].probability
+
+
+def test_a_model_that_was_trained_further_answers_the_same_twice() -> None:
+    class Noisy(TinyNet):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop = nn.Dropout(0.5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.drop(super().forward(x))
+
+    backbone = load_module(Noisy(), SPEC)
+    width = backbone.widths[-1]
+    weight = np.random.default_rng(0).standard_normal((width, 2)).astype(np.float32)
+    taps = (len(backbone.stages) - 1,)
+    model = Model(backbone, Head("ridge", taps, 1e-4, weight, np.zeros(2, np.float32)), ("a", "b"))
+    pictures = list(stripes(6)[0])
+    before = model.predict(pictures).probabilities
+    backbone.train_from(0)
+    assert np.array_equal(model.predict(pictures).probabilities, before)
+
+
+def test_models_are_copied_and_pickled(model: Model) -> None:
+    pictures = list(stripes(6)[0])
+    expected = model.predict(pictures).probabilities
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert np.array_equal(other.predict(pictures).probabilities, expected)
+        other.backbone.stages[0].requires_grad_(True)
+        assert not any(p.requires_grad for p in model.backbone.parameters())

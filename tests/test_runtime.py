@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -70,6 +71,15 @@ def test_parallel_passes_an_error_on_and_leaves_no_worker() -> None:
             found.append(item)
     assert found == [0, 1, 2]
     assert threading.active_count() == before
+
+
+def test_however_many_work_side_by_side_the_interpreter_is_left_as_it_was() -> None:
+    before = sys.getswitchinterval()
+    one, other = (runtime.parallel(lambda item: item, range(3)) for _ in range(2))
+    next(one), next(other)
+    assert sys.getswitchinterval() < before
+    assert list(one) == [1, 2] and sys.getswitchinterval() < before, "the other goes on"
+    assert list(other) == [1, 2] and sys.getswitchinterval() == before
 
 
 def test_one_seed_for_everything_that_draws() -> None:

@@ -25,7 +25,7 @@ from headstart.backbones.backbone import Backbone
 from headstart.choice import Ways
 from headstart.data.dataset import Dataset
 from headstart.data.sources import FileImages
-from headstart.errors import PlanError, TooLittleData, UnknownBackbone
+from headstart.errors import OptionError, OutputError, PlanError, TooLittleData, UnknownBackbone
 from headstart.features.store import Store
 from headstart.plan import Plan, Rung
 from headstart.report.gather import _thumbnails
@@ -379,6 +379,36 @@ def test_refusals_come_early_and_say_what_to_do(trained: Trained, tmp_path: Path
     plan = head_plan(tmp_path / "other.json", "timm:other", STAGES)
     with pytest.raises(PlanError, match="is for timm:other with stages"):
         hs.fit(trained.pictures, None, options(trained, plan=plan))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"precision": "float16"}, "precision='float16': expected one of 'auto', 'float32', 'bfloat16'"),
+        ({"engine": "x"}, "engine='x': expected one of"),
+        ({"budget": "60"}, "budget='60': expected seconds above 0, or None"),
+        ({"store_limit": "20GB"}, "store_limit='20GB': expected bytes above 0, or None"),
+        ({"seed": 1.5}, "seed=1.5: expected a whole number, 0 or larger"),
+        ({"seed": -1}, "seed=-1: expected a whole number"),
+        ({"test_fraction": 1.0}, "test_fraction=1.0: expected a share between 0 and 1"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_before_anything_is_read(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(OptionError, match=said):
+        hs.fit("nowhere", None, Options(**wrong))
+
+
+def test_another_network_of_one_s_own_is_another_run(tmp_path: Path, quick: None) -> None:
+    pictures, labels = stripes(30)
+    chosen, run = Options(plan="head", budget=60.0), tmp_path / "run"
+    hs.fit((pictures, labels), run, chosen, module=TinyNet(1))
+    hs.fit((pictures, labels), run, chosen, module=TinyNet(1))
+    with pytest.raises(OutputError, match="holds a run on other data or with other options"):
+        hs.fit((pictures, labels), run, chosen, module=TinyNet(2))
+    config = json.loads((run / "config.json").read_text())
+    assert config["network"].startswith("TinyNet ") and config["command"].endswith(", module=TinyNet)")
+    with pytest.raises(OptionError, match="a network of your own, and a backbone or weights in the options"):
+        hs.fit((pictures, labels), None, Options(backbone="tf_efficientnet_lite0"), module=TinyNet())
 
 
 def test_an_audit_of_data_that_cannot_be_used_is_still_an_audit(tmp_path: Path) -> None:

@@ -41,12 +41,13 @@ class _Networks(RootModel[tuple[written.Written | None, ...]]):
     """Each network written down, where that can be done."""
 
 
-def save(model: Model, folder: Path, *, versions: dict[str, str] | None = None) -> Card:
+def save(model: Model, folder: str | Path, *, versions: dict[str, str] | None = None) -> Card:
     """Write the bundle into `folder`, the weights first and the card, which vouches for them, last.
 
     Raises:
         OutputError: where the folder cannot be written.
     """
+    folder = Path(folder)
     tensors = {
         f"{_prefix(place)}{name}": value.detach().cpu().contiguous()
         for place, engine in enumerate(model.engines)

@@ -10,6 +10,7 @@
     │   └── PartitionError         the network cannot be cut into stages that equal the original
     ├── StoreError                 the feature store cannot be read or written
     ├── DamagedStore               what the feature store holds is not what was written
+    ├── OptionError                an option has a value that it cannot have
     ├── PlanError                  a plan file is malformed or does not fit its backbone
     ├── BundleError                a saved model is damaged, tampered with or of another format version
     ├── OutputError                the run folder cannot be written
@@ -49,6 +50,10 @@ class WeightsError(BackboneError):
 
 class PartitionError(BackboneError):
     """The network cannot be cut into stages that equal the original."""
+
+
+class OptionError(HeadstartError):
+    """An option has a value that it cannot have."""
 
 
 class StoreError(HeadstartError):

@@ -6,13 +6,13 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from headstart import runtime
 from headstart.backbones.bundled import usual_transform
 from headstart.backbones.catalog import at_side, first_and_others
 from headstart.data.ahead import Ahead
-from headstart.errors import DataError, WeightsError
+from headstart.errors import OptionError, WeightsError
 from headstart.features.store import Store
 from headstart.folder import Folder
 from headstart.plan import read_plan
@@ -48,9 +48,10 @@ def fit(
     Raises:
         HeadstartError: with what was got, what was expected, and what to do next.
     """
-    options = _checked(options or Options())
+    options = _checked(options or Options(), module)
     story = Story(tell)
-    folder = Folder.claim(out, source, options, overwrite=overwrite, command=command)
+    network = None if module is None else _described(module, input)
+    folder = Folder.claim(out, source, options, network=network, overwrite=overwrite, command=command)
     with folder, story.to(folder.path):
         if folder.resumed:
             story.say("an unfinished run with the same options lies here: going on with it")
@@ -77,18 +78,48 @@ def fit(
             )
 
 
-def _checked(options: Options) -> Options:
+def _checked(options: Options, module: nn.Module | None) -> Options:
     """The same options, where nothing is wrong with them that can be told before anything is read or written.
 
     Raises:
-        UnknownBackbone: the side of pictures is none. DataError: the seed is none. WeightsError: there is no file of weights.
+        OptionError: a value that cannot be. UnknownBackbone: the side of pictures is none. WeightsError: there is no file of weights.
         PlanError: the plan is none of the usual ones, and no plan file that can be read.
     """
+    wanted = get_type_hints(Options)
+    for name in ("precision", "engine", "unreadable", "rare"):
+        if getattr(options, name) not in (allowed := get_args(wanted[name])):
+            raise OptionError(f"{name}={getattr(options, name)!r}: expected one of {', '.join(map(repr, allowed))}.")
+    for name, right, expected in (
+        ("budget", options.budget is None or _is_above_zero(options.budget), "seconds above 0, or None"),
+        ("store_limit", options.store_limit is None or _is_above_zero(options.store_limit), "bytes above 0, or None"),
+        (
+            "test_fraction",
+            _is_above_zero(options.test_fraction) and options.test_fraction < 1,
+            "a share between 0 and 1",
+        ),
+        ("seed", isinstance(options.seed, int) and options.seed >= 0, "a whole number, 0 or larger"),
+    ):
+        if not right:
+            raise OptionError(f"{name}={getattr(options, name)!r}: expected {expected}.")
+    if module is not None and (options.backbone != "auto" or options.weights is not None):
+        raise OptionError("Got a network of your own, and a backbone or weights in the options. Give one of them.")
     at_side(options.backbone)
-    if options.seed < 0:
-        raise DataError(f"seed={options.seed}: expected 0 or a larger number.")
     if options.weights is not None and not Path(options.weights).is_file():
-        raise WeightsError(f"no weights file at '{options.weights}'. Give the path of a .safetensors or .pth file.")
+        raise WeightsError(
+            f"there is no weights file at {options.weights}. Give the path of a .safetensors or .pth file."
+        )
     if options.plan not in MODES:
         read_plan(Path(options.plan))
     return options
+
+
+def _is_above_zero(value: object) -> bool:
+    return isinstance(value, int | float) and value > 0
+
+
+def _described(module: nn.Module, input: InputSpec | None) -> str:
+    """A network of the caller's own: its class, its input, and a digest of its weights."""
+    from headstart.suffix import digest
+
+    weights = {name: each.float() if each.is_floating_point() else each for name, each in module.state_dict().items()}
+    return f"{type(module).__qualname__} {input} {digest(weights)}"

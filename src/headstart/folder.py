@@ -54,10 +54,12 @@ class Folder:
         source: object,
         options: Settings,
         *,
+        network: str | None = None,
         overwrite: bool = False,
         command: str | None = None,
     ) -> Folder:
-        """Make the folder, or take the one that an interrupted run with the same options left.
+        """Make the folder, or take the one that an interrupted run with the same options left. `network`: one of the caller's own, its
+        class first.
 
         Raises:
             OutputError: where it cannot be written, another run is writing it, or it holds a run with other options.
@@ -66,12 +68,13 @@ class Folder:
             "format": FORMAT,
             "source": _described(source),
             "options": asdict(options),  # type: ignore[call-overload]
+            "network": network,
             "versions": runtime.versions(),
         }
         path = None if out is None else Path(out)
         title = _named(source) or ("" if path is None else _named(path))
         place = _described(source) if isinstance(source, str | Path) else source
-        config["command"] = command or reproduce(place, options, path)
+        config["command"] = command or reproduce(place, options, path, network)
         if path is None:
             return cls(None, config, title=title)
         lock, made = FileLock(path / ".lock", timeout=0), not path.exists()
@@ -99,7 +102,9 @@ class Folder:
         assert self.path is not None
         others = [p.name for p in self.path.iterdir() if p.name not in (".lock", LOG, CONFIG)]
         before, more = self._before(), "Give another folder with --out, or --overwrite to"
-        same = before is not None and all(before.get(key) == self.config[key] for key in ("source", "options"))
+        same = before is not None and all(
+            before.get(key) == self.config[key] for key in ("source", "options", "network")
+        )
         if before is not None and not same and not overwrite:
             raise OutputError(f"'{self.path}' holds a run on other data or with other options. {more} replace it.")
         if before is None and others and not overwrite:
@@ -164,17 +169,20 @@ def _described(source: object) -> str:
     return f"{type(source).__module__}.{type(source).__name__} in memory"
 
 
-def reproduce(source: object, options: Settings, folder: Path | None) -> str:
-    """What gives this run again, with only what differs from the defaults: a command, or a line of Python for data in memory."""
+def reproduce(source: object, options: Settings, folder: Path | None, network: str | None = None) -> str:
+    """What gives this run again, with only what differs from the defaults: a command, or a line of Python for data in memory, or for a
+    network of the caller's own."""
     given = {
         each.name: getattr(options, each.name)
         for each in fields(options)  # type: ignore[arg-type]
         if getattr(options, each.name) != each.default or each.name == "seed"
     }
-    if not isinstance(source, str | Path):
+    if network is not None or not isinstance(source, str | Path):
         said = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        data = repr(str(source)) if isinstance(source, str | Path) else type(source).__name__
         place = f"{str(folder)!r}, " if folder is not None else ""
-        return f"headstart.fit({type(source).__name__}, {place}options=headstart.Options({said}))"
+        own = "" if network is None else f", module={network.split()[0]}"
+        return f"headstart.fit({data}, {place}options=headstart.Options({said}){own})"
     words = ["headstart", "fit", str(source), *(["--out", str(folder)] if folder is not None else [])]
     for name, value in given.items():
         flag = name.replace("_", "-")

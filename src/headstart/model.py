@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice, repeat
 from pathlib import Path
-from typing import Any, final
+from typing import Any, SupportsIndex, final, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,7 @@ from headstart.heads import Head
 from headstart.tasks.classification import softmax
 from headstart.unknown import Unknown
 
-Picture = str | Path | Image.Image | NDArray[Any]
+Picture = str | os.PathLike[str] | Image.Image | NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,10 @@ class Predictions(Sequence[Prediction]):
     def __len__(self) -> int:
         return len(self.rows)
 
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> Prediction: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Prediction, ...]: ...
     def __getitem__(self, index: Any) -> Any:
         return self.rows[index]
 
@@ -150,8 +155,16 @@ class Model:
             progress: a bar, or `runtime.silent`.
 
         Raises:
+            TypeError: where one picture is given in place of several.
             ValueError: where `views` is negative.
         """
+        if isinstance(pictures, str | os.PathLike | Image.Image) or (
+            isinstance(pictures, np.ndarray)
+            and (pictures.ndim < 3 or (pictures.ndim == 3 and pictures.shape[2] in (1, 3, 4)))
+        ):
+            raise TypeError(
+                "Got one picture, expected several: predict([picture]). Arrays of many are (N, H, W) or (N, H, W, C)."
+            )
         rows, blocks = [], []
         listed = list(pictures)
         with progress("Predicting", len(listed)) as advance:
@@ -193,7 +206,7 @@ class Model:
     def _loaded(
         self, place: int, picture: Picture, views: int
     ) -> tuple[str, list[NDArray[np.uint8]] | UnreadableImage]:
-        name = str(picture) if isinstance(picture, str | Path) else f"[{place}]"
+        name = os.fspath(picture) if isinstance(picture, str | os.PathLike) else f"[{place}]"
         try:
             return name, views_of(partial(_opened, picture), self.transforms, views)
         except UnreadableImage as error:
@@ -238,11 +251,17 @@ def _opened(picture: Picture) -> Image.Image:
         # Not decoded yet: read again, at the scale that training would, and the caller's own stays as it is.
         picture = str(picture.filename)
     if isinstance(picture, Image.Image):
-        return picture.copy()
-    if isinstance(picture, str | Path):
-        return FileImages((Path(picture),), (str(picture),)).open(0)
-    if picture.dtype != np.uint8 or picture.ndim not in (2, 3):
+        try:
+            return picture.copy()
+        except ValueError as error:  # it was closed
+            raise UnreadableImage(str(error)) from error
+    if isinstance(picture, str | os.PathLike):
+        return FileImages((Path(picture),), (os.fspath(picture),)).open(0)
+    if not isinstance(picture, np.ndarray):
+        raise UnreadableImage(f"a {type(picture).__name__}; expected a path, a Pillow picture or an array")
+    channels = picture.shape[2:] or (1,)
+    if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or channels[0] not in (1, 3, 4) or not picture.size:
         raise UnreadableImage(
-            f"an array of shape {picture.shape} and dtype {picture.dtype}; expected (H, W) or (H, W, C) of uint8"
+            f"an array of shape {picture.shape} and dtype {picture.dtype}; expected (H, W) or (H, W, 1, 3 or 4) of uint8"
         )
     return ArrayImages(picture[None], ("array",), (0,)).open(0)

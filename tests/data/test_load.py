@@ -96,7 +96,7 @@ def test_a_folder_of_nothing_but_bad_files(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         bad_files(tmp_path / name)
-    with pytest.raises(TooLittleData, match="Got no class with usable pictures"):
+    with pytest.raises(UnreadableImage, match=r"cannot be read: (.|\n)*Got no class with usable pictures"):
         load_dataset(tmp_path)
 
 
@@ -179,6 +179,26 @@ def test_given_groups_stay_together(tmp_path: Path) -> None:
         assert len(set(dataset.split[members].tolist())) == 1
         assert len(set(dataset.fold[members].tolist())) == 1
         assert len(set(dataset.groups[members].tolist())) == 1
+
+
+def test_a_group_in_two_given_splits_is_told(tmp_path: Path) -> None:
+    root = class_folders(tmp_path, {"x": 12, "y": 12})
+    rows = [
+        f"{kind}/{n}.png,{kind},{'test' if n % 4 == 3 else 'train'},{f'{kind}{n // 4}' if n < 8 else ''}"
+        for kind in ("x", "y")
+        for n in range(12)
+    ]
+    (root / "t.csv").write_text("\n".join(["path,label,split,group", *rows]))
+    found = kinds(load_dataset(root / "t.csv").audit)["parted"]
+    assert found.severity == "warning" and found.items == ("x0", "x1", "y0", "y1")
+
+
+def test_a_table_whose_files_are_not_there_says_so(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("path,label\n" + "".join(f"x{n}.jpg,{'ab'[n % 2]}\n" for n in range(20)))
+    with pytest.raises(
+        UnreadableImage, match=r"20 pictures of 20 cannot be read: x0\.jpg: no such file .*relative to its folder"
+    ):
+        load_dataset(tmp_path / "t.csv")
 
 
 def test_what_is_in_two_given_splits_stays_sealed(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from headstart.data.images import decode
 from headstart.data.listing import Columns, Listing, natural
 from headstart.data.load import audit
 from headstart.data.readers import READERS, read
-from headstart.errors import DataError
+from headstart.errors import DataError, UnreadableImage
 from tests.data.pictures import class_folders, encoded, pixels, scene, write
 
 
@@ -220,11 +220,25 @@ def test_tables(tmp_path: Path, kind: str) -> None:
     assert [decode(listing.images.open(i)).size for i in range(3)] == [(96, 80)] * 3
 
 
+def test_columns_that_were_named_have_to_be_there(tmp_path: Path) -> None:
+    write(tmp_path / "a.png", 1)
+    (tmp_path / "t.csv").write_text("path,label\na.png,7\n")
+    assert read(tmp_path / "t.csv").group == ("",), "the usual ones need not be"
+    for columns, option in (
+        (Columns(group="plnt"), "--group-column NAME"),
+        (Columns(split="Split"), "split_column=..."),
+    ):
+        with pytest.raises(DataError, match=rf"no column '(plnt|Split)' among path, label.*{option}"):
+            read(tmp_path / "t.csv", columns)
+
+
 def test_columns_of_a_table_by_option(tmp_path: Path) -> None:
     write(tmp_path / "a.png", 1)
     (tmp_path / "t.csv").write_text("file,species\na.png,7\n")
     assert read(tmp_path / "t.csv", Columns(label="species", path="file")).labels == ("7",)
-    with pytest.raises(DataError, match=r"no column 'path' among file, species\. Name the right one with path=\.\.\."):
+    with pytest.raises(
+        DataError, match=r"no column 'path' among file, species\. Name the right one with --path-column NAME"
+    ):
         read(tmp_path / "t.csv")
 
 
@@ -365,6 +379,8 @@ def test_arrays_in_memory() -> None:
         (np.full((4, 8, 8), np.nan), [0] * 4, "pixel values from nan to nan"),
         (np.full((4, 8, 8), "x"), [0] * 4, "got images of type <U1"),
         (np.zeros((0, 8, 8)), [], "no pictures in it"),
+        (np.zeros((4, 8, 8)), np.array(["a", None, "b", None], object), "2 of 4 labels are None"),
+        ([np.zeros((4, 4)), np.zeros((5, 4))], [0, 1], "make no array: .* Bring pictures to one size"),
     ],
 )
 def test_arrays_that_cannot_be_used(images: object, labels: object, words: str) -> None:
@@ -387,6 +403,30 @@ def test_hugging_face_data_sets() -> None:
     assert both.images.names[4] == "val[0]"
     assert np.array_equal(pixels(decode(both.images.select([5, 1]).open(0))), pixels(scene(11)))
     assert read(hub(2, label="kind")).labels == ("cat", "dog")  # the only column of classes
+
+
+def test_hugging_face_data_sets_whatever_they_are_turned_into() -> None:
+    plain = read(hub(6))
+    for other in (hub(6).with_format("torch"), hub(6).with_format("numpy"), hub(6).with_transform(lambda rows: rows)):
+        listing = read(other)
+        assert listing.labels == plain.labels
+        assert [listing.images.content(i) for i in range(6)] == [plain.images.content(i) for i in range(6)]
+
+
+def test_nothing_in_a_hugging_face_data_set_is_no_group_and_no_picture() -> None:
+    part = hub(4).add_column("group", ["a", None, "a", None])
+    assert read(part).group == ("a", "", "a", "")
+    rows = {"image": [scene(1), None], "label": ["cat", "dog"]}
+    kinds = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+    with pytest.raises(UnreadableImage, match="neither bytes nor a path"):
+        read(datasets.Dataset.from_dict(rows, features=kinds)).images.open(1)
+    unlabelled = datasets.Dataset.from_dict({"image": [scene(1), scene(2)], "label": ["cat", None]}, features=kinds)
+    with pytest.raises(DataError, match="gives 1 of 2 pictures no class"):
+        read(unlabelled)
+    with pytest.raises(DataError, match="two splits that mean val"):
+        read(datasets.DatasetDict({"train": hub(2), "val": hub(2), "validation": hub(2)}))
+    with pytest.raises(DataError, match="two keys that mean val"):
+        read(dict.fromkeys(("train", "val", "validation"), (np.zeros((2, 8, 8)), [0, 1])))
 
 
 def test_hugging_face_data_sets_that_cannot_be_read() -> None:

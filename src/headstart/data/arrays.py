@@ -67,6 +67,8 @@ def read_memory(source: object) -> Listing:
             raise DataError(
                 f"Got a dict with the key {name!r}. Expected train, val or test, each with a tuple (images, labels)."
             )
+        if split in parts:
+            raise DataError(f"Got a dict with two keys that mean {split}, {name!r} among them. Keep one.")
         parts[split] = part
     if "train" not in parts:
         raise DataError(f"Got a dict of {', '.join(parts) or 'nothing'}. Expected at least 'train' in it.")
@@ -165,7 +167,12 @@ def idx_array(path: Path) -> NDArray[np.generic]:
 
 
 def _checked(images: ArrayLike, labels: ArrayLike, what: str) -> tuple[NDArray[np.uint8], NDArray[np.generic]]:
-    pixels, names = np.asarray(images), np.asarray(labels)
+    try:
+        pixels, names = np.asarray(images), np.asarray(labels)
+    except ValueError as error:
+        raise DataError(
+            f"{what}: the images (or labels) make no array: {error}. Bring pictures to one size, or give a folder or a table of files."
+        ) from error
     if pixels.ndim not in (3, 4) or (pixels.ndim == 4 and pixels.shape[3] not in (1, 3, 4)):
         channels_first = pixels.ndim == 4 and pixels.shape[1] in (1, 3, 4)
         hint = " Move the channels last:  numpy.moveaxis(images, 1, -1)" if channels_first else ""
@@ -179,6 +186,10 @@ def _checked(images: ArrayLike, labels: ArrayLike, what: str) -> tuple[NDArray[n
         )
     if names.dtype.kind == "f" and np.array_equal(names, np.rint(names)):
         names = names.astype(np.int64)
+    if names.dtype.kind == "O" and any(name is None for name in names):
+        raise DataError(
+            f"{what}: {sum(name is None for name in names)} of {len(names)} labels are None. Leave these pictures out."
+        )
     if names.dtype.kind not in "iuUbO":
         raise DataError(f"{what}: got labels of type {names.dtype}. Expected integers or strings.")
     return _to_bytes(pixels, what), names

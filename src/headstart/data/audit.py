@@ -139,7 +139,8 @@ def source_findings(listing: Listing, facts: Facts, unreadable: Severity) -> lis
                 unreadable,
                 f"{plural(len(bad), 'picture')} of {len(facts.reasons):,} cannot be read: "
                 f"{bad[0]}{f', and {len(bad) - 1:,} more' if len(bad) > 1 else ''}.",
-                "Repair or remove them." if unreadable == "error" else "They are skipped. Repair them to use them.",
+                ("Repair or remove them." if unreadable == "error" else "They are skipped. Repair them to use them.")
+                + " Paths in a table are absolute, or relative to its folder." * (listing.layout == "table"),
                 bad,
             )
         )

@@ -37,7 +37,7 @@ def clean(listing: Listing, facts: Facts) -> Cleaned:
     pairs, more = _near(listing, facts, kept)
     findings += more
     kept, pairs, leaked = _without_leaks(listing, kept, pairs)
-    findings += leaked
+    findings += [*leaked, *_parted(listing, kept)]
     return Cleaned(kept, _groups(listing, facts, kept, pairs), tuple(findings))
 
 
@@ -145,6 +145,19 @@ def _without_leaks(
             finding("near_leak", "warning", message, "They are not used; the test pictures stay sealed.", items)
         )
     return kept[stays], Pairs(moved[inside.index].astype(np.int64), inside.alike), found
+
+
+def _parted(listing: Listing, kept: NDArray[np.int64]) -> list[Finding]:
+    """A warning of given groups that given splits part."""
+    sides: dict[str, set[str]] = {}
+    for index in kept.tolist():
+        sides.setdefault(listing.group[index], set()).add(listing.split[index])
+    parted = sorted(name for name, found in sides.items() if name and len(found) > 1)
+    if not parted:
+        return []
+    message = f"{plural(len(parted), 'given group stands', 'given groups stand')} in more than one of the given splits."
+    next_step = "The test is then not of new groups, and its scores are too good. Give each group one split, or no splits at all."
+    return [finding("parted", "warning", message, next_step, parted)]
 
 
 def _groups(listing: Listing, facts: Facts, kept: NDArray[np.int64], pairs: Pairs) -> NDArray[np.int64]:

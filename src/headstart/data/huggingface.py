@@ -26,7 +26,13 @@ def read_huggingface(source: object, columns: Columns) -> Listing:
     import datasets  # given an object of it, the package is there
 
     if isinstance(source, datasets.DatasetDict):
-        parts = {_split(str(name)): part for name, part in source.items()}
+        parts: dict[str, datasets.Dataset] = {}
+        for name, part in source.items():
+            if (split := _split(str(name))) in parts:
+                raise DataError(
+                    f"The DatasetDict has two splits that mean {split}: {', '.join(map(str, source))}. Keep one."
+                )
+            parts[split] = part
         if "train" not in parts:
             raise DataError(
                 f"The DatasetDict has the splits {', '.join(map(str, source))}. Expected one called 'train'."
@@ -65,6 +71,7 @@ def _part(split: str, part: datasets.Dataset, columns: Columns) -> tuple[dataset
     """The pictures (undecoded, as column `_picture`), class names and groups of one split."""
     import datasets
 
+    part = part.with_format(None)  # plain values, whatever the caller has them turned into
     kinds = dict(part.features)
     pictures = [name for name, kind in kinds.items() if isinstance(kind, datasets.Image)]
     if columns.path in pictures:
@@ -91,8 +98,16 @@ def _part(split: str, part: datasets.Dataset, columns: Columns) -> tuple[dataset
                 f"The column '{label}' gives {unlabelled} of {len(raw)} pictures no class (such as -1). "
                 "Leave them out with .filter(...), or give another split."
             )
+    elif any(value is None for value in raw):
+        raise DataError(
+            f"The column '{label}' gives {sum(value is None for value in raw)} of {len(raw)} pictures no class. "
+            "Leave them out with .filter(...)."
+        )
+    if columns.group not in kinds and columns.group != Columns().group:
+        raise DataError(f"The data set has the columns {', '.join(kinds)} and no '{columns.group}' for groups.")
     labels = [printable(str(kind.int2str(v)) if isinstance(kind, datasets.ClassLabel) else str(v)) for v in raw]
-    groups = [str(value) for value in part[columns.group]] if columns.group in kinds else [""] * len(labels)
+    given = part[columns.group] if columns.group in kinds else [None] * len(labels)
+    groups = ["" if value is None else str(value) for value in given]
     table = part.select_columns([pictures[0]]).rename_column(pictures[0], "_picture")
     return table.cast_column("_picture", datasets.Image(decode=False)), labels, groups, len(labels)
 

@@ -126,7 +126,8 @@ def _examine(listing: Listing, rules: _Rules, memory: Memory | None, progress: P
             "Call those to learn from 'train': the folder, or the cell of the table."
         )
     facts = measure(listing.images, memory, progress)
-    findings = source_findings(listing, facts, "error" if rules.unreadable == "error" else "warning")
+    fatal = rules.unreadable == "error" or not len(facts.readable)
+    findings = source_findings(listing, facts, "error" if fatal else "warning")
     cleaned = clean(listing, facts)
     findings += cleaned.findings
     sides = _sides(listing, cleaned.kept)

@@ -160,7 +160,7 @@ class RowImages:
         return RowImages(self.row, tuple(self.names[i] for i in indices), tuple(self.rows[i] for i in indices))
 
     def _read(self, index: int) -> bytes:
-        cell = self.row(self.rows[index])
+        cell = self.row(self.rows[index]) or {}
         content, path = cell.get("bytes"), cell.get("path")
         if isinstance(content, bytes):
             return content

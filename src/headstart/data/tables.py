@@ -22,11 +22,17 @@ def read_table(table: Path, columns: Columns) -> Listing:
         MissingExtra: for a Parquet table without pyarrow.
     """
     header, rows = _parquet(table) if table.suffix.lower() == ".parquet" else _csv(table)
-    for option, name in (("path", columns.path), ("label", columns.label)):
-        if name not in header:
+    usual = Columns()
+    for what, name, needed in (
+        ("path", columns.path, True),
+        ("label", columns.label, True),
+        ("split", columns.split, columns.split != usual.split),
+        ("group", columns.group, columns.group != usual.group),
+    ):
+        if name is not None and name not in header and needed:
             raise DataError(
                 f"{table}: no column '{name}' among {', '.join(header) or 'no columns'}. "
-                f"Name the right one with {option}=..., or on the command line --{option} NAME."
+                f"Name the right one with --{what}-column NAME, or {what}_column=... in Options."
             )
     if not rows:
         raise DataError(f"{table}: the table has a header and no rows. Expected one row per picture.")

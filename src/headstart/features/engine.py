@@ -92,7 +92,8 @@ class Engine:
     clock. A precision that is named is taken as it is, with `exact` leading stages in float32. With `folded`, a CPU runs copies whose
     norms are folded into their convolutions, if those compute the same in float32. A `runner` that is named compiles the stages that
     are not exact, at the same precision if that agrees, else all of them in float32; "auto" leaves it to `hasten`. The backbone is
-    taken to the device, to channels_last and to evaluation mode; threads may share the engine.
+    taken to the device, to channels_last and to evaluation mode, and to that again whenever it has been trained since; threads may
+    share the engine. A copy decides anew how it runs.
     """
 
     def __init__(
@@ -115,6 +116,13 @@ class Engine:
         self._now: _Settled | None = None
         self._fold = folded and can_fold(self.device)
         self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the lock, and what was made for this process."""
+        return {**vars(self), "_lock": None, "_now": self._now and replace(self._now, nets=None, program=None)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
 
     @property
     def batch(self) -> int:
@@ -164,6 +172,8 @@ class Engine:
             self._now = replace(now, way=replace(now.way, agreement=least))
 
     def _ready(self, pictures: Pictures) -> _Settled:
+        if any(module.training for module in self.backbone.modules()):  # dropout would answer otherwise each time
+            self.backbone.eval()
         now = self._now
         if now is None or now.nets is None or now.state != self._state():
             with self._lock:

@@ -247,8 +247,8 @@ class Entry:
 class Store:
     """The tables and artifacts below one folder, held under `limit` bytes by dropping the least recently used."""
 
-    def __init__(self, root: Path | None = None, limit: int | None = None) -> None:
-        self.root = (runtime.cache_folder() if root is None else root) / FORMAT
+    def __init__(self, root: str | Path | None = None, limit: int | None = None) -> None:
+        self.root = (runtime.cache_folder() if root is None else Path(root)) / FORMAT
         self.limit = limit
         self._open: set[Path] = set()
 
