@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -237,6 +238,9 @@ def test_inspect_shows_a_table_or_json(headstart: Headstart, trained: Trained, t
 def test_evaluate_measures_another_labelled_set(headstart: Headstart, trained: Trained, tmp_path: Path) -> None:
     fresh = folder(tmp_path / "fresh", 12, seed=9, contrast=22)
     said = headstart("evaluate", trained.run, fresh, "--json")
+    bare = shutil.copytree(trained.run, tmp_path / "bare")
+    (bare / "trained_on.txt").unlink()
+    assert "There is no trained_on.txt beside the model" in headstart("evaluate", bare, fresh, "--json").err
     report = json.loads(said.out)
     assert (said.code, report["images"], report["protocol"], report["opened"]) == (0, 12, "given pictures", 0)
     assert "warning" not in said.err
@@ -370,7 +374,7 @@ def test_errors_are_one_message_and_exit_code_two(headstart: Headstart, trained:
     assert few.code == 2 and "error: " in few.err
     for wrong, said in (
         (("--plan", "hed"), "No plan at 'hed'. Give 'auto', 'head', 'full' or the path of a plan.json."),
-        (("--weights", "nope.pth"), "no weights file at 'nope.pth'"),
+        (("--weights", "nope.pth"), "no weights file at nope.pth"),
     ):
         before = headstart("fit", trained.pictures, "--out", tmp_path / "c", *wrong)
         assert before.code == 2 and said in before.err and not (tmp_path / "c").exists(), "nothing was begun"
@@ -462,6 +466,19 @@ def test_a_picture_from_a_pipe_of_another_shape(headstart: Headstart, trained: T
     Image.new("1", (1, 1)).save(tmp_path / "dot.png")
     said = headstart("predict", trained.run, tmp_path / "flat.png", tmp_path / "dot.png")
     assert said.code == 0 and all(row["label"].startswith("turn") for row in said.rows)
+
+
+def test_a_reader_that_has_gone_is_no_error_of_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(**_: object) -> None:  # as Typer leaves it
+        try:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+        except OSError:
+            sys.exit(1)
+
+    monkeypatch.setattr(cli, "app", gone)
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == 141
 
 
 def test_the_process_ends_at_once_with_all_that_was_printed_and_the_right_code() -> None:

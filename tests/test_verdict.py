@@ -13,9 +13,14 @@ from headstart.verdict import Verdict, decide_verdict, points
 Bools = NDArray[np.bool_]
 
 
+def labelled(images: int) -> NDArray[np.int64]:
+    """Two classes in turn."""
+    return np.arange(images) % 2
+
+
 def belief(right: Bools) -> NDArray[np.float64]:
-    """Two classes, all labels 0: sure of 0 where right, of 1 where not."""
-    return np.where(right[:, None], [0.9, 0.1], [0.1, 0.9])
+    """Two classes, labelled in turn: sure of the label where right, of the other where not."""
+    return np.where((right == (labelled(len(right)) == 0))[:, None], [0.9, 0.1], [0.1, 0.9])
 
 
 def judged(images: int, shares: dict[str, float], head: float | None = None, repeats: int = 1) -> Verdict:
@@ -23,8 +28,8 @@ def judged(images: int, shares: dict[str, float], head: float | None = None, rep
     right = {name: np.arange(images) < round(share * images) for name, share in shares.items()}
     if head is not None:
         right["head"] = np.arange(images) < round(head * images)
-    beliefs = {name: belief(np.tile(values, repeats)) for name, values in right.items()}
-    return decide_verdict(evaluate(np.zeros(images * repeats, int), beliefs, repeats=repeats))
+    beliefs = {name: np.tile(belief(values), (repeats, 1)) for name, values in right.items()}
+    return decide_verdict(evaluate(np.tile(labelled(images), repeats), beliefs, repeats=repeats))
 
 
 def test_helped_in_words() -> None:
@@ -80,7 +85,7 @@ def test_ignorance_is_not_called_overkill() -> None:
     rng = np.random.default_rng(1)
     right = {"final": rng.random(24) < 0.85, "scratch_cnn": rng.random(24) < 0.75}
     right["majority"] = np.zeros(24, bool)
-    report = evaluate(np.zeros(24, int), {name: belief(values) for name, values in right.items()})
+    report = evaluate(labelled(24), {name: belief(values) for name, values in right.items()})
     gap = report.difference("final", "scratch_cnn")
     assert gap is not None and gap.low < 0 < gap.high and gap.high - gap.low > 0.2
     verdict = decide_verdict(report)
@@ -145,7 +150,7 @@ def test_false_verdicts_are_at_most_five_in_a_hundred(images: int, share: float,
         shared = rng.random(images)  # images that are hard are hard for all
         draws = {name: np.where(rng.random(images) < 0.4, shared, rng.random(images)) for name in names}
         beliefs = {name: belief(draw < share) for name, draw in draws.items()}
-        report = evaluate(np.zeros(images, int), beliefs, resamples=200, seed=seed)
+        report = evaluate(labelled(images), beliefs, resamples=200, seed=seed)
         wrong += decide_verdict(report).outcome != "not distinguishable"
     # 5 % of 200 is 10; 18 is what a true rate of 5 % exceeds once in a hundred times.
     assert wrong <= 18
@@ -156,7 +161,7 @@ def test_real_gains_are_found() -> None:
     for seed in range(60):
         draws = {"final": rng.random(200) < 0.9, "scratch_cnn": rng.random(200) < 0.75}
         beliefs = {name: belief(draw) for name, draw in draws.items()}
-        report = evaluate(np.zeros(200, int), beliefs, resamples=200, seed=seed)
+        report = evaluate(labelled(200), beliefs, resamples=200, seed=seed)
         found += decide_verdict(report).outcome == "helped"
     assert found >= 54
 
@@ -168,7 +173,7 @@ def test_points_never_write_minus_zero() -> None:
 
 
 def test_a_report_without_baselines_is_told() -> None:
-    report = evaluate(np.zeros(5, int), {"final": belief(np.ones(5, bool))}, resamples=10)
+    report = evaluate(labelled(5), {"final": belief(np.ones(5, bool))}, resamples=10)
     with pytest.raises(DataError, match="a verdict needs 'final' and one of"):
         decide_verdict(report)
 
@@ -178,9 +183,24 @@ def test_an_opponent_that_ran_out_of_time_is_not_beaten() -> None:
         name: np.arange(400) < 400 * share
         for name, share in {"final": 0.95, "scratch_cnn": 0.5, "majority": 0.2}.items()
     }
-    report = evaluate(np.zeros(400, int), {name: belief(values) for name, values in right.items()})
+    report = evaluate(labelled(400), {name: belief(values) for name, values in right.items()})
     assert decide_verdict(report).outcome == "helped"
     verdict = decide_verdict(report, unfinished="scratch_cnn")
     assert verdict.outcome == "not distinguishable"
-    assert verdict.sentence.startswith("Whether transfer helped cannot be told: 95.0 %")
+    assert verdict.sentence.startswith(
+        "Whether transfer helped cannot be told, as a small network trained from scratch had no time to end: 95.0 %"
+    )
     assert verdict.warnings[0].startswith("Time ran out before a small network trained from scratch had its share")
+
+
+def test_a_test_of_one_class_shows_nothing() -> None:
+    alike = np.tile([0.9, 0.1], (24, 1))
+    report = evaluate(
+        np.zeros(24, int), dict.fromkeys(("final", "scratch_cnn", "majority"), alike), classes=["grass", "parking"]
+    )
+    verdict = decide_verdict(report, unfinished="scratch_cnn")
+    assert verdict.baseline == "majority", "of equals one that ran to its end"
+    assert any(said.startswith("All images tested are of one class, 'grass'") for said in verdict.warnings)
+    assert not any(
+        "one class" in said for said in judged(24, {"final": 0.9, "scratch_cnn": 0.9, "majority": 0.5}).warnings
+    )

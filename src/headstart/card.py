@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from headstart.backbones.modules import Record
+from headstart.data.images import INTERPOLATIONS
 from headstart.errors import BundleError
 from headstart.features.engine import Engine
 from headstart.folder import CARD
@@ -17,14 +18,23 @@ from headstart.model import Model
 from headstart.unknown import Unknown
 
 FORMAT = 1
+_Side = Annotated[int, Field(gt=0, le=10_000)]
+_AboveZero = Annotated[float, Field(gt=0)]
 
 
 class _Input(Record):
-    size: tuple[int, int]
+    size: tuple[_Side, _Side]
     mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    std: tuple[_AboveZero, _AboveZero, _AboveZero]
     interpolation: str
-    crop: float
+    crop: _AboveZero
+
+    @field_validator("interpolation")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        if name not in INTERPOLATIONS:
+            raise ValueError(f"{name!r} is not one of {', '.join(INTERPOLATIONS)}")
+        return name
 
 
 class _Origin(Record):
@@ -79,7 +89,7 @@ class Network(Record):
     stages: tuple[str, ...]
     input: _Input
     precision: Literal["float32", "bfloat16"]
-    exact_stages: int = 0
+    exact_stages: int = Field(default=0, ge=0)
 
     @staticmethod
     def of(engine: Engine) -> dict[str, Any]:
@@ -109,6 +119,13 @@ class Card(Network):
     mirror: bool = False
     sha256: str
     versions: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("classes")
+    @classmethod
+    def _are_different(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) < len(names):
+            raise ValueError("two classes have one name")
+        return names
 
     @classmethod
     def of_model(cls, model: Model, sha256: str, versions: dict[str, str]) -> Card:

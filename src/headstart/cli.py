@@ -90,7 +90,9 @@ def main() -> None:
         _say(f"error: {error}")
         sys.exit(2)
     except (KeyboardInterrupt, SystemExit) as stop:
-        # Typer turns Ctrl-C into an exit of its own before it comes here.
+        # Typer turns Ctrl-C into an exit of its own before it comes here, and a reader that has gone (`| head`) as well.
+        if isinstance(stop, SystemExit) and isinstance(stop.__context__, BrokenPipeError):
+            sys.exit(141)
         if isinstance(stop, SystemExit) and stop.code != 130:
             raise
         resumes = sys.argv[1:2] in (["fit"], ["demo"])
@@ -313,12 +315,13 @@ def report(
     browser: Annotated[bool, typer.Option(help="Open it in the web browser, not only say where it is.")] = True,
 ) -> None:
     """Open the report of a run."""
-    from headstart.report.report import open_in_browser
-    from headstart.serve import report_of
+    from headstart.folder import report_of
 
     page = report_of(run)
     print(page)
     if browser:
+        from headstart.report.report import open_in_browser
+
         open_in_browser(page)
 
 

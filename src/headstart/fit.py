@@ -97,7 +97,7 @@ def _checked(options: Options, module: nn.Module | None) -> Options:
             _is_above_zero(options.test_fraction) and options.test_fraction < 1,
             "a share between 0 and 1",
         ),
-        ("seed", isinstance(options.seed, int) and options.seed >= 0, "a whole number, 0 or larger"),
+        ("seed", isinstance(options.seed, int) and 0 <= options.seed < 2**63, "a whole number, 0 to 2**63 - 1"),
     ):
         if not right:
             raise OptionError(f"{name}={getattr(options, name)!r}: expected {expected}.")

@@ -13,7 +13,7 @@ from typing import Any, Protocol, final
 from filelock import FileLock, Timeout
 
 from headstart import runtime
-from headstart.errors import HeadstartError, OutputError
+from headstart.errors import OutputError
 
 FORMAT = 1
 CONFIG, CARD, WEIGHTS, LOG = "config.json", "model.json", "model.safetensors", "log.txt"
@@ -139,7 +139,7 @@ class Folder:
             self._lock.release()
             with contextlib.suppress(OSError):
                 (self.path / ".lock").unlink(missing_ok=True)
-                failed = bool(exc) and isinstance(exc[1], HeadstartError)
+                failed = bool(exc) and isinstance(exc[1], Exception)  # an interrupt is none
                 if failed and {p.name for p in self.path.iterdir()} <= {CONFIG, LOG}:
                     for name in (
                         CONFIG,
@@ -197,6 +197,18 @@ def trained_on(folder: Path) -> frozenset[str]:
     """The first digits of the content digests of the pictures that the model of a run has seen; empty where unknown."""
     kept = folder / SEEN
     return frozenset(kept.read_text(encoding="utf-8", errors="replace").split()) if kept.exists() else frozenset()
+
+
+def report_of(run: Path) -> Path:
+    """The report page of a run.
+
+    Raises:
+        OutputError: where there is none.
+    """
+    page = run / "report.html"
+    if not page.is_file():
+        raise OutputError(f"'{run}' has no report.html. Give the folder that 'headstart fit' wrote, or run fit again.")
+    return page.resolve()
 
 
 def free_folder(source: object) -> Path:

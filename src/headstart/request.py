@@ -55,6 +55,11 @@ def audited(source: object, options: Options, store: Store, progress: runtime.Pr
     """
     dataset = load_dataset(source, **_reading(options, store), progress=progress)
     pool = dataset.indices("train")
+    if len(pool) > 1 and len(np.unique(dataset.groups[pool])) < 2:
+        raise TooLittleData(
+            f"{dataset.source}: all {len(pool)} training images belong to one group, so that nothing could be held out to judge by. "
+            "Add images of other groups, or give the groups apart."
+        )
     if len(np.unique(dataset.fold[pool])) < 2 or len(pool) < 8:
         raise TooLittleData(
             f"{dataset.source}: {len(pool)} usable training images of {len(dataset.classes)} classes. "

@@ -54,11 +54,11 @@ def keep_model(folder: Folder, story: Story, model: Model, dataset: Dataset) -> 
     """Write a model as soon as there is one: what follows takes longer, and may be interrupted."""
     if folder.path is None:
         return
-    for name in WRITTEN:  # what an earlier run here found out is not about this model
+    for name in set(WRITTEN) - {SEEN}:  # what an earlier run here found out is not about this model
         (folder.path / name).unlink(missing_ok=True)
-    bundle.save(model, folder.path, versions=runtime.versions())
     used = np.concatenate([dataset.indices("train"), dataset.indices("val")])  # validation pictures chose, too
-    folder.write(SEEN, "".join(f"{dataset.digests[i][:SEEN_DIGITS]}\n" for i in used))
+    folder.write(SEEN, "".join(f"{dataset.digests[i][:SEEN_DIGITS]}\n" for i in used))  # there is no model without it
+    bundle.save(model, folder.path, versions=runtime.versions())
     story.note("a model is saved and can be used; what follows improves or proves it")
 
 

@@ -24,7 +24,7 @@ from headstart.data.listing import Columns
 from headstart.data.readers import read
 from headstart.data.sources import extensions
 from headstart.errors import DataError, OutputError, UnreadableImage
-from headstart.folder import SEEN_DIGITS, trained_on
+from headstart.folder import SEEN, SEEN_DIGITS, trained_on
 from headstart.model import Model, Prediction
 from headstart.tasks.classification import softmax
 
@@ -205,6 +205,8 @@ def measure(
         if unreadable == "error" or not used:
             raise UnreadableImage(f"{words} Repair or remove them{', or --unreadable skip' * (unreadable == 'error')}.")
         warnings.append(f"{words} They do not count.")
+    if not seen:
+        warnings.append(f"There is no {SEEN} beside the model: whether it was made from these pictures is not known.")
     if known:
         warnings.append(
             f"The model was made from {known:,} of these {count:,} pictures, and may know them by heart. "
@@ -245,15 +247,3 @@ def _answered(model: Model, images: Images, views: int) -> Iterator[tuple[list[_
     step = model.engine.batch
     chunks = [range(start, min(start + step, len(images))) for start in range(0, len(images), step)]
     return runtime.parallel(answer, chunks)
-
-
-def report_of(run: Path) -> Path:
-    """The report page of a run.
-
-    Raises:
-        OutputError: where there is none.
-    """
-    page = run / "report.html"
-    if not page.is_file():
-        raise OutputError(f"'{run}' has no report.html. Give the folder that 'headstart fit' wrote, or run fit again.")
-    return page.resolve()

@@ -57,7 +57,8 @@ def decide_verdict(
         raise DataError(
             f"Got a report of {sorted(report.models)}; a verdict needs '{final}' and one of {list(BASELINES)}."
         )
-    best = max(present, key=lambda name: report.models[name].accuracy.value)
+    # Of equals one that ran to its end.
+    best = max(present, key=lambda name: (report.models[name].accuracy.value, name != unfinished))
     gain = _paired(report, final, best)
     found = _outcome(gain, len(present))
     outcome: Outcome = "not distinguishable" if found == "helped" and unfinished is not None else found
@@ -67,7 +68,7 @@ def decide_verdict(
         outcome=outcome,
         overkill=simple is not None,
         baseline=best,
-        sentence=_sentence(report, final, best, gain, outcome),
+        sentence=_sentence(report, final, best, gain, outcome, unfinished if outcome != found else None),
         reasons=(*decided, *_reasons(report, final, head, simple)),
         warnings=tuple(_warnings(report, final, gain, unfinished)),
     )
@@ -119,7 +120,10 @@ def points(difference: Difference, sign: int = 1) -> str:
     return f"{round(value, 1) + 0.0:.1f} points ({round(low, 1) + 0.0:.1f} to {round(high, 1) + 0.0:.1f})"
 
 
-def _sentence(report: TestReport, final: str, best: str, gain: Difference, outcome: Outcome) -> str:
+def _sentence(
+    report: TestReport, final: str, best: str, gain: Difference, outcome: Outcome, unfinished: str | None
+) -> str:
+    """What was found; `unfinished` where nothing can be told for want of that baseline alone."""
     share, opponent = percent(report.models[final].accuracy.value), BASELINES[best]
     if report.protocol == "sealed test":
         where = f"{share} of the {report.images:,} sealed test images are right"
@@ -130,8 +134,9 @@ def _sentence(report: TestReport, final: str, best: str, gain: Difference, outco
     if outcome == "hurt":
         return f"Transfer hurt: {where}, {points(gain, -1)} fewer than {opponent}."
     other = percent(report.models[best].accuracy.value)
+    why = "" if unfinished is None else f", as {BASELINES[unfinished]} had no time to end"
     return (
-        f"Whether transfer helped cannot be told: {where}, against {other} for {opponent}; "
+        f"Whether transfer helped cannot be told{why}: {where}, against {other} for {opponent}; "
         f"the difference is {points(gain)}."
     )
 
@@ -200,6 +205,12 @@ def _warnings(report: TestReport, final: str, gain: Difference, unfinished: str 
         warnings.append(
             f"Time ran out before {BASELINES[unfinished]} had its share: its result is a lower bound, and nothing can be "
             "shown to be better. Give more --budget."
+        )
+    shown = [row.name for row in report.classes if row.support]
+    if len(shown) == 1:
+        warnings.append(
+            f"All images tested are of one class, '{shown[0]}': they can show nothing about telling classes apart. Add pictures of "
+            "the others, or give a test set that has some."
         )
     own = report.models[final].accuracy
     if own.high - own.low > WIDE:

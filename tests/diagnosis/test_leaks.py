@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -42,7 +44,9 @@ def test_shots_of_one_scene_are_suspected_and_paired(store: Store, seed: int, ea
     (found,) = leaks(dataset, seen)
     assert (found.kind, found.severity) == ("near_copies", "warning")
     assert " of 40 test pictures and " in found.message and " of 200 training pictures lie" in found.message
-    assert "'group' column" in found.next_step
+    assert "'group' column" in found.next_step and "groups are never parted" in found.next_step
+    (laid_out,) = leaks(replace(dataset, given=frozenset({"train", "test"})), seen)
+    assert "leave out the given splits then" in laid_out.next_step
     pairs = seen.pairs
     assert np.mean(pairs[:, 0] // each == pairs[:, 1] // each) > 0.95, "pairs are of one scene"
     assert (dataset.split[pairs[:, 1]] == "train").all() and not set(dataset.fold[pairs].T[1].tolist()) & {-1}

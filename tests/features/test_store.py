@@ -302,7 +302,7 @@ def test_a_full_disk_says_what_to_do_and_leaves_the_table_right(store: Store, mo
 
 def test_no_room_is_said_before_the_work_begins(store: Store) -> None:
     store.table("pooled", SPEC, "float32", WIDTH)
-    with pytest.raises(StoreError, match=r"needs 1000000000\.0 GB more at .*Free some space, or set HEADSTART_CACHE"):
+    with pytest.raises(StoreError, match=r"needs 1,000,000,000,000 MB more at .*Free some space, or set HEADSTART_CACHE"):
         store.make_room(10**18)
 
 
@@ -393,6 +393,21 @@ def test_records_are_recalled_by_content(store: Store) -> None:
     again = Recall(Store(), "facts", {"pillow": "1"}, 4)
     assert again.get_many([digest(1), digest(2), digest(0)]) == {digest(1): b"\x00\x01\x02\x03", digest(0): b"abcd"}
     assert Recall(Store(), "facts", {"pillow": "2"}, 4).get_many([digest(0)]) == {}
+
+
+def test_a_store_that_cannot_be_read_or_cleared_says_so(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.artifact("rung", {}).save({}, {"x": np.zeros(50_000)})
+    with monkeypatch.context() as patch:
+        patch.setattr("headstart.features.store._remove", lambda path: None)
+        with pytest.raises(StoreError, match=r"0\.4 of 0\.4 MB at .* cannot be removed\. Change their permissions"):
+            store.clear()
+
+    def closed(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "glob", closed)
+    with pytest.raises(StoreError, match=r"cannot be read\. Change its permissions, or set HEADSTART_CACHE"):
+        store.entries()
 
 
 @pytest.mark.parametrize("refilled", [0, 2, 9])

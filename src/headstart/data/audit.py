@@ -239,6 +239,12 @@ def class_findings(counts: dict[str, int]) -> list[Finding]:
             )
         ]
     found = []
+    alike: dict[str, list[str]] = {}
+    for name in counts:
+        alike.setdefault(name.strip().casefold(), []).append(name)
+    if twins := [" / ".join(f"'{name}'" for name in names) for names in alike.values() if len(names) > 1]:
+        message = f"Classes differ in case or spaces alone: {'; '.join(twins[:3])}."
+        found.append(finding("alike", "warning", message, "Rename them where they are one class.", twins))
     if max(counts.values()) < 2:
         found.append(
             finding(

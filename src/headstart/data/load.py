@@ -91,7 +91,11 @@ def load_dataset(
     if report.errors:
         worst = report.errors[0]
         kind = UnreadableImage if worst.kind == "unreadable" else TooLittleData
-        raise kind("\n".join(f"{listing.source}: {found.message} {found.next_step}" for found in report.errors))
+        # What was dropped, or stands under two labels, may be why so little is left.
+        why = [found for found in report.findings if found.kind in ("duplicates", "links", "conflict")]
+        raise kind(
+            "\n".join(f"{listing.source}: {found.message} {found.next_step}" for found in (*report.errors, *why))
+        )
     return dataset
 
 

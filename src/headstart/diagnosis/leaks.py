@@ -133,9 +133,11 @@ def leaks(dataset: Dataset, found: Closeness) -> tuple[Finding, ...]:
         f"that gap is {found.times:.1f} times those behind it ({found.errors:.1f} standard errors). Pictures of one scene, object or "
         f"recording may stand on both sides of {beyond}; the accuracy is then too good."
     )
-    next_step = (
-        "Look at the pairs. Where they show one thing, name it in the 'group' column of a table and fit again: "
-        "groups are never parted."
+    next_step = "Look at the pairs. Where they show one thing, name it in the 'group' column of a table and fit again: "
+    next_step += (
+        "leave out the given splits then, which part groups as they are laid out."
+        if dataset.given
+        else "groups are never parted."
     )
     told = (f"{names[one]} ~ {names[other]}" for one, other in found.told)
     return (finding("near_copies", "warning", message, next_step, told),)

@@ -49,6 +49,17 @@ def spec_digest(spec: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what the operating system says about a folder that may not be read into words."""
+    try:
+        yield
+    except PermissionError as error:
+        raise StoreError(
+            f"The store at {path} cannot be read. Change its permissions, or set HEADSTART_CACHE to another folder."
+        ) from error
+
+
+@contextlib.contextmanager
 def _writing(path: Path) -> Iterator[None]:
     """Turn what the operating system says about a full or read-only disk into words."""
     try:
@@ -179,11 +190,12 @@ class Table:
         if count <= known:
             return
         # Only what is new is read: a table of a million rows must not be read again at every append.
-        fresh = np.fromfile(index, _ENTRY, count - known, offset=known * _ENTRY.itemsize)
+        with _reading(self.folder):
+            fresh = np.fromfile(index, _ENTRY, count - known, offset=known * _ENTRY.itemsize)
+            with data.open("rb") as file:
+                self._file = mmap.mmap(file.fileno(), count * self.row_bytes, access=mmap.ACCESS_READ)
         self._entries = np.concatenate([self._entries, fresh])
         self._rows.update({bytes(digest): known + row for row, digest in enumerate(fresh["digest"])})
-        with data.open("rb") as file:
-            self._file = mmap.mmap(file.fileno(), count * self.row_bytes, access=mmap.ACCESS_READ)
         self._map = np.frombuffer(self._file, self.dtype).reshape(count, self.width)
 
 
@@ -278,10 +290,16 @@ class Store:
         return Artifact(path)
 
     def entries(self) -> list[Entry]:
-        """Everything that is stored, least recently used first."""
+        """Everything that is stored, least recently used first.
+
+        Raises:
+            StoreError: where it cannot be read.
+        """
         found = []
-        for path in [*(self.root / "tables").glob("*"), *(self.root / "artifacts").glob("*.safetensors")]:
-            with contextlib.suppress(FileNotFoundError):  # another run may clear it meanwhile
+        with _reading(self.root):
+            paths = [*(self.root / "tables").glob("*"), *(self.root / "artifacts").glob("*.safetensors")]
+        for path in paths:
+            with _reading(self.root), contextlib.suppress(FileNotFoundError):  # another run may clear it meanwhile
                 size = sum(file.stat().st_size for file in path.iterdir()) if path.is_dir() else path.stat().st_size
                 found.append(Entry(path.name.rsplit("-", 1)[0], path, size, path.stat().st_mtime))
         return sorted(found, key=lambda entry: entry.used)
@@ -316,11 +334,20 @@ class Store:
                 total -= entry.bytes
 
     def clear(self) -> int:
-        """Drop everything; returns the bytes freed."""
-        freed = sum(entry.bytes for entry in self.entries())
+        """Drop everything; returns the bytes freed.
+
+        Raises:
+            StoreError: where something is left.
+        """
+        before = sum(entry.bytes for entry in self.entries())
         for part in ("tables", "artifacts"):
             _remove(self.root / part)
-        return freed
+        left = sum(entry.bytes for entry in self.entries())
+        if left:
+            raise StoreError(
+                f"{left / 1e6:,.1f} of {before / 1e6:,.1f} MB at {self.root} cannot be removed. Change their permissions."
+            )
+        return before
 
 
 @final
