@@ -69,6 +69,15 @@ def test_shots_that_a_fold_keeps_together_are_not_suspected(store: Store) -> Non
     assert leaks(dataset, looked_at(dataset, features, store)) == ()
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_shots_that_are_named_as_groups_are_not_suspected(store: Store, seed: int) -> None:
+    features, labels = shots(80, 3, seed)
+    apart = dataset_of(labels, tested=np.arange(240) // 3 % 5 == 0, folds=np.arange(240) // 3 % 5)
+    named = replace(apart, groups=np.arange(240) // 3)
+    assert leaks(named, looked_at(named, features, store)) == ()
+    assert leaks(apart, looked_at(apart, features, store)), "three shots of each are as many neighbours"
+
+
 def test_without_a_test_set_only_folds_are_spoken_of(store: Store) -> None:
     features, labels = shots(45, 2, 1)
     dataset = dataset_of(labels, folds=np.arange(90) % 5)

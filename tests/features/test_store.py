@@ -302,7 +302,9 @@ def test_a_full_disk_says_what_to_do_and_leaves_the_table_right(store: Store, mo
 
 def test_no_room_is_said_before_the_work_begins(store: Store) -> None:
     store.table("pooled", SPEC, "float32", WIDTH)
-    with pytest.raises(StoreError, match=r"needs 1,000,000,000,000 MB more at .*Free some space, or set HEADSTART_CACHE"):
+    with pytest.raises(
+        StoreError, match=r"needs 1,000,000,000,000 MB more at .*Free some space, or set HEADSTART_CACHE"
+    ):
         store.make_room(10**18)
 
 

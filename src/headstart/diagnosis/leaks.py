@@ -40,8 +40,8 @@ RARE = 0.01  # chance of a gap as long as that of a picture that is listed, were
 
 @dataclass(frozen=True, eq=False)
 class Neighbours:
-    """Training and test pictures `rows` (R,) and their nearest training pictures of the same class, of those in another fold:
-    `mates` (R, BURST + 3), the nearest first, and the `angles` to them; infinite where there are no more."""
+    """Training and test pictures `rows` (R,) and their nearest training pictures of the same class, of those in another fold, of each
+    group one: `mates` (R, BURST + 3), the nearest first, and the `angles` to them; infinite where there are no more."""
 
     rows: NDArray[np.int64]
     mates: NDArray[np.int64]
@@ -58,8 +58,14 @@ class Neighbours:
         for label in np.unique(labels[pool]):
             # The pool comes first in `rows`, so that its places count in `seen`.
             here, there = np.flatnonzero(labels[rows] == label), np.flatnonzero(labels[pool] == label)
+            # Shots of one thing lie close together: as so many neighbours they would make a gap behind them, leak or not.
             found, which = nearest(
-                seen[here], seen[there], BURST + 3, dataset.fold[rows[here]], dataset.fold[pool[there]]
+                seen[here],
+                seen[there],
+                BURST + 3,
+                dataset.fold[rows[here]],
+                dataset.fold[pool[there]],
+                dataset.groups[pool[there]],
             )
             angles[here], mates[here] = np.maximum(found, 1e-3), pool[there[which]]
         return cls(rows, mates, angles)
