@@ -158,3 +158,17 @@ def test_the_gain_of_what_is_kept_is_cleared_of_having_been_chosen_and_kept() ->
     assert np.mean(cleared) < 0.6 * np.mean(told)
     sure = judge(answers(0.95, 2)[None], answers(0.4, 1), TRUTH)
     assert sure.cleared == sure.gain > 0.4
+
+
+def test_shots_of_one_thing_are_no_more_sure_than_one_of_them() -> None:
+    best, shares = answers(0.6, 1), np.stack([answers(0.7, 21), answers(0.75, 41)])
+    apart = judge(shares, best, TRUTH)
+    three = {"best": best.repeat(3, 0), "shares": shares.repeat(3, 1), "truth": TRUTH.repeat(3)}
+    together = judge(**three, groups=100 - np.arange(90).repeat(3))
+    assert together.gain == pytest.approx(apart.gain) and together.gain_se == pytest.approx(apart.gain_se)
+    assert together.likelier == pytest.approx(apart.likelier, rel=0.02) and together.kept == apart.kept
+    assert together.cleared == pytest.approx(apart.cleared, abs=0.01)
+    unaware = judge(**three)
+    assert unaware.gain_se == pytest.approx(apart.gain_se / 3**0.5)
+    alone = judge(shares, best, TRUTH, groups=np.arange(90)[::-1])
+    assert (alone.gain_se, alone.likelier, alone.cleared) == (apart.gain_se, apart.likelier, apart.cleared)

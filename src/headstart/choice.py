@@ -31,25 +31,30 @@ class Ways:
     """How C ways of answering do on N pictures, both (C, N) float64: which answers are `right`, and the `loss`, how surprised each is
     by the label, in nats.
 
-    A `weight` (N,) says how often a picture counts: once without it, or as often as it was drawn in a bootstrap sample.
+    A `weight` (N,) says how often a picture counts: once without it, or as often as it was drawn in a bootstrap sample. Pictures of
+    one `group` (N,), from 0 on, are right or wrong together: they are drawn together, and standard errors are over groups. None: each
+    stands alone.
     """
 
     right: NDArray[np.float64]
     loss: NDArray[np.float64]
+    group: NDArray[np.int64] | None = None
 
     @classmethod
-    def of(cls, logits: Sequence[Logits], labels: NDArray[np.int64]) -> Ways:
-        """Of logits (N, K) each, calibrated by the temperature that suits all of these pictures."""
+    def of(cls, logits: Sequence[Logits], labels: NDArray[np.int64], groups: NDArray[np.int64] | None = None) -> Ways:
+        """Of logits (N, K) each, calibrated by the temperature that suits all of these pictures; `groups` (N,) in any numbers."""
         loss = [surprise(labels, softmax(each, fit_temperature(each, labels))) for each in logits]
-        return cls(np.stack([(each.argmax(1) == labels).astype(float) for each in logits]), np.stack(loss))
+        group = None if groups is None else np.unique(groups, return_inverse=True)[1]
+        group = None if group is None or group.max(initial=-1) + 1 == len(labels) else group
+        return cls(np.stack([(each.argmax(1) == labels).astype(float) for each in logits]), np.stack(loss), group)
 
     def gain(self, one: int, other: int, weight: Weights | None = None) -> tuple[float, float]:
         """Mean and standard error of the difference in accuracy, picture by picture."""
-        return _mean_and_error(self.right[one] - self.right[other], weight)
+        return _mean_and_error(self.right[one] - self.right[other], weight, self.group)
 
     def likelier(self, one: int, other: int, weight: Weights | None = None) -> tuple[float, float]:
         """By how many nats the first makes the labels likelier than the second, and the standard error."""
-        return _mean_and_error(self.loss[other] - self.loss[one], weight)
+        return _mean_and_error(self.loss[other] - self.loss[one], weight, self.group)
 
     def clearly_likelier(self, one: int, other: int, weight: Weights | None = None, errors: float = 1.0) -> bool:
         """Whether the first makes the labels likelier by more than `errors` standard errors."""
@@ -65,34 +70,48 @@ class Ways:
         """Of the way that `choose` takes, in accuracy and in nats, at least 0: how much better it does, on pictures left out of
         bootstrap samples, than what these samples choose (`out_of_bag`)."""
         chosen = choose(None)
-        right, loss = out_of_bag(choose, self.right - self.right[chosen], self.loss - self.loss[chosen])
+        right, loss = out_of_bag(
+            choose, self.right - self.right[chosen], self.loss - self.loss[chosen], group=self.group
+        )
         return max(0.0, -right), max(0.0, loss)
 
 
-def out_of_bag(choose: Callable[[Weights], int], *values: NDArray[np.floating]) -> list[float]:
-    """Means of each of the `values` (C, N), of the way that is chosen, on pictures that did not choose.
+def out_of_bag(
+    choose: Callable[[Weights], int], *values: NDArray[np.floating], group: NDArray[np.int64] | None = None
+) -> list[float]:
+    """Means of each of the `values` (C, N), of the way that is chosen, on pictures that did not choose; those of a `group` (N,) are
+    drawn together.
 
     `choose` takes one of C ways by how often each picture was drawn (N,); what it takes is looked at on the pictures left out of that
     bootstrap sample (bootstrap bias-corrected cross-validation: Tsamardinos, Greasidou & Borboudakis 2018,
     doi 10.1007/s10994-018-5714-4).
     """
-    count, draw = values[0].shape[1], np.random.default_rng(0)
+    size, draw = values[0].shape[1], np.random.default_rng(0)
+    group = np.arange(size) if group is None else group
+    count = int(group.max(initial=-1)) + 1
     found: list[list[float]] = []
     for _ in range(_DRAWS):
-        inside = np.bincount(draw.integers(count, size=count), minlength=count).astype(np.float64)
+        inside = np.bincount(draw.integers(count, size=count), minlength=count).astype(np.float64)[group]
         outside = inside == 0
         if outside.any():
             pick = choose(inside)
             found.append([float(value[pick, outside].mean()) for value in values])
     if not found:  # a single picture is left out of no sample
-        found.append([float(value[choose(np.ones(count))].mean()) for value in values])
+        found.append([float(value[choose(np.ones(size))].mean()) for value in values])
     return [float(mean) for mean in np.mean(found, axis=0)]
 
 
-def _mean_and_error(difference: NDArray[np.float64], weight: Weights | None = None) -> tuple[float, float]:
-    """Of a difference (N,), picture by picture; the standard error is that of the mean."""
-    if weight is None:
+def _mean_and_error(
+    difference: NDArray[np.float64], weight: Weights | None = None, group: NDArray[np.int64] | None = None
+) -> tuple[float, float]:
+    """Of a difference (N,), picture by picture; the standard error is that of the mean, over groups (N,) where there are any."""
+    if weight is None and group is None:
         return float(difference.mean()), float(difference.std() / max(1, len(difference)) ** 0.5)
+    weight = np.ones(len(difference)) if weight is None else weight
     count = weight.sum()
     mean = weight @ difference / count
-    return float(mean), float((weight @ (difference - mean) ** 2) ** 0.5 / count)
+    apart = difference - mean
+    if group is not None:  # those of a group weigh the same
+        _, first = np.unique(group, return_index=True)
+        apart, weight = np.bincount(group, apart), weight[first]
+    return float(mean), float((weight @ apart**2) ** 0.5 / count)

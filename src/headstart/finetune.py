@@ -211,7 +211,10 @@ class Ladder:
         ended = sum(outcome.complete for outcome in outcomes)
         complete = ended == len(outcomes)
         expected = self._expected(rung) if complete and not number else None
-        found = judge(shares, best, truth, beside=beside, frozen=frozen, expected=expected, forced=rung.forced)
+        groups = self.tuning.dataset.groups[np.concatenate([split.held for split in splits])[:count]]
+        found = judge(
+            shares, best, truth, beside=beside, frozen=frozen, expected=expected, forced=rung.forced, groups=groups
+        )
         late = len(outcomes) > 1 and not complete and not rung.forced
         if late:  # of several, what is judged would not be what is kept
             found = replace(found, kept=False, cleared=None)

@@ -51,6 +51,7 @@ def judge(
     frozen: Logits | None = None,
     expected: Forecast | None = None,
     forced: bool = False,
+    groups: NDArray[np.int64] | None = None,
 ) -> Judged:
     """Choose how a rung answers, from its held-out logits `shares` (A, M, K) at several interpolations, the whole way first, and
     whether that is kept.
@@ -62,13 +63,13 @@ def judge(
     recorded runs let expect of it (`expected`), corrected by how much likelier it makes these labels, is worth the cost: few answers
     change, and the head's are flattered by having been chosen, but all beliefs move. That is asked only of a rung that is not `SPOILT`
     and does not make the labels clearly less likely. What is `forced` is kept alone. Never more than two networks answer together:
-    either `beside` or `frozen` is given, or neither.
+    either `beside` or `frozen` is given, or neither. Standard errors are over `groups` (M,), where pictures share any.
     """
     assert beside is None or frozen is None
     alone = [(logits, 1.0) for logits in shares] if beside is None else _averaged(shares, beside, truth)
     pairs = [] if frozen is None or forced else _averaged(shares, frozen, truth)
     given, whole = [*alone, *pairs], _FIRST + len(alone)
-    ways = Ways.of([best, np.zeros_like(best), *(logits for logits, _ in given)], truth)
+    ways = Ways.of([best, np.zeros_like(best), *(logits for logits, _ in given)], truth, groups)
     jury = _Jury(ways, len(alone), bool(pairs), expected, forced)
     way, kept, posterior = jury.verdict()
     logits, heat = given[way - _FIRST]
