@@ -139,12 +139,10 @@ class Folder:
             self._lock.release()
             with contextlib.suppress(OSError):
                 (self.path / ".lock").unlink(missing_ok=True)
-                failed = bool(exc) and isinstance(exc[1], Exception)  # an interrupt is none
+                # What could not be done leaves no run behind, which would refuse other options; an interrupt can be gone on from.
+                failed = bool(exc) and isinstance(exc[1], Exception)
                 if failed and {p.name for p in self.path.iterdir()} <= {CONFIG, LOG}:
-                    for name in (
-                        CONFIG,
-                        LOG,
-                    ):  # what could not be done leaves no run behind, which would refuse other options
+                    for name in (CONFIG, LOG):
                         (self.path / name).unlink(missing_ok=True)
                     if self._made:
                         self.path.rmdir()

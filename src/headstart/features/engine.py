@@ -118,8 +118,8 @@ class Engine:
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the lock, and what was made for this process."""
-        return {**vars(self), "_lock": None, "_now": self._now and replace(self._now, nets=None, program=None)}
+        """All but the lock, and what was made for these very weights."""
+        return {**vars(self), "_lock": None, "_now": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
