@@ -14,6 +14,7 @@ from headstart.evaluate import Interval, TestReport, evaluate, sign_test
 from headstart.tasks.catalog import TASKS
 from headstart.tasks.classification import softmax
 from headstart.tasks.resampling import bootstrap
+from headstart.verdict import decide_verdict
 
 Belief = NDArray[np.float64]
 
@@ -217,6 +218,19 @@ def test_pictures_of_one_group_count_as_one() -> None:
             surely[apart] += (gain.low > 0 or gain.high < 0) and gain.p < 0.05
             assert report.groups == (None if apart else 12)
     assert surely[True] > 20 and surely[False] <= 4, "both are equally good"
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3, 9])
+def test_few_groups_make_no_interval_narrower(groups: int) -> None:
+    labels, beliefs = made(60, 3, {"final": 2.0, "scratch_cnn": 1.5, "majority": 0.1})
+    alone, few = (evaluate(labels, beliefs, groups=each, resamples=300) for each in (None, np.arange(60) % groups))
+    for one, other in zip(all_intervals(alone), all_intervals(few), strict=True):
+        assert other.low <= one.low + 1e-9 and other.high >= one.high - 1e-9
+    for one, other in zip(alone.differences, few.differences, strict=True):
+        assert other.low <= one.low and other.high >= one.high
+    verdict = decide_verdict(few)
+    assert verdict.outcome == "not distinguishable" or groups > 4
+    assert any(f"are of {groups} group" in said for said in verdict.warnings)
 
 
 def test_groups_of_one_picture_change_nothing() -> None:

@@ -148,6 +148,21 @@ def test_one_that_cannot_be_used_is_told_and_passed_over(dataset: Dataset, store
     assert again.reasons == found.reasons, "what was told is remembered, and nothing is told twice"
 
 
+def test_one_that_gives_no_numbers_is_passed_over(
+    dataset: Dataset, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = TinyNet(3)
+    with torch.no_grad():
+        net.stem.weight[0] = float("nan")
+    broken = Engine(load_module(net, SPEC), precision="float32")
+    others = {"broken": broken, "whole": engine(5, 16)}
+    found = lined_up(engine(0), others, dataset, store)
+    assert "broken was not tried: " in found.reasons[0] and len(found.tried.beside) == 1
+    monkeypatch.setattr("headstart.lineup._pace", lambda *_: 0.0)  # it is found out with the others
+    later = lined_up(engine(0), others, dataset, Store(store.root / "later"))
+    assert "broken was not tried: " in later.reasons[0] and len(later.tried.beside) == 1
+
+
 def test_networks_beyond_their_share_of_the_time_are_not_even_loaded(dataset: Dataset, store: Store) -> None:
     loaded: list[str] = []
 

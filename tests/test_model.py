@@ -137,6 +137,12 @@ def test_one_picture_in_place_of_several_is_refused(model: Model, one: Any) -> N
         model.predict(one)
 
 
+def test_an_array_of_paths_is_several(model: Model, tmp_path: Path) -> None:
+    Image.fromarray(stripes(1)[0][0]).save(tmp_path / "a.png")
+    paths = np.array([str(tmp_path / "a.png")] * 3)
+    assert model.predict(paths).labels == model.predict(list(paths)).labels != [""] * 3
+
+
 def test_no_item_whatever_it_is_ends_a_prediction(model: Model) -> None:
     closed = Image.new("RGB", (8, 8))
     closed.close()

@@ -456,6 +456,16 @@ def test_a_new_model_does_not_lie_beside_the_old_one_s_proof(trained: Trained, t
     }  # fmt: skip
 
 
+def test_a_plan_may_lie_in_the_folder_that_it_replaces(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None
+) -> None:
+    monkeypatch.setenv("HEADSTART_CACHE", str(trained.cache))
+    run = shutil.copytree(trained.run, tmp_path / "run")
+    again = hs.fit(trained.pictures, run, options(trained, plan=str(run / "plan.json")), overwrite=True)
+    assert again.plan.rungs == Plan.model_validate_json((trained.run / "plan.json").read_text()).rungs
+    assert (run / "report.html").exists()
+
+
 def test_pictures_in_the_report_are_as_the_backbone_sees_them(tmp_path: Path) -> None:
     """Turned as their EXIF says, 16 bits brought down to 8, transparency over white."""
     wide = Image.new("RGB", (64, 32), "red")

@@ -12,6 +12,7 @@ from headstart.tasks.classification import fit_temperature, softmax, surprise
 
 Logits = NDArray[np.float32]
 Weights = NDArray[np.float64]
+FEW_GROUPS = 5  # of pictures; what so few say may be said of them alone
 _DRAWS = 400  # bootstrap samples; a choice is made anew in each
 
 
@@ -104,14 +105,19 @@ def out_of_bag(
 def _mean_and_error(
     difference: NDArray[np.float64], weight: Weights | None = None, group: NDArray[np.int64] | None = None
 ) -> tuple[float, float]:
-    """Of a difference (N,), picture by picture; the standard error is that of the mean, over groups (N,) where there are any."""
+    """Of a difference (N,), picture by picture; the standard error is that of the mean, over groups (N,) where there are any, and no
+    less than over pictures. Fewer than `FEW_GROUPS` tell nothing for sure: the error is then no less than the mean."""
     if weight is None and group is None:
         return float(difference.mean()), float(difference.std() / max(1, len(difference)) ** 0.5)
     weight = np.ones(len(difference)) if weight is None else weight
     count = weight.sum()
     mean = weight @ difference / count
     apart = difference - mean
+    error = float((weight @ apart**2) ** 0.5 / count)
     if group is not None:  # those of a group weigh the same
-        _, first = np.unique(group, return_index=True)
-        apart, weight = np.bincount(group, apart), weight[first]
-    return float(mean), float((weight @ apart**2) ** 0.5 / count)
+        first = np.unique(group, return_index=True)[1]
+        several = len(first) / max(1, len(first) - 1)
+        error = max(error, float((several * (weight[first] @ np.bincount(group, apart) ** 2)) ** 0.5 / count))
+        if len(first) < FEW_GROUPS:
+            error = max(error, abs(float(mean)))
+    return float(mean), error

@@ -284,6 +284,7 @@ def evaluate(
     json: Json = False,
     path_column: PathColumn = "path",
     label_column: LabelColumn = "label",
+    group_column: GroupColumn = "group",
     unreadable: Unreadable = "skip",
     views: Views = 0,
 ) -> None:
@@ -297,6 +298,7 @@ def evaluate(
         data,
         path_column=path_column,
         label_column=label_column,
+        group_column=group_column,
         unreadable=_one_of("--unreadable", unreadable, "skip", "error"),
         views=views,
         progress=runtime.bar,

@@ -19,6 +19,7 @@ Protocol = Literal["sealed test", "repeated cross-validation", "given pictures"]
 DIFFERENCE_METRICS = ("accuracy", "log_loss", "balanced_accuracy")
 _BIASED = ("macro_f1", "ece")
 _TAIL = 0.025
+FEW_GROUPS = 10  # of images: fewer tell little of new ones
 
 
 class _Record(BaseModel):
@@ -47,7 +48,7 @@ class Scores(_Record):
 class Difference(_Record):
     """`metric` of model `a` minus that of model `b` on the same images, with its paired 95 % interval.
 
-    `p` is the two-sided mid-p value of the sign test over images (McNemar's test), for accuracy only.
+    `p` is the two-sided mid-p value of the sign test over images (McNemar's test), or over groups of them, for accuracy only.
     """
 
     a: str
@@ -147,8 +148,12 @@ def evaluate(
         raise DataError(f"Got {len(names)} class names for {count} columns; expected as many.")
     kept = protocol or ("sealed test" if repeats == 1 else "repeated cross-validation")
     images = len(labels) // repeats
-    _, unit = np.unique(np.arange(images) if groups is None else groups, return_inverse=True)
-    draws = bootstrap(labels, probabilities, raw, unit, resamples, seed)
+    alone = np.arange(images)
+    unit = alone if groups is None else np.unique(groups, return_inverse=True)[1]
+    ways = [unit]
+    if int(unit.max()) + 1 < min(FEW_GROUPS, images):
+        ways.append(alone)  # so few hardly differ from resample to resample: no interval is narrower than over images
+    draws = [bootstrap(labels, probabilities, raw, each, resamples, seed) for each in ways]
     predicted = probabilities[final].argmax(1)
     return TestReport(
         images=images,
@@ -157,7 +162,8 @@ def evaluate(
         protocol=kept,
         repeats=repeats,
         models={
-            name: _scores(labels, belief, raw.get(name), draws[name], unit) for name, belief in probabilities.items()
+            name: _scores(labels, belief, raw.get(name), [each[name] for each in draws], unit)
+            for name, belief in probabilities.items()
         },
         differences=tuple(
             _difference(labels, probabilities, draws, a, b, metric, unit)
@@ -202,6 +208,11 @@ def _pairs(names: Sequence[str], final: str) -> list[tuple[str, str]]:
     return pairs + [pair for pair in asked if set(pair) <= set(names) and pair[0] != final]
 
 
+def _widest(found: Sequence[Interval]) -> Interval:
+    """Of several of one value, from the least end to the greatest."""
+    return Interval(value=found[0].value, low=min(each.low for each in found), high=max(each.high for each in found))
+
+
 def _percentiles(value: float, draws: NDArray[np.float64]) -> Interval:
     low, high = np.quantile(draws, [_TAIL, 1 - _TAIL])
     return Interval(value=value, low=min(float(low), value), high=max(float(high), value))
@@ -238,14 +249,15 @@ def _scores(
     labels: NDArray[np.int64],
     belief: NDArray[np.floating],
     raw: NDArray[np.floating] | None,
-    draws: Draws,
+    draws: Sequence[Draws],
     unit: NDArray[np.int64],
 ) -> Scores:
     right = belief.argmax(1) == labels
     found: dict[str, Interval] = {}
     for name, metric in TASKS["classification"].metrics.items():
         value = metric(labels, belief)
-        found[name] = (_unshifted if name in _BIASED else _percentiles)(value, draws[name])
+        ends = _unshifted if name in _BIASED else _percentiles
+        found[name] = _widest([ends(value, each[name]) for each in draws])
     if right.all() or not right.any():
         # Resampling answers without an exception gives no exception; that is not yet a proof of none.
         pairs = np.unique(np.stack([labels[: len(unit)], unit]), axis=1)
@@ -259,14 +271,14 @@ def _scores(
             found[name] = Interval(value=found[name].value, low=low, high=high)
     if raw is not None:
         value = classification.ece(labels, raw)
-        found["ece_uncalibrated"] = _unshifted(value, draws["ece_uncalibrated"])
+        found["ece_uncalibrated"] = _widest([_unshifted(value, each["ece_uncalibrated"]) for each in draws])
     return Scores(**found)
 
 
 def _difference(
     labels: NDArray[np.int64],
     beliefs: Beliefs,
-    draws: Mapping[str, Draws],
+    draws: Sequence[Mapping[str, Draws]],
     a: str,
     b: str,
     metric: str,
@@ -275,7 +287,7 @@ def _difference(
     """The paired difference of one metric; see `evaluate`."""
     measure = TASKS["classification"].metrics[metric]
     value = measure(labels, beliefs[a]) - measure(labels, beliefs[b])
-    found = _percentiles(value, draws[a][metric] - draws[b][metric])
+    found = _widest([_percentiles(value, each[a][metric] - each[b][metric]) for each in draws])
     unit = np.tile(unit, len(labels) // len(unit))
     right = [np.bincount(unit, beliefs[name].argmax(1) == labels) for name in (a, b)]
     wins, losses = int((right[0] > right[1]).sum()), int((right[0] < right[1]).sum())

@@ -36,10 +36,12 @@ def planned(
     options: Options,
     store: Store,
     *,
+    given: Plan | None = None,
     cached: Sequence[int] = (),
     spent: float = 0.0,
 ) -> Plan:
-    """The plan: from a file, or decided from the evidence; options on the same data, with the same heads, keep their plan.
+    """The plan: from a file, which may have been read already, or decided from the evidence; options on the same data, with the same
+    heads, keep their plan.
 
     What is decided depends on measured speeds and on the time already spent. Were it decided anew by a run that goes on after
     an interruption, that run could end with another result.
@@ -52,6 +54,7 @@ def planned(
     if mode is None:
         given = load_plan(
             Path(options.plan),
+            read=given,
             backbone=backbone.origin.name,
             stages=list(backbone.names),
             tested=len(dataset.indices("test")) > 0,

@@ -15,7 +15,7 @@ from headstart.data.ahead import Ahead
 from headstart.errors import OptionError, WeightsError
 from headstart.features.store import Store
 from headstart.folder import Folder
-from headstart.plan import read_plan
+from headstart.plan import Plan, read_plan
 from headstart.planner import MODES
 from headstart.request import Options, audited
 from headstart.story import Story
@@ -48,7 +48,8 @@ def fit(
     Raises:
         HeadstartError: with what was got, what was expected, and what to do next.
     """
-    options = _checked(options or Options(), module)
+    options = options or Options()
+    plan = _checked(options, module)
     story = Story(tell)
     network = None if module is None else _described(module, input)
     folder = Folder.claim(out, source, options, network=network, overwrite=overwrite, command=command)
@@ -73,13 +74,14 @@ def fit(
                 deadline=deadline,
                 module=module,
                 input=input,
+                given=plan,
                 ahead=ahead,
                 progress=progress,
             )
 
 
-def _checked(options: Options, module: nn.Module | None) -> Options:
-    """The same options, where nothing is wrong with them that can be told before anything is read or written.
+def _checked(options: Options, module: nn.Module | None) -> Plan | None:
+    """What can be told before anything is read or written is not wrong with the options; the plan that they name, if it is a file.
 
     Raises:
         OptionError: a value that cannot be. UnknownBackbone: the side of pictures is none. WeightsError: there is no file of weights.
@@ -108,9 +110,7 @@ def _checked(options: Options, module: nn.Module | None) -> Options:
         raise WeightsError(
             f"there is no weights file at {options.weights}. Give the path of a .safetensors or .pth file."
         )
-    if options.plan not in MODES:
-        read_plan(Path(options.plan))
-    return options
+    return None if options.plan in MODES else read_plan(Path(options.plan))
 
 
 def _is_above_zero(value: object) -> bool:
@@ -119,7 +119,10 @@ def _is_above_zero(value: object) -> bool:
 
 def _described(module: nn.Module, input: InputSpec | None) -> str:
     """A network of the caller's own: its class, its input, and a digest of its weights."""
+    from torch import Tensor
+
     from headstart.suffix import digest
 
-    weights = {name: each.float() if each.is_floating_point() else each for name, each in module.state_dict().items()}
+    tensors = {name: each for name, each in module.state_dict().items() if isinstance(each, Tensor)}
+    weights = {name: each.float() if each.is_floating_point() else each for name, each in tensors.items()}
     return f"{type(module).__qualname__} {input} {digest(weights)}"

@@ -135,17 +135,19 @@ class Folder:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._lock is not None and self.path is not None:
-            self._lock.release()
-            with contextlib.suppress(OSError):
-                (self.path / ".lock").unlink(missing_ok=True)
-                # What could not be done leaves no run behind, which would refuse other options; an interrupt can be gone on from.
-                failed = bool(exc) and isinstance(exc[1], Exception)
-                if failed and {p.name for p in self.path.iterdir()} <= {CONFIG, LOG}:
-                    for name in (CONFIG, LOG):
-                        (self.path / name).unlink(missing_ok=True)
-                    if self._made:
-                        self.path.rmdir()
+        if self._lock is None or self.path is None:
+            return
+        # What could not be done leaves no run behind, which would refuse other options; an interrupt can be gone on from.
+        bare = bool(exc) and isinstance(exc[1], Exception)
+        with contextlib.suppress(OSError):
+            bare = bare and {p.name for p in self.path.iterdir()} <= {CONFIG, LOG, ".lock"}
+            for name in (CONFIG, LOG) if bare else ():
+                (self.path / name).unlink(missing_ok=True)
+        self._lock.release()
+        with contextlib.suppress(OSError):
+            (self.path / ".lock").unlink(missing_ok=True)
+            if bare and self._made:
+                self.path.rmdir()
 
     def holds_model(self, data: str) -> bool:
         """Whether a model of the same options and the same data, by their digest, lies here."""

@@ -117,16 +117,18 @@ def line_up(
             break
         try:
             other = load(name)
+            reason = left_out(name, other) if stored is None else ""
         except BackboneError as error:
-            reasons.append(f"{name} was not tried: {error}")
-            continue
-        reason = left_out(name, other) if stored is None else ""
+            reason = f"{name} was not tried: {error}"
         if reason:
             reasons.append(reason)
         else:
             entering.append((name, other))
     entering.sort(key=lambda each: sum(each[1].backbone.flops))
-    seen = extract_all([other for _, other in entering], dataset, store, only=sample, progress=progress)
+    try:
+        seen = extract_all([other for _, other in entering], dataset, store, only=sample, progress=progress)
+    except BackboneError:  # one of them
+        entering, seen = _one_by_one(entering, dataset, store, sample, progress, reasons)
     for (name, other), found in zip(entering, seen, strict=True):
         candidates.append(_Candidate(name, other, found, raced(found, sample)))
     first = candidates[0]
@@ -148,6 +150,25 @@ def line_up(
     reasons += [_said(first, others, engines, heads, pair)] if others else []
     entrants = [candidate.engine for candidate in (first, *rivals)] if whole else engines
     return Lineup(tuple(engines), features, heads, tried if whole else features, tuple(entrants), tuple(reasons))
+
+
+def _one_by_one(
+    entering: Sequence[tuple[str, Engine]],
+    dataset: Dataset,
+    store: Store,
+    sample: NDArray[np.int64],
+    progress: runtime.Progress,
+    reasons: list[str],
+) -> tuple[list[tuple[str, Engine]], list[Features]]:
+    """Those that can be run on the sample, and their features; `reasons` why the others cannot."""
+    able, seen = list[tuple[str, Engine]](), list[Features]()
+    for name, other in entering:
+        try:
+            seen += extract_all([other], dataset, store, only=sample, progress=progress)
+            able.append((name, other))
+        except BackboneError as error:
+            reasons.append(f"{name} was not tried: {error}")
+    return able, seen
 
 
 def answering(

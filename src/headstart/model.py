@@ -160,7 +160,8 @@ class Model:
         """
         if isinstance(pictures, str | os.PathLike | Image.Image) or (
             isinstance(pictures, np.ndarray)
-            and (pictures.ndim < 3 or (pictures.ndim == 3 and pictures.shape[2] in (1, 3, 4)))
+            and pictures.dtype.kind in "buif"
+            and (pictures.ndim == 2 or (pictures.ndim == 3 and pictures.shape[2] in (1, 3, 4)))
         ):
             raise TypeError(
                 "Got one picture, expected several: predict([picture]). Arrays of many are (N, H, W) or (N, H, W, C)."

@@ -174,13 +174,22 @@ def read_plan(path: Path) -> Plan:
         raise PlanError(f"The plan '{path}' is malformed at {where}: {first['msg']}.") from error
 
 
-def load_plan(path: Path, *, backbone: str, stages: list[str], tested: bool = True, given_val: bool = True) -> Plan:
-    """Read a plan file and check that it fits the backbone, and data with a test set (`tested`) and a validation set.
+def load_plan(
+    path: Path,
+    *,
+    backbone: str,
+    stages: list[str],
+    tested: bool = True,
+    given_val: bool = True,
+    read: Plan | None = None,
+) -> Plan:
+    """Read a plan file, unless it was `read` before, and check that it fits the backbone, and data with a test set (`tested`) and a
+    validation set.
 
     Raises:
         PlanError: where it cannot be read, is malformed, speaks of other stages, or judges on pictures that there are not.
     """
-    plan = read_plan(path)
+    plan = read_plan(path) if read is None else read
     if plan.backbone != backbone or plan.stages != stages:
         raise PlanError(
             f"The plan '{path}' is for {plan.backbone} with stages {', '.join(plan.stages)}; "

@@ -34,10 +34,6 @@ def decide(evidence: Evidence, budget: Budget, *, backbone: str, mode: Mode = "a
     judge = _judge(evidence.images, evidence.tested, evidence.validation)
     expected = evidence.forecast
     rungs: list[Rung] = []
-    if 0 < evidence.validation < JUDGES and evidence.tested and mode != "head":
-        reasons.append(
-            f"rungs are judged on folds of the training pictures: the {evidence.validation} of the given validation set are too few"
-        )
     if mode == "head":
         reasons.append("only the head is trained: asked for with --plan head")
     elif mode == "full":
@@ -68,6 +64,10 @@ def decide(evidence: Evidence, budget: Budget, *, backbone: str, mode: Mode = "a
                 break
         if rungs and expected is not None:
             reasons.append(f"from runs on other data, fine-tuning is expected to gain {expected}")
+    if rungs and 0 < evidence.validation < JUDGES and evidence.tested:
+        reasons.append(
+            f"rungs are judged on folds of the training pictures: the {evidence.validation} of the given validation set are too few"
+        )
     return Plan(
         scratch_epochs=None,
         backbone=backbone,

@@ -153,6 +153,7 @@ def measure(
     *,
     path_column: str = "path",
     label_column: str = "label",
+    group_column: str = "group",
     unreadable: Literal["skip", "error"] = "skip",
     views: int = 0,
     progress: runtime.Progress = runtime.silent,
@@ -170,7 +171,7 @@ def measure(
     from headstart.evaluate import evaluate  # predictions do without
 
     model = bundle.load(run)
-    listing = read(source, Columns(path=path_column, label=label_column, split=None))
+    listing = read(source, Columns(path=path_column, label=label_column, split=None, group=group_column))
     unknown = sorted(set(listing.labels) - set(model.classes))
     if unknown:
         raise DataError(

@@ -29,6 +29,7 @@ from headstart.folder import Folder
 from headstart.heads import Head
 from headstart.lineup import answering, line_up
 from headstart.model import Model
+from headstart.plan import Plan
 from headstart.race import Race, race
 from headstart.request import Options
 from headstart.run import Run, keep, keep_model
@@ -49,10 +50,12 @@ def transfer(
     deadline: float,
     module: nn.Module | None = None,
     input: InputSpec | None = None,
+    given: Plan | None = None,
     ahead: Ahead | None = None,
     progress: runtime.Progress = runtime.silent,
 ) -> Run:
-    """From an audited data set to a kept run; `deadline` is on `time.monotonic`, `ahead` holds pictures decoded already."""
+    """From an audited data set to a kept run; `deadline` is on `time.monotonic`, `given` a plan that was read from a file (which this
+    run may replace), `ahead` holds pictures decoded already."""
     runtime.seed_everything(options.seed)
     with story.phase("network"):
         weights = None if options.weights is None else Path(options.weights)
@@ -116,7 +119,7 @@ def transfer(
                 tried = with_views(tried, entrants, dataset, store, views, only=pool, **how)
         story.views(heads, views, why)
     with story.phase("plan"):
-        plan = planned(dataset, engines, heads, features, options, store, cached=cached, spent=story.total)
+        plan = planned(dataset, engines, heads, features, options, store, given=given, cached=cached, spent=story.total)
         story.plan(plan)
     with story.phase("finetune"):
         # The network from scratch is given the time that transfer took, so transfer may use half of what is left.

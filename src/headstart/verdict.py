@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from headstart.errors import DataError
-from headstart.evaluate import Difference, TestReport
+from headstart.evaluate import FEW_GROUPS, Difference, TestReport
 
 Outcome = Literal["helped", "hurt", "not distinguishable"]
 
@@ -211,6 +211,11 @@ def _warnings(report: TestReport, final: str, gain: Difference, unfinished: str 
         warnings.append(
             f"All images tested are of one class, '{shown[0]}': they can show nothing about telling classes apart. Add pictures of "
             "the others, or give a test set that has some."
+        )
+    if report.groups is not None and report.groups < FEW_GROUPS:
+        warnings.append(
+            f"The {report.images:,} images tested are of {report.groups} group{'s' if report.groups > 1 else ''} alone: how others "
+            "would be answered is hardly known, and no difference can be sure. Add pictures of other groups."
         )
     own = report.models[final].accuracy
     if own.high - own.low > WIDE:

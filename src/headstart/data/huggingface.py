@@ -87,7 +87,7 @@ def _part(split: str, part: datasets.Dataset, columns: Columns) -> tuple[dataset
         if len(classes) != 1:
             raise DataError(
                 f"The data set has the columns {', '.join(kinds)} and no '{label}'. Name the one with "
-                "the classes with label=..."
+                "the classes with label_column=... in Options."
             )
         label = classes[0]
     raw, kind = part[label], kinds[label]
@@ -104,7 +104,10 @@ def _part(split: str, part: datasets.Dataset, columns: Columns) -> tuple[dataset
             "Leave them out with .filter(...)."
         )
     if columns.group not in kinds and columns.group != Columns().group:
-        raise DataError(f"The data set has the columns {', '.join(kinds)} and no '{columns.group}' for groups.")
+        raise DataError(
+            f"The data set has the columns {', '.join(kinds)} and no '{columns.group}'. Name the one with "
+            "the groups with group_column=... in Options."
+        )
     labels = [printable(str(kind.int2str(v)) if isinstance(kind, datasets.ClassLabel) else str(v)) for v in raw]
     given = part[columns.group] if columns.group in kinds else [None] * len(labels)
     groups = ["" if value is None else str(value) for value in given]
