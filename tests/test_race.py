@@ -34,9 +34,12 @@ class Lanes:
         return whole if indices is None else whole[indices]
 
 
-def raced(stages: list[Floats], y: Labels) -> Race:
-    everyone = np.arange(len(y))
-    return race(Lanes(stages), y, np.arange(len(y)) // 3 % 5, 3, everyone)  # type: ignore[arg-type]
+def raced(stages: list[Floats], y: Labels, copies: int = 1, grouped: bool = False) -> Race:
+    """Heads by hand on rows that stand there as often as there are `copies`, which may be told to be groups."""
+    rows = np.repeat(np.arange(len(y)), copies)
+    lanes, folds = Lanes([stage[rows] for stage in stages]), (np.arange(len(y)) // 3 % 5)[rows]
+    groups = 7 * rows if grouped else None
+    return race(lanes, y[rows], folds, 3, np.arange(len(rows)), groups=groups)  # type: ignore[arg-type]
 
 
 def test_the_mean_of_the_finalists_yields_only_to_what_is_clearly_better() -> None:
@@ -82,6 +85,26 @@ def test_a_mean_of_heads_is_one_linear_layer_that_answers_as_they_do(store: Stor
     wanted = np.mean([logits / heat for logits, (_, heat) in zip(parts, usual.parts, strict=True)], axis=0)
     np.testing.assert_allclose(whole.answers(features, pool), wanted, rtol=1e-3, atol=1e-3)
     assert whole.taps == tuple(sorted({tap for part, _ in usual.parts for tap in part.taps}))
+
+
+def test_pictures_of_a_group_count_as_one_in_what_is_better_and_how_surely() -> None:
+    apart, taken = np.random.default_rng(0).standard_normal((60, 30)).astype(np.float32), set()
+    for seed in range(8):
+        x, y = clouds(count=60, apart=0.8, seed=seed)
+        once, copied, grouped = (
+            raced([apart, x, apart], y),
+            raced([apart, x, apart], y, 6),
+            raced([apart, x, apart], y, 6, True),
+        )
+        for score, alike in zip(copied.candidates, grouped.candidates, strict=True):
+            assert np.array_equal(score.logits, alike.logits) and score.accuracy == alike.accuracy
+            right = score.logits.argmax(1)[::6] == y
+            assert score.accuracy_se == pytest.approx(right.std() / 360**0.5)
+            assert alike.accuracy_se == pytest.approx(right.std() / 59**0.5)  # of 60 groups, unbiased
+            assert alike.log_loss_se == pytest.approx(score.log_loss_se * (360 / 59) ** 0.5, rel=1e-4)
+        taken.add((copied.best.kind, grouped.best.kind))
+        assert (grouped.best.kind == "blend") or once.best.kind != "blend"
+    assert ("ridge", "blend") in taken or ("logistic", "blend") in taken  # copies made it look sure
 
 
 def test_an_earlier_stage_is_part_of_what_wins_where_it_is_clearly_better() -> None:

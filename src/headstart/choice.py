@@ -16,15 +16,49 @@ FEW_GROUPS = 5  # of pictures; what so few say may be said of them alone
 _DRAWS = 400  # bootstrap samples; a choice is made anew in each
 
 
-def paired_gain(a: Logits, b: Logits, labels: NDArray[np.int64]) -> tuple[float, float]:
-    """Mean and standard error of the difference in accuracy, picture by picture, of logits `a` (N, K) over `b`."""
-    return _mean_and_error((a.argmax(1) == labels).astype(float) - (b.argmax(1) == labels).astype(float))
+def numbered(groups: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    """Groups (N,) in any numbers, from 0 on; None where each picture stands alone."""
+    group = np.unique(groups, return_inverse=True)[1]
+    return None if group.max(initial=-1) + 1 == len(groups) else group
 
 
-def clearly_better(a: Logits, b: Logits, labels: NDArray[np.int64], errors: float = 1.0) -> bool:
-    """Whether logits `a` (N, K) are right more often than `b`, by more than `errors` standard errors and three pictures."""
-    gain, error = paired_gain(a, b, labels)
-    return bool(gain > max(errors * error, 2.5 / len(labels)))
+def mean_and_error(
+    values: NDArray[np.float64], weight: Weights | None = None, group: NDArray[np.int64] | None = None
+) -> tuple[float, float]:
+    """Mean of the values (N,) of pictures, and its standard error: over groups (N,), from 0 on, where there are any, and no less than
+    over pictures. Fewer than `FEW_GROUPS` tell nothing for sure: the error is then no less than the mean."""
+    if weight is None and group is None:
+        return float(values.mean()), float(values.std() / max(1, len(values)) ** 0.5)
+    weight = np.ones(len(values)) if weight is None else weight
+    count = weight.sum()
+    mean = weight @ values / count
+    apart = values - mean
+    error = float((weight @ apart**2) ** 0.5 / count)
+    if group is not None:  # those of a group weigh the same
+        first = np.unique(group, return_index=True)[1]
+        several = len(first) / max(1, len(first) - 1)
+        error = max(error, float((several * (weight[first] @ np.bincount(group, apart) ** 2)) ** 0.5 / count))
+        if len(first) < FEW_GROUPS:
+            error = max(error, abs(float(mean)))
+    return float(mean), error
+
+
+def paired_gain(
+    a: Logits, b: Logits, labels: NDArray[np.int64], group: NDArray[np.int64] | None = None
+) -> tuple[float, float]:
+    """Mean and standard error of the difference in accuracy, picture by picture, of logits `a` (N, K) over `b`; over groups (N,), from
+    0 on, where there are any."""
+    return mean_and_error((a.argmax(1) == labels).astype(float) - (b.argmax(1) == labels), None, group)
+
+
+def clearly_better(
+    a: Logits, b: Logits, labels: NDArray[np.int64], errors: float = 1.0, group: NDArray[np.int64] | None = None
+) -> bool:
+    """Whether logits `a` (N, K) are right more often than `b`, by more than `errors` standard errors and three pictures, or groups
+    (N,), from 0 on, where there are any."""
+    gain, error = paired_gain(a, b, labels, group)
+    count = len(labels) if group is None else int(group.max(initial=0)) + 1
+    return bool(gain > max(errors * error, 2.5 / count))
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,17 +79,16 @@ class Ways:
     def of(cls, logits: Sequence[Logits], labels: NDArray[np.int64], groups: NDArray[np.int64] | None = None) -> Ways:
         """Of logits (N, K) each, calibrated by the temperature that suits all of these pictures; `groups` (N,) in any numbers."""
         loss = [surprise(labels, softmax(each, fit_temperature(each, labels))) for each in logits]
-        group = None if groups is None else np.unique(groups, return_inverse=True)[1]
-        group = None if group is None or group.max(initial=-1) + 1 == len(labels) else group
+        group = None if groups is None else numbered(groups)
         return cls(np.stack([(each.argmax(1) == labels).astype(float) for each in logits]), np.stack(loss), group)
 
     def gain(self, one: int, other: int, weight: Weights | None = None) -> tuple[float, float]:
         """Mean and standard error of the difference in accuracy, picture by picture."""
-        return _mean_and_error(self.right[one] - self.right[other], weight, self.group)
+        return mean_and_error(self.right[one] - self.right[other], weight, self.group)
 
     def likelier(self, one: int, other: int, weight: Weights | None = None) -> tuple[float, float]:
         """By how many nats the first makes the labels likelier than the second, and the standard error."""
-        return _mean_and_error(self.loss[other] - self.loss[one], weight, self.group)
+        return mean_and_error(self.loss[other] - self.loss[one], weight, self.group)
 
     def clearly_likelier(self, one: int, other: int, weight: Weights | None = None, errors: float = 1.0) -> bool:
         """Whether the first makes the labels likelier by more than `errors` standard errors."""
@@ -100,24 +133,3 @@ def out_of_bag(
     if not found:  # a single picture is left out of no sample
         found.append([float(value[choose(np.ones(size))].mean()) for value in values])
     return [float(mean) for mean in np.mean(found, axis=0)]
-
-
-def _mean_and_error(
-    difference: NDArray[np.float64], weight: Weights | None = None, group: NDArray[np.int64] | None = None
-) -> tuple[float, float]:
-    """Of a difference (N,), picture by picture; the standard error is that of the mean, over groups (N,) where there are any, and no
-    less than over pictures. Fewer than `FEW_GROUPS` tell nothing for sure: the error is then no less than the mean."""
-    if weight is None and group is None:
-        return float(difference.mean()), float(difference.std() / max(1, len(difference)) ** 0.5)
-    weight = np.ones(len(difference)) if weight is None else weight
-    count = weight.sum()
-    mean = weight @ difference / count
-    apart = difference - mean
-    error = float((weight @ apart**2) ** 0.5 / count)
-    if group is not None:  # those of a group weigh the same
-        first = np.unique(group, return_index=True)[1]
-        several = len(first) / max(1, len(first) - 1)
-        error = max(error, float((several * (weight[first] @ np.bincount(group, apart) ** 2)) ** 0.5 / count))
-        if len(first) < FEW_GROUPS:
-            error = max(error, abs(float(mean)))
-    return float(mean), error

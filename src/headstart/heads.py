@@ -65,7 +65,8 @@ class Head:
 class Score:
     """How one candidate did out of fold.
 
-    `accuracy` and `log_loss` are means over the training pool with standard errors `accuracy_se`, `log_loss_se`;
+    `accuracy` and `log_loss` are means over the training pool with standard errors `accuracy_se`, `log_loss_se`, over pictures here
+    and over groups of them once a race has been run;
     `logits` (N, K) float32 are out-of-fold logits in the order of the pool, divided by `temperature` where the head's scores
     are no log-probabilities. A blend has `parts`: heads, each with the temperature that calibrates it. `views`: how many augmented
     views of each picture the head is fitted to, beside the clean one; it is judged on clean ones.

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart import runtime
-from headstart.choice import clearly_better
+from headstart.choice import clearly_better, numbered
 from headstart.data.dataset import Dataset
 from headstart.data.splits import thinned
 from headstart.errors import BackboneError
@@ -82,8 +82,13 @@ def line_up(
     unsealed = np.flatnonzero(dataset.split != "test")
 
     def raced(found: Features, indices: NDArray[np.int64]) -> Race:
-        labels, folds = dataset.labels[indices], dataset.fold[indices]
-        return race(found, labels, folds, len(dataset.classes), indices, store=store, progress=progress)
+        labels, folds, groups = dataset.labels[indices], dataset.fold[indices], dataset.groups[indices]
+        return race(found, labels, folds, len(dataset.classes), indices, groups=groups, store=store, progress=progress)
+
+    def better(one: Race, other: Race, indices: NDArray[np.int64]) -> bool:
+        """Whether one is surely right more often."""
+        labels, group = dataset.labels[indices], numbered(dataset.groups[indices])
+        return clearly_better(one.best.logits, other.best.logits, labels, errors=2.0, group=group)
 
     def left_out(name: str, other: Engine) -> str:
         """Why `other` is not tried on the whole sample; empty where it is."""
@@ -93,7 +98,7 @@ def line_up(
             return f"{name} was not tried: to run all pictures through it would take about {needed:.0f} s"
         if pace * (len(sample) - len(few)) > LONG:
             found = extract(other.backbone, dataset, store, engine=other, only=few, progress=progress)
-            if _surely_better(raced(features, few), raced(found, few), dataset.labels[few]):
+            if better(raced(features, few), raced(found, few), few):
                 return f"{name} was dropped after {len(few)} training pictures: it is surely less right"
         return ""
 
@@ -133,7 +138,7 @@ def line_up(
         candidates.append(_Candidate(name, other, found, raced(found, sample)))
     first = candidates[0]
     for candidate in candidates[1:]:
-        if _surely_better(candidate.heads, first.heads, dataset.labels[sample]):
+        if better(candidate.heads, first.heads, sample):
             first = candidate
     others = [candidate for candidate in candidates if candidate is not first]
     rivals = others if pair else []
@@ -179,10 +184,6 @@ def answering(
     if any(_used(features, heads)):
         return engines, features, heads
     return engines[:1], features.of(0), run(features.of(0))
-
-
-def _surely_better(one: Race, other: Race, labels: NDArray[np.int64]) -> bool:
-    return clearly_better(one.best.logits, other.best.logits, labels, errors=2.0)
 
 
 def _named(engine: Engine) -> str:

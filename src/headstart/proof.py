@@ -215,7 +215,8 @@ def prove(
 
     def head(one: Pass, last: bool = False) -> tuple[NDArray[np.float32], float]:
         """The race's winner (or its last-stage head) for the pictures of this pass."""
-        ran = heads if sealed else race(features, labels[one.fit], one.fold, classes, one.fit, store=store)
+        fit, groups = one.fit, dataset.groups[one.fit]
+        ran = heads if sealed else race(features, labels[fit], one.fold, classes, fit, groups=groups, store=store)
         score = ran.last if last else ran.best
         fitted = fit_winner(score, features, labels[one.fit], classes, one.fit, store)
         return fitted.answers(features, one.asked), fit_temperature(score.logits, labels[ran.pool])

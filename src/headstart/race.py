@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart import runtime
-from headstart.choice import Ways, Weights, clearly_better, paired_gain
+from headstart.choice import Ways, Weights, clearly_better, mean_and_error, numbered, paired_gain
 from headstart.data.splits import thinned
 from headstart.features.extract import Features
 from headstart.features.store import Artifact, Store
@@ -59,27 +59,30 @@ def race(
     classes: int,
     pool: NDArray[np.int64],
     *,
+    groups: NDArray[np.int64] | None = None,
     store: Store | None = None,
     progress: runtime.Progress = runtime.silent,
 ) -> Race:
-    """Cross-validate heads on every backbone; `labels` and `folds` (M,) belong to the pictures `pool` (M,).
+    """Cross-validate heads on every backbone; `labels`, `folds` and `groups` (M,) belong to the pictures `pool` (M,). Pictures of one
+    group are right or wrong together: standard errors count groups. Without `groups` each picture stands alone.
 
     The first backbone's winner is joined by that of another one, as the mean of their calibrated logits, where this is right no
     less often out of fold and gives the labels a higher likelihood by more than one standard error. With a store, the same race is
     run once.
     """
-    runs = [
-        _race(_Course(features.of(place), labels, folds, classes, pool), store, progress)
-        for place in range(1 + len(features.beside))
+    group = None if groups is None else numbered(groups)
+    courses = [
+        _Course(features.of(place), labels, folds, classes, pool, group) for place in range(1 + len(features.beside))
     ]
-    first, given = runs[0], labels[thinned(labels, RACED)]
+    runs = [_race(course, store, progress) for course in courses]
+    first, given = runs[0], courses[0].thinned()
     joined = [
-        blended([first.best, shifted(other.best, span.start)], given)
+        given.joined([first.best, shifted(other.best, span.start)])
         for other, span in zip(runs[1:], features.spans[1:], strict=True)
     ]
     if not joined:
         return first
-    ways = Ways.of([first.best.logits, *(pair.logits for pair in joined)], given)
+    ways = given.ways([first.best, *joined])
 
     def beside(weight: Weights | None = None) -> int:
         """The way that is best beside the first."""
@@ -108,23 +111,68 @@ def race(
 
 @dataclass(frozen=True, eq=False)
 class _Course:
-    """What heads of one backbone race on: the pictures `pool` (M,), their labels and folds (M,)."""
+    """What heads of one backbone race on: the pictures `pool` (M,), their labels, folds and groups (M,), from 0 on; None where each
+    stands alone."""
 
     features: Features
     labels: NDArray[np.int64]
     folds: NDArray[np.int64]
     classes: int
     pool: NDArray[np.int64]
+    group: NDArray[np.int64] | None = None
 
     def thinned(self) -> _Course:
         """A sample of at most `RACED` pictures."""
         sample = thinned(self.labels, RACED)
-        return replace(self, labels=self.labels[sample], folds=self.folds[sample], pool=self.pool[sample])
+        return replace(
+            self,
+            labels=self.labels[sample],
+            folds=self.folds[sample],
+            pool=self.pool[sample],
+            group=None if self.group is None else numbered(self.group[sample]),
+        )
 
     def key(self) -> dict[str, Any]:
         """What the outcome depends on, as part of a key."""
-        rows = self.features.rows[self.pool]
-        return subject(self.features.table, rows, self.labels, self.classes, self.folds)
+        rows, more = self.features.rows[self.pool], [self.folds] if self.group is None else [self.folds, self.group]
+        return subject(self.features.table, rows, self.labels, self.classes, *more)
+
+    def score(self, key: _Entrant, axes: Axes, views: int = 0) -> list[Score]:
+        """Of every strength of a head that was tried, the chosen one first."""
+        kind, taps = key
+        return [
+            self._over_groups(score)
+            for score in _SCORERS[kind](axes, self.labels, self.folds, self.classes, taps, views)
+        ]
+
+    def joined(self, scores: Sequence[Score]) -> Score:
+        """The score of their blend."""
+        return self._over_groups(blended(scores, self.labels))
+
+    def ways(self, scores: Sequence[Score]) -> Ways:
+        """They as ways of answering, calibrated."""
+        return Ways.of([score.logits for score in scores], self.labels, self.group)
+
+    def better(self, one: Score, other: Score) -> bool:
+        """Whether one is right clearly more often."""
+        return clearly_better(one.logits, other.logits, self.labels, group=self.group)
+
+    def ways_as_scored(self, scores: Sequence[Score]) -> Ways:
+        """They as ways of answering, by the temperatures that they have."""
+        from scipy.special import log_softmax  # takes a while to import, and models that only answer come past here
+
+        row = np.arange(len(self.labels))
+        right = np.stack([(score.logits.argmax(1) == self.labels).astype(float) for score in scores])
+        loss = np.stack([-log_softmax(score.logits, axis=1)[row, self.labels] for score in scores])
+        return Ways(right, loss.astype(np.float64), self.group)
+
+    def _over_groups(self, score: Score) -> Score:
+        """The score with standard errors over groups."""
+        if self.group is None:
+            return score
+        ways = self.ways_as_scored([score])
+        errors = [mean_and_error(each[0], None, self.group)[1] for each in (ways.right, ways.loss)]
+        return replace(score, accuracy_se=errors[0], log_loss_se=errors[1])
 
 
 def _race(whole: _Course, store: Store | None, progress: runtime.Progress) -> Race:
@@ -154,11 +202,11 @@ def _race(whole: _Course, store: Store | None, progress: runtime.Progress) -> Ra
     last, candidates = raced.candidates[0], raced.candidates
     finalists, told, luck = [score for score in candidates if score.kind == "logistic"], "", 0.0
     finalists.append(max((score for score in candidates if score.kind == "ridge"), key=_rank))
-    usual, best = blended(finalists, labels), max(candidates, key=_rank)
+    usual, best = course.joined(finalists), max(candidates, key=_rank)
     if features.views and all_raced:
         viewed = _in_views(finalists, course, store, progress)
-        mean = blended(viewed, labels)
-        ways = Ways.of([mean.logits, usual.logits], labels)
+        mean = course.joined(viewed)
+        ways = course.ways([mean, usual])
 
         def without(weight: Weights | None = None) -> int:
             """Few pictures seldom tell, and more views seldom hurt."""
@@ -173,10 +221,10 @@ def _race(whole: _Course, store: Store | None, progress: runtime.Progress) -> Ra
             )
             usual, last, best, candidates = mean, viewed[0], max(viewed, key=_rank), (*viewed, *candidates)
     candidates = (last, usual, *candidates[1:])
-    if not clearly_better(best.logits, usual.logits, labels):
+    if not course.better(best, usual):
         best = usual
     accuracy = max(0.0, best.accuracy - luck - raced.flattery)
-    reason = _why(best, usual, last, labels, raced.flattery) + told
+    reason = _why(best, usual, last, course, raced.flattery) + told
     if store is not None and all_raced:  # both will be asked for, and their axes may be at hand
         for score in (last, *([part for part, _ in best.parts] or [best])):
             if score.taps in known and not score.views:
@@ -207,7 +255,7 @@ def _in_views(
         for alike in on_same_rows(finalists):  # one after the other: there are several times as many rows
             axes = axes_of(features, alike[0].taps, course.pool, views)
             for score in alike:
-                found[score], *_ = _SCORERS[score.kind](axes, labels, course.folds, classes, score.taps, views)
+                found[score], *_ = course.score((score.kind, score.taps), axes, views)
                 if store is not None:
                     solve(found[score], axes, features, labels, classes, course.pool, store)
                 advance(1)
@@ -249,7 +297,7 @@ def _remember(memo: Artifact, raced: _Raced) -> None:
 
 
 def _compete(course: _Course, known: dict[tuple[int, ...], Axes], progress: runtime.Progress) -> _Raced:
-    features, labels = course.features, course.labels
+    features = course.features
     stages = len(features.widths)
     combined = sorted(
         {tuple(range(start, stages)) for start in (0, stages // 2, stages - 3) if 0 <= start < stages - 1}
@@ -260,9 +308,9 @@ def _compete(course: _Course, known: dict[tuple[int, ...], Axes], progress: runt
 
         def ran(tasks: Sequence[_Entrant]) -> None:
             def scored(task: _Entrant) -> tuple[Axes, list[Score]]:
-                kind, taps = task
+                _, taps = task
                 axes = known.get(taps) or principal_axes(features.stages(taps, course.pool))
-                return axes, _SCORERS[kind](axes, labels, course.folds, course.classes, taps, 0)
+                return axes, course.score(task, axes)
 
             # Side by side: eigenvectors and narrow products hardly gain from a second core.
             for task, (axes, found) in zip(tasks, runtime.parallel(scored, tasks), strict=True):
@@ -282,11 +330,7 @@ def _compete(course: _Course, known: dict[tuple[int, ...], Axes], progress: runt
         ran(order)
     order += [("ridge", taps) for taps in (*singles, *combined)]
     tried = [score for key in order for score in scores[key]]
-    right = np.stack([(score.logits.argmax(1) == labels).astype(float) for score in tried])
-    from scipy.special import log_softmax  # takes a while to import, and models that only answer come past here
-
-    loss = np.stack([-log_softmax(score.logits, axis=1)[np.arange(len(labels)), labels] for score in tried])
-    ways = Ways(right, loss.astype(np.float64))
+    ways = course.ways_as_scored(tried)
     return _Raced(tuple(scores[key][0] for key in order), ways.optimism(ways.best)[0])
 
 
@@ -294,10 +338,10 @@ def _rank(score: Score) -> tuple[float, float]:
     return score.accuracy, -score.log_loss
 
 
-def _why(best: Score, usual: Score, last: Score, labels: NDArray[np.int64], flattery: float) -> str:
+def _why(best: Score, usual: Score, last: Score, course: _Course, flattery: float) -> str:
     if best is last:
         return "no other stage adds to the last one"
-    gain, error = paired_gain(best.logits, last.logits, labels)
+    gain, error = paired_gain(best.logits, last.logits, course.labels, course.group)
     ahead = f"{_words(best)} is {_lead(gain, error)} the last stage alone out of fold"
     if best is usual:
         return f"{ahead}; no single head is clearly better"

@@ -68,10 +68,10 @@ def transfer(
         story.engine(settle(engine, dataset, store))
     with story.phase("head"):
         pool, classes = dataset.indices("train"), len(dataset.classes)
-        labels, folds = dataset.labels[pool], dataset.fold[pool]
+        labels, folds, groups = dataset.labels[pool], dataset.fold[pool], dataset.groups[pool]
 
         def raced(found: Features) -> Race:
-            return race(found, labels, folds, classes, pool, store=store, progress=progress)
+            return race(found, labels, folds, classes, pool, groups=groups, store=store, progress=progress)
 
         heads = raced(features)
         story.heads(heads)
