@@ -111,7 +111,8 @@ class Draw:
 @cache
 def _dataset(source: Path, seed: int) -> Any:
     from headstart.features.store import Store
-    from headstart.request import Options, audited
+    from headstart.options import Options
+    from headstart.request import audited
 
     return audited(source, Options(seed=seed), Store())
 

@@ -32,13 +32,14 @@ from headstart.features.engine import Engine
 from headstart.features.extract import Features, extract, together
 from headstart.features.shift import shift
 from headstart.features.store import Store
-from headstart.finetune import Ladder, RungResult, finetune
 from headstart.forecast import Forecast, forecast
 from headstart.heads import Head, Score
+from headstart.ladder import Ladder, RungResult, finetune
+from headstart.options import Options
 from headstart.plan import Plan
 from headstart.planner import FEW_LADDER, cut_for, decide, rung_from
 from headstart.race import Race, race
-from headstart.request import Options, audited
+from headstart.request import audited
 from headstart.tasks.classification import ece, fit_temperature
 from headstart.tuning import Tuning
 from headstart.views import more_views

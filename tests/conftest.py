@@ -78,7 +78,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Trained:
     """130 pictures of 3 classes, a plan with one rung, and a baseline from scratch of one epoch."""
     from headstart.fit import fit
-    from headstart.request import Options
+    from headstart.options import Options
     from tests.toys import folder
 
     root = tmp_path_factory.mktemp("trained")

@@ -19,11 +19,11 @@ from headstart.errors import PartitionError
 from headstart.features.engine import Engine
 from headstart.features.extract import Features, extract, together
 from headstart.features.store import Store
-from headstart.finetune import Ladder
+from headstart.ladder import Ladder
 from headstart.lineup import Lineup, line_up
+from headstart.options import Options
 from headstart.plan import Plan, Rung
 from headstart.race import race
-from headstart.request import Options
 from headstart.tuning import Tuning
 from headstart.winner import fit_winner
 from tests.toys import SPEC, TinyNet, clearly_likelier, striped, stripes

@@ -14,7 +14,7 @@ from headstart.cost import scratch_affordable
 from headstart.data.load import load_dataset
 from headstart.data.splits import assign_folds
 from headstart.features.store import Store
-from headstart.finetune import Finetuned, RungResult
+from headstart.ladder import Finetuned, RungResult
 from headstart.plan import Budget, Evidence, Plan, Rung
 from headstart.planner import decide
 from headstart.proof import REPEATS, _scratch_epochs, baselines, passes

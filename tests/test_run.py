@@ -13,7 +13,7 @@ import pytest
 
 from headstart.errors import OutputError
 from headstart.folder import Folder, free_folder, reproduce
-from headstart.request import Options
+from headstart.options import Options
 from headstart.run import _finite
 from headstart.story import Story
 

@@ -27,9 +27,10 @@ from headstart.data.dataset import Dataset
 from headstart.data.sources import FileImages
 from headstart.errors import OptionError, OutputError, PlanError, TooLittleData, UnknownBackbone
 from headstart.features.store import Store
+from headstart.options import Options
 from headstart.plan import Plan, Rung
 from headstart.report.gather import _thumbnails
-from headstart.request import Options, audited, examined
+from headstart.request import audited, examined
 from tests.conftest import BACKBONE, STAGES, Trained
 from tests.toys import TinyNet, folder, stripes
 
@@ -338,7 +339,7 @@ def test_the_plan_that_a_run_writes_repeats_it_in_an_empty_store(
     short = partial(_forced, import_module("headstart.planner").rung_from)
     monkeypatch.setattr("headstart.planner.rung_from", short)
     if slow:
-        monkeypatch.setattr(import_module("headstart.finetune"), "pace", lambda *_: 1e9)
+        monkeypatch.setattr("headstart.cost.pace", lambda *_: 1e9)
     pictures, given = stripes(150, contrast=18), Options(budget=3600.0, precision="float32", engine="eager")
     runs = []
     for place, plan in enumerate(("auto", str(tmp_path / "plan.json"))):
@@ -364,7 +365,7 @@ def test_what_a_person_says_of_the_mirror_goes_with_the_data(trained: Trained, s
 def test_refusals_come_early_and_say_what_to_do(trained: Trained, tmp_path: Path) -> None:
     with pytest.raises(UnknownBackbone, match=r"there is no backbone '(timm:)?test_efficientnit'"):
         hs.fit(trained.pictures, None, options(trained, backbone="test_efficientnit", weights=None))
-    with pytest.raises(TooLittleData, match="Headstart needs at least 8"):
+    with pytest.raises(TooLittleData, match="At least 8 are needed"):
         hs.fit(folder(tmp_path / "few", 6), None, options(trained))
     (tmp_path / "mine").mkdir()
     for out in (tmp_path / "run", tmp_path / "mine"):
@@ -374,7 +375,7 @@ def test_refusals_come_early_and_say_what_to_do(trained: Trained, tmp_path: Path
     assert list((tmp_path / "mine").iterdir()) == []
     lone = [f"{path},{path.parent.name},{path.parent.name}" for path in sorted(trained.pictures.rglob("*.png"))]
     (tmp_path / "lone.csv").write_text("\n".join(["path,label,group", *lone]))
-    with pytest.raises(TooLittleData, match=r"the images of each class .* belong to one group"):
+    with pytest.raises(TooLittleData, match=r"the pictures of each class .* belong to one group"):
         hs.fit(tmp_path / "lone.csv", None, options(trained))
     plan = head_plan(tmp_path / "other.json", "timm:other", STAGES)
     with pytest.raises(PlanError, match="is for timm:other with stages"):

@@ -21,8 +21,8 @@ from headstart.features.extract import Features, extract, together, with_views
 from headstart.features.settle import settle
 from headstart.features.store import Store
 from headstart.heads import Kind, centroid_scores, fit_head, leaves, logistic_scores, ridge_scores
+from headstart.options import Options
 from headstart.race import Race, race
-from headstart.request import Options
 from headstart.solvers import principal_axes
 from headstart.views import VIEWS, more_views
 from headstart.winner import fit_winner

@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from headstart.features.engine import Engine
     from headstart.features.extract import extract
     from headstart.features.store import Store
-    from headstart.finetune import finetune
     from headstart.fit import fit
     from headstart.heads import fit_head
+    from headstart.ladder import finetune
     from headstart.model import Model
+    from headstart.options import Options
     from headstart.plan import Plan, Rung
     from headstart.planner import decide
     from headstart.race import race
-    from headstart.request import Options
     from headstart.run import Run
 
 from headstart.runtime import patient_threads
@@ -47,9 +47,9 @@ _WHERE = {
     "Backbone": "backbones.backbone", "InputSpec": "backbones.backbone", "load_backbone": "backbones.catalog",
     "check_backbone": "backbones.check", "load": "bundle", "save": "bundle", "Dataset": "data.dataset",
     "audit": "data.load", "load_dataset": "data.load", "HeadstartError": "errors", "evaluate": "evaluate",
-    "Engine": "features.engine", "extract": "features.extract", "Store": "features.store", "finetune": "finetune",
+    "Engine": "features.engine", "extract": "features.extract", "Store": "features.store", "finetune": "ladder",
     "fit_head": "heads", "race": "race", "Model": "model", "Plan": "plan", "Rung": "plan", "decide": "planner",
-    "Run": "run", "Options": "request", "fit": "fit",
+    "Run": "run", "Options": "options", "fit": "fit",
 }  # fmt: skip
 
 __all__ = [
@@ -70,7 +70,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """Keeps `headstart.evaluate` and `headstart.finetune` the functions: importing the rooms of these names binds them here."""
+    """Keeps names such as `headstart.evaluate` the functions: importing the rooms that are called so would bind them here."""
 
     def __setattr__(self, name: str, value: object) -> None:
         if name not in _WHERE or not isinstance(value, ModuleType):

@@ -15,6 +15,7 @@ import typer
 
 from headstart import runtime
 from headstart.errors import HeadstartError
+from headstart.options import Options, allowed
 
 if TYPE_CHECKING:
     from headstart.run import Run
@@ -114,7 +115,7 @@ def fit(
             help="Pretrained network; see 'headstart backbones'. auto: those on this machine race, and two answer together where "
             "that is better. A name: that one alone, which is faster. NAME@288: on pictures of so many pixels a side."
         ),
-    ] = "auto",
+    ] = Options.backbone,
     weights: Annotated[Path | None, typer.Option(help="Local weights file for it: .safetensors, or .pth.")] = None,
     plan: Annotated[
         str,
@@ -122,39 +123,41 @@ def fit(
             help="auto: let the evidence decide. head: only the head, nothing fine-tuned. full: fine-tune everything. "
             "Or the path of a plan.json."
         ),
-    ] = "auto",
+    ] = Options.plan,
     budget: Annotated[
         str,
         typer.Option(
             help="Wall time to aim at, such as 90s, 10m, 2h; or none. It bounds fine-tuning and the network from scratch."
         ),
     ] = "10m",
-    seed: Seed = 0,
-    test_fraction: Annotated[float, typer.Option(help="Share to seal for the test where none is given.")] = 0.2,
-    unreadable: Unreadable = "skip",
-    rare: Rare = "train",
+    seed: Seed = Options.seed,
+    test_fraction: Annotated[
+        float, typer.Option(help="Share to seal for the test where none is given.")
+    ] = Options.test_fraction,
+    unreadable: Unreadable = Options.unreadable,
+    rare: Rare = Options.rare,
     mirror: Annotated[
         bool,
         typer.Option(help="Whether a mirrored image still shows its class; not so for text, or for left and right."),
-    ] = True,
+    ] = Options.mirror,
     pair: Annotated[
         bool,
         typer.Option(
             help="Whether two networks may answer together where that is better; a prediction then costs as much as both."
         ),
-    ] = True,
-    path_column: PathColumn = "path",
-    label_column: LabelColumn = "label",
-    split_column: SplitColumn = "split",
-    group_column: GroupColumn = "group",
-    precision: Annotated[str, typer.Option(help="Of the frozen stages: auto, float32, bfloat16.")] = "auto",
+    ] = Options.pair,
+    path_column: PathColumn = Options.path_column,
+    label_column: LabelColumn = Options.label_column,
+    split_column: SplitColumn = Options.split_column,
+    group_column: GroupColumn = Options.group_column,
+    precision: Annotated[str, typer.Option(help="Of the frozen stages: auto, float32, bfloat16.")] = Options.precision,
     engine: Annotated[
         str,
         typer.Option(
             help="What computes the features: eager (plain torch), openvino (needs the package), compile (torch.compile). "
             "auto: eager, or on long jobs openvino (CPU) or compile (GPU), where that is faster and gives the same features."
         ),
-    ] = "auto",
+    ] = Options.engine,
     store_limit: Annotated[str, typer.Option(help="Room for cached results: 500MB, 20GB, 1.5TB or none.")] = "20GB",
     overwrite: Annotated[bool, typer.Option(help="Replace another run in the run folder.")] = False,
 ) -> None:
@@ -173,7 +176,6 @@ def fit(
     """
     from headstart.fit import fit as transfer
     from headstart.folder import free_folder
-    from headstart.request import Options
 
     options = Options(
         backbone=backbone,
@@ -187,12 +189,12 @@ def fit(
         label_column=label_column,
         split_column=split_column,
         group_column=group_column,
-        unreadable=_one_of("--unreadable", unreadable, "skip", "error"),
-        rare=_one_of("--rare", rare, "train", "drop", "error"),
+        unreadable=_one_of("unreadable", unreadable),
+        rare=_one_of("rare", rare),
         mirror=mirror,
         pair=pair,
-        precision=_one_of("--precision", precision, "auto", "float32", "bfloat16"),
-        engine=_one_of("--engine", engine, "auto", "eager", "openvino", "compile"),
+        precision=_one_of("precision", precision),
+        engine=_one_of("engine", engine),
     )
     folder = free_folder(data) if out is None else out
     run = transfer(data, folder, options, overwrite=overwrite, progress=runtime.bar, tell=_say)
@@ -203,17 +205,19 @@ def fit(
 def inspect(
     data: Data,
     json: Json = False,
-    unreadable: Unreadable = "skip",
-    rare: Rare = "train",
-    path_column: PathColumn = "path",
-    label_column: LabelColumn = "label",
-    split_column: SplitColumn = "split",
-    group_column: GroupColumn = "group",
-    test_fraction: Annotated[float, typer.Option(help="Share to seal for the test where none is given.")] = 0.2,
-    seed: Seed = 0,
+    unreadable: Unreadable = Options.unreadable,
+    rare: Rare = Options.rare,
+    path_column: PathColumn = Options.path_column,
+    label_column: LabelColumn = Options.label_column,
+    split_column: SplitColumn = Options.split_column,
+    group_column: GroupColumn = Options.group_column,
+    test_fraction: Annotated[
+        float, typer.Option(help="Share to seal for the test where none is given.")
+    ] = Options.test_fraction,
+    seed: Seed = Options.seed,
 ) -> None:
     """Say what is in DATA and what is wrong with it: unreadable files, duplicates, small classes, leaks between splits."""
-    from headstart.request import Options, examined
+    from headstart.request import examined
     from headstart.show import show_audit
 
     options = Options(
@@ -221,10 +225,10 @@ def inspect(
         label_column=label_column,
         split_column=split_column,
         group_column=group_column,
-        unreadable=_one_of("--unreadable", unreadable, "skip", "error"),
+        unreadable=_one_of("unreadable", unreadable),
         seed=seed,
         test_fraction=test_fraction,
-        rare=_one_of("--rare", rare, "train", "drop", "error"),
+        rare=_one_of("rare", rare),
     )
     audit = examined(data, options, progress=runtime.bar)
     if json:
@@ -282,10 +286,10 @@ def evaluate(
     run: Trained,
     data: Data,
     json: Json = False,
-    path_column: PathColumn = "path",
-    label_column: LabelColumn = "label",
-    group_column: GroupColumn = "group",
-    unreadable: Unreadable = "skip",
+    path_column: PathColumn = Options.path_column,
+    label_column: LabelColumn = Options.label_column,
+    group_column: GroupColumn = Options.group_column,
+    unreadable: Unreadable = Options.unreadable,
     views: Views = 0,
 ) -> None:
     """Measure a trained model on another labelled set: every picture in DATA counts, whatever its split."""
@@ -299,7 +303,7 @@ def evaluate(
         path_column=path_column,
         label_column=label_column,
         group_column=group_column,
-        unreadable=_one_of("--unreadable", unreadable, "skip", "error"),
+        unreadable=_one_of("unreadable", unreadable),
         views=views,
         progress=runtime.bar,
     )
@@ -370,13 +374,12 @@ def cache_clear() -> None:
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Run folder to write.")] = Path("runs/demo"),
-    seed: Seed = 0,
+    seed: Seed = Options.seed,
     overwrite: Annotated[bool, typer.Option(help="Replace another run in that folder.")] = False,
 ) -> None:
     """The whole path on 5,000 real handwritten digits, with what came with the installation; under five minutes."""
     from headstart.demo import digits
     from headstart.fit import fit as transfer
-    from headstart.request import Options
 
     run = transfer(
         digits(),
@@ -400,9 +403,9 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _one_of(option: str, value: str, *allowed: str) -> Any:
-    if value not in allowed:
-        raise typer.BadParameter(f"got '{value}', expected one of: {', '.join(allowed)}", param_hint=option)
+def _one_of(name: str, value: str) -> Any:
+    if value not in allowed(name):
+        raise typer.BadParameter(f"got '{value}', expected one of: {', '.join(allowed(name))}", param_hint=f"--{name}")
     return value
 
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from headstart.plan import Budget, Evidence, Judge, Refit, Rung
+from headstart.plan import Budget, Evidence, Judge, Plan, Refit, Rung
+
+Tried = tuple[
+    Rung, int, float
+]  # a rung, the epochs of all the trainings that judged it, and the seconds that these took
 
 # Pictures of a given validation set from which on it judges: as many as a fold holds where one fold does. The fewer they are, the more
 # often a rung that gains nothing seems to gain.
@@ -66,6 +70,40 @@ def training_seconds(evidence: Evidence, rung: Rung, epochs: float) -> float:
 def for_rungs(budget: Budget) -> float:
     """Seconds that rungs may take: half of what is left, since the network from scratch is given as much time as transfer."""
     return math.inf if budget.seconds is None else 0.5 * (budget.seconds - budget.spent_seconds)
+
+
+def too_long(plan: Plan, rung: Rung, tried: Sequence[Tried]) -> str:
+    """Why there is no time for another rung, by the pace of those that were `tried`; "" where there is, or nothing is known of it.
+
+    It hangs on nothing but what is remembered of them: the same run on the same data decides the same.
+    """
+    if plan.evidence is None or plan.budget is None or not tried:
+        return ""
+    times, left = _paced(plan, plan.evidence, plan.budget, tried)
+    needed = seconds(plan.evidence, rung, plan.judge, [above for above, *_ in tried], plan.refit, times)
+    if needed <= left:
+        return ""
+    return f"at the pace of the one above it would take about {needed:.0f} s, and {max(0.0, left):.0f} s are left"
+
+
+def too_slow(plan: Plan, tried: Tried) -> bool:
+    """Whether another training of a first rung on a fold, and its refit, take longer than there is time, by the pace of those that
+    were `tried`."""
+    if plan.evidence is None or plan.budget is None:
+        return False
+    times, left = _paced(plan, plan.evidence, plan.budget, [tried])
+    rung, (_, share) = tried[0], judgings(plan.evidence.folds, plan.judge)
+    more = share * rung.epochs + refitting(rung, plan.refit)
+    return times * training_seconds(plan.evidence, rung, more) > left
+
+
+def _paced(plan: Plan, known: Evidence, budget: Budget, tried: Sequence[Tried]) -> tuple[float, float]:
+    """How many times as long as estimated rungs trained that were `tried`; and the seconds that are left then."""
+    _, share = judgings(known.folds, plan.judge)
+    times = pace(known, [(rung, share * epochs, took) for rung, epochs, took in tried])
+    above = [rung for rung, *_ in tried]
+    spent = sum(seconds_of(known, rung, share * epochs, above[:n], times) for n, (rung, epochs, _) in enumerate(tried))
+    return times, for_rungs(budget) - spent
 
 
 # The search for its learning rate takes this many times the epochs of the small network's one training.

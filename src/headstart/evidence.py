@@ -19,10 +19,10 @@ from headstart.features.settle import settle
 from headstart.features.shift import shift
 from headstart.features.store import Store
 from headstart.forecast import forecast
+from headstart.options import Options
 from headstart.plan import Budget, Evidence, Plan, load_plan
 from headstart.planner import MODES, RULES, decide, foreseen
 from headstart.race import Race
-from headstart.request import Options
 from headstart.scratch import scratch_seconds
 from headstart.suffix import fastest, stage_seconds
 from headstart.views import VIEWS

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING
 
 from headstart import runtime
 from headstart.backbones.bundled import usual_transform
@@ -15,9 +16,10 @@ from headstart.data.ahead import Ahead
 from headstart.errors import OptionError, WeightsError
 from headstart.features.store import Store
 from headstart.folder import Folder
+from headstart.options import CHOICES, Options, allowed
 from headstart.plan import Plan, read_plan
 from headstart.planner import MODES
-from headstart.request import Options, audited
+from headstart.request import audited
 from headstart.story import Story
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ def fit(
     input: InputSpec | None = None,
     overwrite: bool = False,
     progress: runtime.Progress = runtime.silent,
-    tell: Any = None,
+    tell: Callable[[str], None] | None = None,
     command: str | None = None,
 ) -> Run:
     """The main job: the best classifier that a pretrained network can honestly be made into, with proof.
@@ -87,10 +89,11 @@ def _checked(options: Options, module: nn.Module | None) -> Plan | None:
         OptionError: a value that cannot be. UnknownBackbone: the side of pictures is none. WeightsError: there is no file of weights.
         PlanError: the plan is none of the usual ones, and no plan file that can be read.
     """
-    wanted = get_type_hints(Options)
-    for name in ("precision", "engine", "unreadable", "rare"):
-        if getattr(options, name) not in (allowed := get_args(wanted[name])):
-            raise OptionError(f"{name}={getattr(options, name)!r}: expected one of {', '.join(map(repr, allowed))}.")
+    for name in CHOICES:
+        if getattr(options, name) not in allowed(name):
+            raise OptionError(
+                f"{name}={getattr(options, name)!r}: expected one of {', '.join(map(repr, allowed(name)))}."
+            )
     for name, right, expected in (
         ("budget", options.budget is None or _is_above_zero(options.budget), "seconds above 0, or None"),
         ("store_limit", options.store_limit is None or _is_above_zero(options.store_limit), "bytes above 0, or None"),

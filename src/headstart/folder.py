@@ -8,25 +8,19 @@ import os
 import shlex
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Protocol, final
+from typing import Any, final
 
 from filelock import FileLock, Timeout
 
 from headstart import runtime
 from headstart.errors import OutputError
+from headstart.options import Options
 
 FORMAT = 1
 CONFIG, CARD, WEIGHTS, LOG = "config.json", "model.json", "model.safetensors", "log.txt"
 SEEN = "trained_on.txt"
 SEEN_DIGITS = 16  # of a content digest: enough to know a picture by
 WRITTEN = (SEEN, "audit.json", "plan.json", "predictions.csv", "doubts.csv", "report.html", "metrics.json")
-
-
-class Settings(Protocol):
-    """The options of a run: a frozen dataclass of plain values."""
-
-    @property
-    def seed(self) -> int: ...
 
 
 @final
@@ -52,7 +46,7 @@ class Folder:
         cls,
         out: str | Path | None,
         source: object,
-        options: Settings,
+        options: Options,
         *,
         network: str | None = None,
         overwrite: bool = False,
@@ -67,7 +61,7 @@ class Folder:
         config = {
             "format": FORMAT,
             "source": _described(source),
-            "options": asdict(options),  # type: ignore[call-overload]
+            "options": asdict(options),
             "network": network,
             "versions": runtime.versions(),
         }
@@ -169,12 +163,12 @@ def _described(source: object) -> str:
     return f"{type(source).__module__}.{type(source).__name__} in memory"
 
 
-def reproduce(source: object, options: Settings, folder: Path | None, network: str | None = None) -> str:
+def reproduce(source: object, options: Options, folder: Path | None, network: str | None = None) -> str:
     """What gives this run again, with only what differs from the defaults: a command, or a line of Python for data in memory, or for a
     network of the caller's own."""
     given = {
         each.name: getattr(options, each.name)
-        for each in fields(options)  # type: ignore[arg-type]
+        for each in fields(options)
         if getattr(options, each.name) != each.default or each.name == "seed"
     }
     if network is not None or not isinstance(source, str | Path):

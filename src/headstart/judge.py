@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from headstart.choice import Logits, Ways, Weights
 from headstart.forecast import WORTH, Forecast
+from headstart.plan import Rung
 from headstart.tasks.classification import fit_temperature
 
 SPOILT = 1 / 3  # of what the head knows in nats: a rung that knows less was ruined by its training
@@ -88,6 +89,26 @@ def judge(
         posterior=posterior,
         cleared=gain - ways.optimism(jury.chosen)[0] if kept else None,
     )
+
+
+def said(rung: Rung, found: Judged) -> str:
+    """What was decided, and by which figures."""
+    kept = "kept, as asked for" if rung.forced else "kept" if found.kept else "dropped"
+    gain, cleared = (
+        round(100 * share, 1) for share in (found.gain, found.gain if found.cleared is None else found.cleared)
+    )
+    beside = f" ({cleared:+.1f} cleared of the choice)" if cleared != gain else ""
+    points = f"{gain:+.1f} ± {100 * found.gain_se:.1f} points{beside} on {len(found.logits)} held-out pictures"
+    told = f"{kept}: {'together with the frozen head ' if found.together else ''}{points}, whose labels are {_nats(found.likelier)}"
+    if found.posterior is None or found.with_head is None:
+        return told
+    apart = "" if found.together else f"; together with the frozen head {_nats(found.with_head)}"
+    return f"{told}{apart}; with what runs on other data let expect {found.posterior}"
+
+
+def _nats(likelier: tuple[float, float]) -> str:
+    nats, error = likelier
+    return f"{abs(nats):.2f} ± {error:.2f} nats {'less likely' if nats < 0 else 'likelier'}"
 
 
 _BEST, _GUESS, _FIRST = 0, 1, 2  # places among the ways that a jury looks at

@@ -22,7 +22,7 @@ from headstart.data.splits import assign_folds, by_likeness, fold_count
 from headstart.evaluate import TestReport, evaluate
 from headstart.features.extract import Features, extract_all, together
 from headstart.features.store import Store
-from headstart.finetune import Finetuned
+from headstart.ladder import Finetuned
 from headstart.model import Model
 from headstart.plan import Plan
 from headstart.race import Race, race

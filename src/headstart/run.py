@@ -18,8 +18,12 @@ from headstart import bundle, runtime
 from headstart.data.dataset import Dataset
 from headstart.diagnosis.diagnosis import Diagnosis
 from headstart.diagnosis.doubts import Doubt
-from headstart.finetune import Finetuned
-from headstart.folder import FORMAT, SEEN, SEEN_DIGITS, WRITTEN, Folder, Settings
+from headstart.diagnosis.exactness import Exactness
+from headstart.diagnosis.growth import Growth
+from headstart.diagnosis.similarity import Similarity
+from headstart.diagnosis.telling import Telling
+from headstart.folder import FORMAT, SEEN, SEEN_DIGITS, WRITTEN, Folder
+from headstart.ladder import Finetuned, RungResult
 from headstart.model import Model
 from headstart.plan import Plan
 from headstart.proof import Proof
@@ -65,7 +69,6 @@ def keep_model(folder: Folder, story: Story, model: Model, dataset: Dataset) -> 
 def keep(
     folder: Folder,
     story: Story,
-    options: Settings,
     dataset: Dataset,
     heads: Race,
     plan: Plan,
@@ -76,8 +79,7 @@ def keep(
 ) -> Run:
     """Write what is told of the model: plan, audit, predictions, report, and `metrics.json`, which ends the run."""
     began = time.monotonic()
-    predictions, grown, telling = _predictions(dataset, proof), diagnosis.growth, diagnosis.telling
-    similar, exact = diagnosis.similarity, diagnosis.exactness
+    predictions = _predictions(dataset, proof)
     if dataset.audit is not None:
         folder.write("audit.json", dataset.audit.model_dump_json(indent=1))
     folder.write("plan.json", plan.model_dump_json(indent=1))
@@ -88,7 +90,21 @@ def keep(
     shown = gather(title, dataset, heads, plan, tuned, model, proof, diagnosis, timings, command, folder.resumed)
     html = render(shown)
     story.seconds["report"] = time.monotonic() - began
-    metrics = {
+    metrics = _metrics(folder, story, tuned, model, proof, diagnosis)
+    folder.write("report.html", html)
+    folder.write("metrics.json", json.dumps(_finite(metrics), indent=1, allow_nan=False))
+    for told in (diagnosis.telling, diagnosis.exactness):
+        if told is not None:
+            story.note(told.sentence)
+    story.note(proof.verdict.sentence)
+    return Run(folder.path, dataset, plan, model, proof.verdict, metrics, predictions, html)
+
+
+def _metrics(
+    folder: Folder, story: Story, tuned: Finetuned, model: Model, proof: Proof, diagnosis: Diagnosis
+) -> dict[str, Any]:
+    """What `metrics.json` holds; docs/run-folder.md says what each means."""
+    return {
         "format": FORMAT,
         "verdict": proof.verdict.outcome,
         "overkill": proof.verdict.overkill,
@@ -97,48 +113,47 @@ def keep(
         "sentence": proof.verdict.sentence,
         "test": proof.report.model_dump(mode="json"),
         "temperature": model.temperature,
-        "rungs": [
-            {
-                "cut": r.rung.cut,
-                "kept": r.kept,
-                "accuracy": r.accuracy,
-                "gain": r.gain,
-                "gain_se": r.gain_se,
-                "cleared_gain": r.cleared,
-                "alpha": r.alpha,
-                "epochs": r.epochs,
-                "seconds": r.seconds,
-                "caching_seconds": r.caching,
-                "complete": r.complete,
-                "together": r.together,
-                "likelier": _nats(r.likelier),
-                "with_head": None if r.with_head is None else _nats(r.with_head),
-                "posterior": None if r.posterior is None else asdict(r.posterior),
-            }
-            for r in tuned.rungs
-        ],
+        "rungs": [_rung(result) for result in tuned.rungs],
         "engine": None if story.way is None else asdict(story.way),
-        "exactness": None if exact is None else {"sentence": exact.sentence, **asdict(exact)},
+        "exactness": _told(diagnosis.exactness),
         "findings": [finding.model_dump(mode="json") for finding in diagnosis.findings],
         "doubts": {
             "pictures": len(diagnosis.doubts),
             "confident": sum(each.confident for each in diagnosis.doubts),
             "of": diagnosis.looked_at,
         },
-        "unknown": None if telling is None else {"sentence": telling.sentence, **asdict(telling)},
-        "similarity": None if similar is None else {"sentence": similar.sentence, **asdict(similar)},
-        "growth": None if grown is None else {"sentence": grown.sentence, **asdict(grown)},
+        "unknown": _told(diagnosis.telling),
+        "similarity": _told(diagnosis.similarity),
+        "growth": _told(diagnosis.growth),
         "seconds": {"total": story.total, **story.seconds},
         "resumed": folder.resumed,
         "peak_memory_bytes": runtime.peak_memory_bytes(),
     }
-    folder.write("report.html", html)
-    folder.write("metrics.json", json.dumps(_finite(metrics), indent=1, allow_nan=False))
-    for told in (telling, exact):
-        if told is not None:
-            story.note(told.sentence)
-    story.note(proof.verdict.sentence)
-    return Run(folder.path, dataset, plan, model, proof.verdict, metrics, predictions, html)
+
+
+def _rung(result: RungResult) -> dict[str, Any]:
+    return {
+        "cut": result.rung.cut,
+        "kept": result.kept,
+        "accuracy": result.accuracy,
+        "gain": result.gain,
+        "gain_se": result.gain_se,
+        "cleared_gain": result.cleared,
+        "alpha": result.alpha,
+        "epochs": result.epochs,
+        "seconds": result.seconds,
+        "caching_seconds": result.caching,
+        "complete": result.complete,
+        "together": result.together,
+        "likelier": _nats(result.likelier),
+        "with_head": None if result.with_head is None else _nats(result.with_head),
+        "posterior": None if result.posterior is None else asdict(result.posterior),
+    }
+
+
+def _told(finding: Exactness | Growth | Similarity | Telling | None) -> dict[str, Any] | None:
+    """What a diagnosis found, its sentence first."""
+    return None if finding is None else {"sentence": finding.sentence, **asdict(finding)}
 
 
 def _nats(likelier: tuple[float, float]) -> dict[str, float]:

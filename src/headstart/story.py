@@ -13,7 +13,7 @@ from headstart.folder import LOG
 
 if TYPE_CHECKING:
     from headstart.features.engine import Way
-    from headstart.finetune import Finetuned
+    from headstart.ladder import Finetuned
     from headstart.lineup import Lineup
     from headstart.plan import Plan
     from headstart.race import Race

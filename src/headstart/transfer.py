@@ -24,14 +24,14 @@ from headstart.features.engine import Engine
 from headstart.features.extract import Features, extract, extract_all, together, with_views
 from headstart.features.settle import settle
 from headstart.features.store import Store
-from headstart.finetune import Finetuned, finetune
 from headstart.folder import Folder
 from headstart.heads import Head
+from headstart.ladder import Finetuned, finetune
 from headstart.lineup import answering, line_up
 from headstart.model import Model
+from headstart.options import Options
 from headstart.plan import Plan
 from headstart.race import Race, race
-from headstart.request import Options
 from headstart.run import Run, keep, keep_model
 from headstart.story import Story
 from headstart.tasks.classification import fit_temperature
@@ -160,7 +160,7 @@ def transfer(
             deadline=deadline,
             progress=progress,
         )
-    return keep(folder, story, options, dataset, heads, plan, tuned, model, result, diagnosis)
+    return keep(folder, story, dataset, heads, plan, tuned, model, result, diagnosis)
 
 
 def on_frozen(engines: Sequence[Engine], heads: Race, features: Features, dataset: Dataset, store: Store) -> Model:

@@ -335,8 +335,8 @@ def test_a_second_load_reads_from_memory(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        ({"unreadable": "ignore"}, "unreadable='ignore': expected 'skip' or 'error'"),
-        ({"rare": "keep"}, "rare='keep': expected 'train', 'drop' or 'error'"),
+        ({"unreadable": "ignore"}, "unreadable='ignore': expected one of 'skip', 'error'"),
+        ({"rare": "keep"}, "rare='keep': expected one of 'train', 'drop', 'error'"),
         ({"test_fraction": 20}, r"test_fraction=20: expected a share between 0 and 1, such as 0\.2"),
         ({"folds": 1}, "folds=1: expected 2 or more"),
     ],

@@ -13,7 +13,7 @@ import headstart as hs
 from headstart.data.audit import finding, gravest_first
 from headstart.data.dataset import Dataset
 from headstart.diagnosis.leaks import Closeness
-from headstart.request import Options
+from headstart.options import Options
 from tests.toys import TinyNet, stripes
 
 STAGES = ["stem", "blocks.0", "blocks.1", "blocks.2", "blocks.3"]

@@ -26,8 +26,8 @@ from headstart.features.settle import transform_of
 from headstart.features.store import Store
 from headstart.heads import Head
 from headstart.model import Model
+from headstart.options import Options
 from headstart.proof import Proof, Rival
-from headstart.request import Options
 from tests.toys import SPEC, TinyNet, striped, stripes, tiny_backbone
 
 

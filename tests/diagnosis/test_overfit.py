@@ -13,8 +13,8 @@ from headstart.diagnosis.overfit import cosines, drift, overfit
 from headstart.features.engine import Engine
 from headstart.features.extract import extract
 from headstart.features.store import Store
-from headstart.finetune import Finetuned, RungResult
 from headstart.heads import Head
+from headstart.ladder import Finetuned, RungResult
 from headstart.model import Model
 from headstart.plan import Rung
 from headstart.train import Epoch

@@ -27,9 +27,11 @@ from headstart.data.listing import Columns, Listing, natural
 from headstart.data.readers import read
 from headstart.data.splits import assign_folds, assign_test, fold_count
 from headstart.errors import DataError, TooLittleData, UnreadableImage
+from headstart.options import allowed
 from headstart.runtime import Progress, silent
 
 SMALL_POOL = 120  # usable pictures below which no test set is cut: cross-validation says more than 24 test pictures
+LEAST = 8  # training pictures that anything can be cross-validated on
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,11 @@ class _Rules:
     seed: int
 
     def __post_init__(self) -> None:
-        if self.unreadable not in ("skip", "error"):
-            raise DataError(f"unreadable={self.unreadable!r}: expected 'skip' or 'error'.")
-        if self.rare not in ("train", "drop", "error"):
-            raise DataError(f"rare={self.rare!r}: expected 'train', 'drop' or 'error'.")
+        for name in ("unreadable", "rare"):
+            if getattr(self, name) not in allowed(name):
+                raise DataError(
+                    f"{name}={getattr(self, name)!r}: expected one of {', '.join(map(repr, allowed(name)))}."
+                )
         if not 0 < self.test_fraction < 1:
             raise DataError(f"test_fraction={self.test_fraction}: expected a share between 0 and 1, such as 0.2.")
         if self.folds < 2:
@@ -114,13 +117,16 @@ def audit(
     memory: Memory | None = None,
     progress: Progress = silent,
 ) -> Audit:
-    """The audit that `load_dataset` makes, also of data that cannot be used: see its `errors`.
+    """The audit that `load_dataset` makes, also of data that cannot be used, with why nothing could be learnt from them: see its
+    `errors`.
 
     Raises:
         DataError: for a source in no known layout.
     """
     rules = _Rules(unreadable, rare, test_fraction, folds, seed)
-    return _examine(read(source, Columns(label=label, path=path, split=split, group=group)), rules, memory, progress)[1]
+    listing = read(source, Columns(label=label, path=path, split=split, group=group))
+    dataset, report = _examine(listing, rules, memory, progress)
+    return report if report.errors else report.model_copy(update={"findings": (*report.findings, *lacking(dataset))})
 
 
 def _examine(listing: Listing, rules: _Rules, memory: Memory | None, progress: Progress) -> tuple[Dataset, Audit]:
@@ -259,6 +265,32 @@ def _split(dataset: Dataset, rules: _Rules) -> tuple[Dataset, list[Finding]]:
             finding("untested", "warning", message, "Nothing will be known about how well they do.", untested)
         )
     return done, findings
+
+
+def lacking(dataset: Dataset) -> list[Finding]:
+    """Why no model can be made of a data set that can be read: nothing could be held out to judge by, or to test on."""
+    pool = dataset.indices("train")
+    labels, groups = dataset.labels[pool], dataset.groups[pool]
+    apart = {(int(label), int(group)) for label, group in zip(labels, groups, strict=True)}
+    learnt = len(pool) - np.bincount(groups, minlength=1).max()  # whoever is asked about a group learns from the others
+    more = "Add pictures of other groups, or give the groups apart."
+    if len(pool) > 1 and len(np.unique(groups)) < 2:
+        message = (
+            f"All {len(pool):,} training pictures belong to one group, so that none could be held out to judge by."
+        )
+    elif len(pool) < LEAST or len(np.unique(dataset.fold[pool])) < 2:
+        message = (
+            f"{plural(len(pool), 'usable training picture')} of {plural(len(dataset.classes), 'class', 'classes')}."
+        )
+        more = f"At least {LEAST} are needed, with two or more in some class, to cross-validate anything. Add pictures."
+    elif not len(dataset.indices("test")) and (learnt < 2 or len(apart) == len({label for label, _ in apart})):
+        message = (
+            "No test set could be cut, and the pictures of each class (or all but one picture) belong to one group, so that none "
+            "could be held out to test on."
+        )
+    else:
+        return []
+    return [finding("lacking", "error", message, more)]
 
 
 def _counts(dataset: Dataset) -> dict[str, int]:

@@ -24,7 +24,7 @@ from headstart.features.engine import Engine
 from headstart.features.extract import Features
 from headstart.features.shift import shift
 from headstart.features.store import Store
-from headstart.finetune import Finetuned
+from headstart.ladder import Finetuned
 from headstart.model import Model
 from headstart.proof import Proof
 from headstart.race import Race

@@ -12,7 +12,7 @@ from headstart.data.audit import Finding, finding
 from headstart.data.dataset import Dataset
 from headstart.features.extract import Features, extract
 from headstart.features.store import Store
-from headstart.finetune import Finetuned, RungResult
+from headstart.ladder import Finetuned, RungResult
 from headstart.model import Model
 
 RISE = 0.1  # share by which the held-out loss ends above its least

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from headstart.data.dataset import Dataset
 from headstart.features.shift import Shift
-from headstart.finetune import Finetuned
+from headstart.ladder import Finetuned
 from headstart.race import Race
 
 LARGE = 1000  # training pictures

@@ -13,8 +13,8 @@ from headstart.diagnosis.diagnosis import Diagnosis
 from headstart.diagnosis.doubts import Doubt
 from headstart.diagnosis.similarity import Similarity
 from headstart.errors import UnreadableImage
-from headstart.finetune import Finetuned, RungResult
 from headstart.heads import Score, leaves
+from headstart.ladder import Finetuned, RungResult
 from headstart.model import Model
 from headstart.plan import Plan, Rung
 from headstart.proof import Proof

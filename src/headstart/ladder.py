@@ -19,25 +19,15 @@ from numpy.typing import NDArray
 
 from headstart import runtime
 from headstart.backbones.backbone import Backbone
-from headstart.cost import (
-    ON_EPOCHS,
-    ON_RATE,
-    for_rungs,
-    judgings,
-    pace,
-    refitting,
-    seconds,
-    seconds_of,
-    training_seconds,
-)
+from headstart.cost import ON_EPOCHS, ON_RATE, Tried, too_long, too_slow
 from headstart.data.dataset import Dataset
 from headstart.features.engine import Engine
 from headstart.features.extract import Features
 from headstart.features.store import Store
 from headstart.forecast import Forecast
 from headstart.heads import Head, Score, merged
-from headstart.judge import Judged, judge
-from headstart.plan import Budget, Evidence, Plan, Rung
+from headstart.judge import judge, said
+from headstart.plan import Plan, Rung
 from headstart.planner import FEW_EACH
 from headstart.race import Race
 from headstart.tasks.classification import fit_temperature
@@ -81,9 +71,9 @@ class RungResult:
         return sum(map(len, self.curves))
 
     @property
-    def training(self) -> float:
-        """Seconds that these took."""
-        return sum(epoch.seconds for curve in self.curves for epoch in curve)
+    def tried(self) -> Tried:
+        """The rung, these, and the seconds that they took."""
+        return self.rung, self.passes, sum(epoch.seconds for curve in self.curves for epoch in curve)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +142,7 @@ class Ladder:
             if time.monotonic() > tuning.deadline:
                 reasons.append(f"the rung from {plan.stages[rung.cut]} on was not tried: the time was used up")
                 continue
-            if why := self._too_long(rung, results):
+            if why := too_long(plan, rung, [each.tried for each in results]):
                 left_out.append(rung)
                 reasons.append(f"the rung from {plan.stages[rung.cut]} on was not tried: {why}")
                 continue
@@ -218,9 +208,9 @@ class Ladder:
         late = len(outcomes) > 1 and not complete and not rung.forced
         if late:  # of several, what is judged would not be what is kept
             found = replace(found, kept=False, cleared=None)
-        said = _said(rung, found)
+        told = said(rung, found)
         if len(trained) < len(splits):
-            said += f"; judged on {len(trained)} of {len(splits)} folds, as at their pace there was no time for all"
+            told += f"; judged on {len(trained)} of {len(splits)} folds, as at their pace there was no time for all"
         after = []
         for split, each in zip(splits, trained, strict=False):
             net = each.at(ALPHAS[found.share])
@@ -237,7 +227,7 @@ class Ladder:
             complete,
             tuple(outcome.curve for outcome in outcomes),
             time.monotonic() - began,
-            f"dropped: the time was used up after {ended} of {len(outcomes)} trainings" if late else said,
+            f"dropped: the time was used up after {ended} of {len(outcomes)} trainings" if late else told,
             found.together,
             found.with_head,
             found.posterior,
@@ -246,46 +236,12 @@ class Ladder:
         )
         return result, after, found.logits, found.heat
 
-    def _too_long(self, rung: Rung, before: Sequence[RungResult]) -> str:
-        """Why there is no time for another rung, by the pace of those `before`; "" where there is, or nothing is known of it.
-
-        It hangs on nothing but what is remembered of them: the same run on the same data decides the same.
-        """
-        plan = self.tuning.plan
-        if plan.evidence is None or plan.budget is None or not before:
-            return ""
-        above = [each.rung for each in before]
-        times, left = self._paced(
-            plan.evidence, plan.budget, [(each.rung, each.passes, each.training) for each in before]
-        )
-        needed = seconds(plan.evidence, rung, plan.judge, above, plan.refit, times)
-        if needed <= left:
-            return ""
-        return f"at the pace of the one above it would take about {needed:.0f} s, and {max(0.0, left):.0f} s are left"
-
     def _too_slow(self, rung: Rung, trained: Sequence[Tuned]) -> bool:
-        """Whether another training of a first rung on a fold, and its refit, take longer than there is time, by the pace of those that
-        `trained`. Where no test set proves the model, all folds have to."""
-        plan = self.tuning.plan
-        if plan.evidence is None or plan.budget is None or not len(self.tuning.dataset.indices("test")):
-            return False
+        """Whether there is no time for another training of a first rung, by the pace of those that `trained`. Where no test set proves
+        the model, all folds have to."""
         epochs = [epoch for each in trained for epoch in each.outcome.curve]
-        took = sum(epoch.seconds for epoch in epochs)
-        times, left = self._paced(plan.evidence, plan.budget, [(rung, len(epochs), took)])
-        _, share = judgings(plan.evidence.folds, plan.judge)
-        more = share * rung.epochs + refitting(rung, plan.refit)
-        return times * training_seconds(plan.evidence, rung, more) > left
-
-    def _paced(self, known: Evidence, budget: Budget, tried: Sequence[tuple[Rung, int, float]]) -> tuple[float, float]:
-        """How many times as long as estimated rungs trained that were `tried`, each with the epochs and seconds of all its trainings;
-        and the seconds that are left then."""
-        _, share = judgings(known.folds, self.tuning.plan.judge)
-        times = pace(known, [(rung, share * epochs, took) for rung, epochs, took in tried])
-        above = [rung for rung, *_ in tried]
-        spent = sum(
-            seconds_of(known, rung, share * epochs, above[:n], times) for n, (rung, epochs, _) in enumerate(tried)
-        )
-        return times, for_rungs(budget) - spent
+        tested = len(self.tuning.dataset.indices("test")) > 0
+        return tested and too_slow(self.tuning.plan, (rung, len(epochs), sum(epoch.seconds for epoch in epochs)))
 
     def _expected(self, rung: Rung) -> Forecast | None:
         """What recorded runs let expect of a first rung that is like theirs, where pictures are few, in all or of each class."""
@@ -344,25 +300,6 @@ class Ladder:
 def _coolness(frozen: NDArray[np.float32], truth: NDArray[np.int64]) -> np.float32:
     """What calibrates the frozen head's answers on the held-out pictures that judge, the first of those that it answers."""
     return np.float32(fit_temperature(frozen[: len(truth)], truth))
-
-
-def _said(rung: Rung, found: Judged) -> str:
-    kept = "kept, as asked for" if rung.forced else "kept" if found.kept else "dropped"
-    gain, cleared = (
-        round(100 * share, 1) for share in (found.gain, found.gain if found.cleared is None else found.cleared)
-    )
-    beside = f" ({cleared:+.1f} cleared of the choice)" if cleared != gain else ""
-    points = f"{gain:+.1f} ± {100 * found.gain_se:.1f} points{beside} on {len(found.logits)} held-out pictures"
-    said = f"{kept}: {'together with the frozen head ' if found.together else ''}{points}, whose labels are {_nats(found.likelier)}"
-    if found.posterior is None or found.with_head is None:
-        return said
-    apart = "" if found.together else f"; together with the frozen head {_nats(found.with_head)}"
-    return f"{said}{apart}; with what runs on other data let expect {found.posterior}"
-
-
-def _nats(likelier: tuple[float, float]) -> str:
-    nats, error = likelier
-    return f"{abs(nats):.2f} ± {error:.2f} nats {'less likely' if nats < 0 else 'likelier'}"
 
 
 def finetune(

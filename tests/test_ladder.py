@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,10 +25,10 @@ from headstart.data.load import load_dataset
 from headstart.features.engine import Engine
 from headstart.features.extract import Features, extract, together
 from headstart.features.store import Store
-from headstart.finetune import Finetuned, Ladder, _said, finetune
 from headstart.forecast import WORTH, Forecast
 from headstart.heads import fit_head
-from headstart.judge import Judged
+from headstart.judge import Judged, said
+from headstart.ladder import Finetuned, Ladder, finetune
 from headstart.plan import Budget, Evidence, Plan, Rung
 from headstart.planner import FEW_EACH
 from headstart.race import Race, race
@@ -40,8 +39,6 @@ from headstart.tuning import ALPHAS, Tuned, Tuning
 from headstart.winner import fit_winner
 from tests.toys import clearly_likelier, striped, stripes, tiny_backbone
 
-# `headstart.finetune` is the function; this is the room that it lives in.
-room = sys.modules["headstart.finetune"]
 PAYS = Rung(cut=1, epochs=8, views=2, lr_body=1e-2, lr_head=1e-2, batch=16, smoothing=0.0)
 HURTS = Rung(cut=1, epochs=1, views=1, lr_body=30.0, lr_head=30.0, batch=16)
 
@@ -194,7 +191,7 @@ def test_what_clearing_takes_off_is_told_where_it_takes_something_off(
     gain: float, cleared: float | None, told: str
 ) -> None:
     found = Judged(0, 1.0, np.zeros((4, 2), np.float32), 0.9, gain, 0.01, (0.1, 0.02), kept=True, cleared=cleared)
-    assert _said(Rung(cut=5, epochs=1), found).startswith(told)
+    assert said(Rung(cut=5, epochs=1), found).startswith(told)
 
 
 def test_the_head_that_won_is_what_a_rung_has_to_beat_and_the_last_stage_is_where_it_starts(
@@ -403,7 +400,7 @@ def test_the_pace_of_the_first_rung_decides_whether_there_is_time_for_the_next(
     first = judged * (stages - 2) + caching
     second = (judged + refit) * (stages - 1)  # the first has cached its views
     budget = Budget(seconds=first + second, spent_seconds=0.0)  # rungs may take half of it
-    begins = room.Ladder._try
+    begins = Ladder._try
 
     def paced(*given: Any) -> Any:
         result, *rest = begins(*given)
@@ -411,7 +408,7 @@ def test_the_pace_of_the_first_rung_decides_whether_there_is_time_for_the_next(
         curves = tuple(tuple(replace(row, seconds=each) for row in curve) for curve in result.curves)
         return replace(result, curves=curves), *rest
 
-    monkeypatch.setattr(room.Ladder, "_try", paced)
+    monkeypatch.setattr(Ladder, "_try", paced)
     tuned = begun.ladder(upper, deeper, evidence=known, budget=budget).climb()
     assert tuned.rungs[0].kept
     if slower < 0.5:
@@ -502,7 +499,7 @@ def test_time_that_runs_out_in_the_refit_gives_the_first_splits_model(
     tuned = begun.ladder(PAYS, deadline=50.0 + 1e12).climb()  # the ladder's own clock never strikes
     assert tuned.refit
     monkeypatch.setattr("headstart.train.time", Clock(steps + 3))
-    monkeypatch.setattr(room, "time", Clock(10**6))
+    monkeypatch.setattr("headstart.ladder.time", Clock(10**6))
     cut_short = begun.ladder(PAYS, deadline=50.0, store=Store(Store().root.parent / "elsewhere")).climb()
     assert cut_short.rungs[0].kept and cut_short.rungs[0].complete
     assert not cut_short.refit
@@ -524,8 +521,8 @@ def test_the_share_that_judges_best_is_taken(begun: Start, monkeypatch: pytest.M
     alone = {}
     for share in ALPHAS:
         with monkeypatch.context() as patch:
-            for place in (room, sys.modules[Tuning.__module__]):
-                patch.setattr(place, "ALPHAS", (share,))
+            for place in ("headstart.ladder.ALPHAS", "headstart.tuning.ALPHAS"):
+                patch.setattr(place, (share,))
             (result,) = begun.ladder(PAYS).climb().rungs
         assert result.alpha == share
         alone[share] = result.accuracy
