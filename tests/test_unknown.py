@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 import headstart
 from headstart.data.load import load_dataset
 from headstart.diagnosis.telling import EACH, MOST, LeftOut, Telling, _some, left_out
+from headstart.features.engine import Engine
 from headstart.features.extract import extract, together
 from headstart.features.store import Store
+from headstart.lineup import Lineup
 from headstart.race import race
 from headstart.transfer import knowing
 from headstart.unknown import AXES, Answers, Cloud, Unknown, fit_unknown, looked_at
@@ -239,7 +241,8 @@ def test_a_run_learns_from_untouched_stages_of_all_backbones_and_from_held_out_a
     answers = np.random.default_rng(0).normal(size=(30, 3)).astype(np.float32)
     kept = () if cut is None else (SimpleNamespace(rung=SimpleNamespace(cut=cut)),)
     tuned: Any = SimpleNamespace(kept=kept, held=val, logits=answers, together=joined)
-    known = knowing(heads, tuned, features, dataset, 1.0, store)
+    lineup = replace(Lineup.alone(Engine(backbones[0]), features, heads), engines=tuple(map(Engine, backbones)))
+    known = knowing(tuned, lineup, dataset, 1.0, store)
     assert known is not None
     untouched = (
         0 if joined else own if cut is None else cut
@@ -252,5 +255,5 @@ def test_a_run_learns_from_untouched_stages_of_all_backbones_and_from_held_out_a
     )  # answers by chance are strange beside those of a head, not beside their like
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("headstart.unknown.fit_unknown", None)  # it is remembered
-        again = knowing(heads, tuned, features, dataset, 1.0, store)
+        again = knowing(tuned, lineup, dataset, 1.0, store)
     assert again is not None and np.array_equal(again.held, known.held)

@@ -11,6 +11,9 @@ Tried = tuple[
     Rung, int, float
 ]  # a rung, the epochs of all the trainings that judged it, and the seconds that these took
 
+TRANSFER_SHARE = (
+    0.5  # of the time that is left, which rungs may take: the network from scratch is given as much as transfer
+)
 # Pictures of a given validation set from which on it judges: as many as a fold holds where one fold does. The fewer they are, the more
 # often a rung that gains nothing seems to gain.
 JUDGES = 100
@@ -68,8 +71,8 @@ def training_seconds(evidence: Evidence, rung: Rung, epochs: float) -> float:
 
 
 def for_rungs(budget: Budget) -> float:
-    """Seconds that rungs may take: half of what is left, since the network from scratch is given as much time as transfer."""
-    return math.inf if budget.seconds is None else 0.5 * (budget.seconds - budget.spent_seconds)
+    """Seconds that rungs may take."""
+    return math.inf if budget.seconds is None else TRANSFER_SHARE * (budget.seconds - budget.spent_seconds)
 
 
 def too_long(plan: Plan, rung: Rung, tried: Sequence[Tried]) -> str:

@@ -105,6 +105,11 @@ class Finetuned:
         """Whether trained and original backbone answer together."""
         return bool(self.kept) and self.kept[-1].together
 
+    def carried_out(self, plan: Plan) -> Plan:
+        """The plan as it was carried out, which repeats this."""
+        rungs = [rung for rung in plan.rungs if rung not in self.left_out]
+        return plan.model_copy(update={"rungs": rungs, "judgings": self.judgings or plan.judgings})
+
 
 @dataclass(frozen=True, eq=False)
 class Ladder:

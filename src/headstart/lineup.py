@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,23 @@ class Lineup:
     tried: Features
     entrants: tuple[Engine, ...]
     reasons: tuple[str, ...] = ()
+
+    @classmethod
+    def alone(cls, engine: Engine, features: Features, heads: Race) -> Lineup:
+        """One network, and no other tried."""
+        return cls((engine,), features, heads, features, (engine,))
+
+    def narrowed(self, run: Callable[[Features], Race]) -> Lineup:
+        """With the heads of the race `run` on these features; the first network alone where the winner reads no other."""
+        heads = run(self.features)
+        if any(_used(self.features, heads)):
+            return replace(self, heads=heads)
+        features = self.features.of(0)
+        return replace(self, engines=self.engines[:1], features=features, heads=run(features))
+
+    def doubled(self) -> Lineup:
+        """The first network twice: once as a rung trains it, and once as it was."""
+        return replace(self, engines=(self.engines[0],) * 2, features=together([self.features] * 2))
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,13 +165,15 @@ def line_up(
     if stored is None:
         memo.save({"tried": [other.name for other in candidates[1:]], "reasons": reasons}, {})
     whole = len(sample) == len(pool)
-    engines: Sequence[Engine] = [candidate.engine for candidate in chosen]
+    engines = tuple(candidate.engine for candidate in chosen)
     features = together(extract_all(engines, dataset, store, only=unsealed, progress=progress))
+    lineup = Lineup(engines, features, first.heads, tried, tuple(candidate.engine for candidate in (first, *rivals)))
     # What helped on the sample need not help on all of them.
-    engines, features, heads = answering(engines, features, lambda found: raced(found, pool))
-    reasons += [_said(first, others, engines, heads, pair)] if others else []
-    entrants = [candidate.engine for candidate in (first, *rivals)] if whole else engines
-    return Lineup(tuple(engines), features, heads, tried if whole else features, tuple(entrants), tuple(reasons))
+    lineup = lineup.narrowed(lambda read: raced(read, pool))
+    reasons += [_said(first, others, lineup.engines, lineup.heads, pair)] if others else []
+    if not whole:
+        lineup = replace(lineup, tried=lineup.features, entrants=lineup.engines)
+    return replace(lineup, reasons=tuple(reasons))
 
 
 def _one_by_one(
@@ -174,16 +193,6 @@ def _one_by_one(
         except BackboneError as error:
             reasons.append(f"{name} was not tried: {error}")
     return able, seen
-
-
-def answering(
-    engines: Sequence[Engine], features: Features, run: Callable[[Features], Race]
-) -> tuple[Sequence[Engine], Features, Race]:
-    """Who answers, their features and heads: all of them, or the first alone where the winner of the race `run` reads nothing else."""
-    heads = run(features)
-    if any(_used(features, heads)):
-        return engines, features, heads
-    return engines[:1], features.of(0), run(features.of(0))
 
 
 def _named(engine: Engine) -> str:
