@@ -30,7 +30,7 @@ def made(images: int, classes: int, strengths: dict[str, float]) -> tuple[NDArra
 
 def all_intervals(report: TestReport) -> list[Interval]:
     found = [getattr(scores, name) for scores in report.models.values() for name in type(scores).model_fields]
-    return [interval for interval in found if interval is not None]
+    return [interval for interval in found if isinstance(interval, Interval)]
 
 
 def test_resampled_metrics_equal_the_plain_ones_on_the_resampled_images() -> None:
@@ -99,6 +99,48 @@ def test_no_mistake_seen_is_no_proof_of_none() -> None:
     differ, same = report.difference("final", "head"), report.difference("final", "majority")
     assert differ is not None and (differ.low, differ.high) == pytest.approx((-0.168, 0.168), abs=1e-3)
     assert same is not None and (same.low, same.high, same.p) == (0, 0, 1)
+
+
+def test_one_mistake_more_never_makes_a_model_look_safer() -> None:
+    lows = []
+    for wrong in range(5):
+        belief = np.where((np.arange(40) >= wrong)[:, None], [0.9, 0.1], [0.1, 0.9])
+        lows.append(evaluate(np.zeros(40, int), {"final": belief}, resamples=300).models["final"].accuracy.low)
+    assert lows == sorted(lows, reverse=True) and len(set(lows)) == 5
+
+
+@pytest.mark.parametrize(
+    ("support", "recall"),
+    [((35, 15, 5, 2, 1), (0.97, 0.95, 0.9, 0.8, 0.6)), ((2,) * 10, (0.8,) * 10), ((8,) * 5, (0.9,) * 5)],
+)
+def test_intervals_of_balanced_accuracy_cover_where_classes_have_few_pictures(
+    support: tuple[int, ...], recall: tuple[float, ...]
+) -> None:
+    labels, classes, covered = np.repeat(np.arange(len(support)), support), len(support), 0
+    for seed in range(200):
+        right = np.random.default_rng(seed).random(len(labels)) < np.repeat(recall, support)
+        belief = np.eye(classes)[np.where(right, labels, (labels + 1) % classes)]
+        found = evaluate(labels, {"final": belief}, resamples=100, seed=seed).models["final"].balanced_accuracy
+        covered += found.low <= np.mean(recall) <= found.high
+    assert covered >= 0.91 * 200  # resampling alone covers 77 to 89 in 100
+
+
+@pytest.mark.parametrize("heat", [1.0, 0.3])
+def test_an_error_of_calibration_is_held_against_what_chance_would_show(heat: float) -> None:
+    """`heat` 1 is a calibrated model, 0.3 one that is far too sure."""
+    above, shown, expected = 0, [], []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        true = softmax(rng.normal(size=(80, 4)) * 2)
+        labels = (true.cumsum(1) > rng.random((80, 1))).argmax(1)
+        scores = evaluate(labels, {"final": softmax(np.log(true) / heat)}, resamples=100, seed=seed).models["final"]
+        above += scores.ece.low > 0
+        shown.append(scores.ece.value)
+        expected.append(scores.ece_expected)
+    if heat == 1.0:
+        assert above <= 6 and np.mean(shown) == pytest.approx(np.mean(expected), rel=0.1)
+    else:
+        assert above >= 54 and np.mean(shown) > 2 * np.mean(expected)
 
 
 def test_repeats_resample_images_not_rows() -> None:

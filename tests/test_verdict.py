@@ -58,7 +58,10 @@ def test_hurt_in_words() -> None:
 def test_overkill_is_a_tie_that_beats_the_majority() -> None:
     tie = judged(400, {"final": 0.97, "scratch_cnn": 0.9675, "pixels": 0.8, "majority": 0.2})
     assert (tie.outcome, tie.overkill) == ("not distinguishable", True)
-    assert "overkill here: a small network trained from scratch reaches 96.8 %, which is no worse" in tie.reasons[1]
+    assert (
+        "overkill here: a small network trained from scratch reaches 96.8 %, which is at most 0.8 points worse"
+        in tie.reasons[1]
+    )
     nothing_helps = judged(400, {"final": 0.5, "scratch_cnn": 0.5, "pixels": 0.5, "majority": 0.5})
     assert (nothing_helps.outcome, nothing_helps.overkill) == ("not distinguishable", False)
     assert "better than always answering the commonest class" in nothing_helps.warnings[0]
@@ -91,6 +94,36 @@ def test_ignorance_is_not_called_overkill() -> None:
     verdict = decide_verdict(report)
     assert (verdict.outcome, verdict.overkill) == ("not distinguishable", False)
     assert len(verdict.warnings) == 2
+
+
+@pytest.mark.parametrize(("images", "overkill"), [(60, False), (100, True)])
+def test_no_difference_seen_on_few_images_is_no_tie(images: int, overkill: bool) -> None:
+    """On 60, equal numbers leave room for six points."""
+    alike = np.arange(images) < round(0.9 * images)
+    beliefs = {
+        "final": belief(alike),
+        "scratch_cnn": 0.8 * belief(alike) + 0.1,
+        "majority": belief(np.arange(images) < 20),
+    }
+    assert decide_verdict(evaluate(labelled(images), beliefs)).overkill is overkill
+
+
+@pytest.mark.parametrize(
+    ("rare", "found", "said"),
+    [
+        (2, 2, "All but 2 of the 202 images tested are of one class, '0': accuracy cannot show"),
+        (12, 11, "but it finds the others: its balanced accuracy is 43.3 points ("),
+        (12, 1, "it should not be used as it is"),
+    ],
+)
+def test_a_model_that_finds_the_rare_class_is_not_called_useless(rare: int, found: int, said: str) -> None:
+    labels = np.r_[np.zeros(200, int), np.ones(rare, int)]
+    right = np.r_[np.arange(200) >= 10 * (rare == 12), np.arange(rare) < found]
+    final = np.eye(2)[np.where(right, labels, 1 - labels)]
+    beliefs = {"final": 0.98 * final + 0.01, "majority": np.tile([0.9, 0.1], (len(labels), 1))}
+    warned = decide_verdict(evaluate(labels, beliefs)).warnings
+    assert any(said in each for each in warned), warned
+    assert all("it should not be used" not in each for each in warned) or "it should not be used" in said
 
 
 def test_few_discordant_images_do_not_decide() -> None:

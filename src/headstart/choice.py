@@ -12,7 +12,7 @@ from headstart.tasks.classification import fit_temperature, softmax, surprise
 
 Logits = NDArray[np.float32]
 Weights = NDArray[np.float64]
-FEW_GROUPS = 5  # of pictures; what so few say may be said of them alone
+SURE_GROUPS = 5  # of pictures: what fewer say may be said of them alone
 _DRAWS = 400  # bootstrap samples; a choice is made anew in each
 
 
@@ -26,7 +26,7 @@ def mean_and_error(
     values: NDArray[np.float64], weight: Weights | None = None, group: NDArray[np.int64] | None = None
 ) -> tuple[float, float]:
     """Mean of the values (N,) of pictures, and its standard error: over groups (N,), from 0 on, where there are any, and no less than
-    over pictures. Fewer than `FEW_GROUPS` tell nothing for sure: the error is then no less than the mean."""
+    over pictures. Fewer than `SURE_GROUPS` tell nothing for sure: the error is then no less than the mean."""
     if weight is None and group is None:
         return float(values.mean()), float(values.std() / max(1, len(values)) ** 0.5)
     weight = np.ones(len(values)) if weight is None else weight
@@ -38,7 +38,7 @@ def mean_and_error(
         first = np.unique(group, return_index=True)[1]
         several = len(first) / max(1, len(first) - 1)
         error = max(error, float((several * (weight[first] @ np.bincount(group, apart) ** 2)) ** 0.5 / count))
-        if len(first) < FEW_GROUPS:
+        if len(first) < SURE_GROUPS:
             error = max(error, abs(float(mean)))
     return float(mean), error
 

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
-from scipy.special import bdtr
+from scipy.special import bdtr, betaincinv, expit, logit
 
 from headstart.errors import DataError
 from headstart.tasks import classification
@@ -17,9 +17,10 @@ from headstart.tasks.resampling import Beliefs, Draws, bootstrap
 
 Protocol = Literal["sealed test", "repeated cross-validation", "given pictures"]
 DIFFERENCE_METRICS = ("accuracy", "log_loss", "balanced_accuracy")
-_BIASED = ("macro_f1", "ece")
 _TAIL = 0.025
-FEW_GROUPS = 10  # of images: fewer tell little of new ones
+RESAMPLED_GROUPS = 10  # of images: fewer hardly differ from resample to resample, and tell little of new ones
+_BORROWED = 2.0  # pictures of the overall accuracy that a class counts where its own say little of how it varies
+_CALIBRATED = 1000  # draws of what a perfectly calibrated model would show, fewer of very many pictures
 
 
 class _Record(BaseModel):
@@ -35,7 +36,11 @@ class Interval(_Record):
 
 
 class Scores(_Record):
-    """All metrics of one model. `ece_uncalibrated` is the calibration error before temperature scaling."""
+    """All metrics of one model.
+
+    `ece_uncalibrated` is the calibration error before temperature scaling. `ece_expected`: what a perfectly calibrated model that is
+    as confident would show on as many pictures, on average: chance alone makes an error of calibration.
+    """
 
     accuracy: Interval
     balanced_accuracy: Interval
@@ -43,6 +48,7 @@ class Scores(_Record):
     log_loss: Interval
     ece: Interval
     ece_uncalibrated: Interval | None = None
+    ece_expected: float | None = None
 
 
 class Difference(_Record):
@@ -134,9 +140,11 @@ def evaluate(
     (N / R,) it is by group, and the sign test counts groups: pictures of one object are right or wrong together.
     The protocol is "sealed test" unless `repeats` or `protocol` says otherwise.
 
-    Intervals are 95 % percentile intervals over `resamples` bootstrap draws; those of macro-F1 and ECE are
-    shifted by the bootstrap's estimate of their bias; a share of 0 or 1, which no image speaks against, has
-    the exact interval (Clopper & Pearson 1934).
+    Intervals are 95 % percentile intervals over `resamples` bootstrap draws; those of macro-F1 and ECE are shifted by the bootstrap's
+    estimate of their bias, and that of ECE begins at 0 where a perfectly calibrated model would show as much. That of accuracy is no
+    narrower than the exact one (Clopper & Pearson 1934), that of balanced accuracy than one whose variance counts two more pictures
+    of the overall accuracy in each class: few pictures hardly vary from resample to resample. A share of 0 or 1, which no image
+    speaks against, has exact intervals.
 
     Raises:
         DataError: where shapes, labels or probabilities do not fit together.
@@ -151,7 +159,7 @@ def evaluate(
     alone = np.arange(images)
     unit = alone if groups is None else np.unique(groups, return_inverse=True)[1]
     ways = [unit]
-    if int(unit.max()) + 1 < min(FEW_GROUPS, images):
+    if int(unit.max()) + 1 < min(RESAMPLED_GROUPS, images):
         ways.append(alone)  # so few hardly differ from resample to resample: no interval is narrower than over images
     draws = [bootstrap(labels, probabilities, raw, each, resamples, seed) for each in ways]
     predicted = probabilities[final].argmax(1)
@@ -219,12 +227,58 @@ def _percentiles(value: float, draws: NDArray[np.float64]) -> Interval:
 
 
 def _unshifted(value: float, draws: NDArray[np.float64]) -> Interval:
-    """Percentiles less the bias of resampling, for metrics that are no mean over images.
-
-    In ECE |noise| never cancels, so that every resample overstates it; macro-F1 loses with every rare class.
-    """
+    """Percentiles less the bias of resampling, for macro-F1, which loses with every rare class that a resample lacks."""
     found = _percentiles(value, draws - (draws.mean() - value))
     return Interval(value=value, low=max(0.0, found.low), high=min(1.0, found.high))
+
+
+def _calibration(value: float, draws: NDArray[np.float64], chance: NDArray[np.float64]) -> Interval:
+    """Of an error of calibration, in which |noise| never cancels: every resample overstates the value, and the value as much again.
+
+    `chance`: what a perfectly calibrated model shows. Where that is as much as the value, nothing speaks against an error of 0.
+    """
+    bias = float(draws.mean()) - value
+    low, high = np.quantile(draws, [_TAIL, 1 - _TAIL])
+    below = 0.0 if value <= np.quantile(chance, 1 - _TAIL) else max(0.0, float(low) - 2 * bias)
+    return Interval(value=value, low=min(value, below), high=min(1.0, max(value, float(high) - bias)))
+
+
+def _by_chance(belief: NDArray[np.floating], seed: int) -> NDArray[np.float64]:
+    """The ECE of perfectly calibrated models as confident as `belief` (N, K): one for each draw of which answers are right."""
+    confidence = belief.max(1).astype(np.float64)
+    place = classification.confidence_bin(confidence)
+    bins = np.zeros((classification.ECE_BINS, len(place)))
+    bins[place, np.arange(len(place))] = 1.0
+    draw, wanted = np.random.default_rng(seed), min(_CALIBRATED, max(100, 20_000_000 // len(place)))
+    block = max(1, 4_000_000 // len(place))
+    found = []
+    for start in range(0, wanted, block):
+        right = draw.random((len(place), min(block, wanted - start))) < confidence[:, None]
+        found.append(np.abs(bins @ (right - confidence[:, None])).sum(0) / len(place))
+    return np.concatenate(found)
+
+
+def exact_share(right: float, count: float) -> tuple[float, float]:
+    """The exact 95 % interval of a share of which `right` of `count` speak (Clopper & Pearson 1934)."""
+    low = betaincinv(right, count - right + 1, _TAIL) if right > 0 else 0.0
+    high = betaincinv(right + 1, count - right, 1 - _TAIL) if right < count else 1.0
+    return float(low), float(high)
+
+
+def _balanced(right: NDArray[np.float64], labels: NDArray[np.int64]) -> Interval:
+    """Mean recall of how often each picture was answered right (N,), with an interval on the logit's scale.
+
+    A recall of two pictures varies by more than they show: its variance counts `_BORROWED` more, of the overall accuracy.
+    """
+    count = np.bincount(labels)
+    hits, count = np.bincount(labels, right)[count > 0], count[count > 0]
+    value, overall = float((hits / count).mean()), (hits.sum() + 1) / (count.sum() + 2)
+    shrunk = (hits + _BORROWED * overall) / (count + _BORROWED)
+    error = float((shrunk * (1 - shrunk) / count).sum() ** 0.5) / len(count)
+    inner = float(np.clip(value, 0.5 / count.sum(), 1 - 0.5 / count.sum()))
+    reach = 1.96 * error / (inner * (1 - inner))
+    low, high = expit(logit(inner) - reach), expit(logit(inner) + reach)
+    return Interval(value=value, low=min(value, float(low)), high=max(value, float(high)))
 
 
 def _exact_tail(units: int) -> float:
@@ -254,10 +308,18 @@ def _scores(
 ) -> Scores:
     right = belief.argmax(1) == labels
     found: dict[str, Interval] = {}
+    chance = _by_chance(belief, len(labels))
     for name, metric in TASKS["classification"].metrics.items():
         value = metric(labels, belief)
-        ends = _unshifted if name in _BIASED else _percentiles
-        found[name] = _widest([ends(value, each[name]) for each in draws])
+        if name == "ece":
+            found[name] = _widest([_calibration(value, each[name], chance) for each in draws])
+        else:
+            ends = _unshifted if name == "macro_f1" else _percentiles
+            found[name] = _widest([ends(value, each[name]) for each in draws])
+    often = right.reshape(-1, len(unit)).mean(0)
+    low, high = exact_share(float(often.sum()), len(unit))
+    found["accuracy"] = _widest([found["accuracy"], Interval(value=found["accuracy"].value, low=low, high=high)])
+    found["balanced_accuracy"] = _widest([found["balanced_accuracy"], _balanced(often, labels[: len(unit)])])
     if right.all() or not right.any():
         # Resampling answers without an exception gives no exception; that is not yet a proof of none.
         pairs = np.unique(np.stack([labels[: len(unit)], unit]), axis=1)
@@ -271,8 +333,11 @@ def _scores(
             found[name] = Interval(value=found[name].value, low=low, high=high)
     if raw is not None:
         value = classification.ece(labels, raw)
-        found["ece_uncalibrated"] = _widest([_unshifted(value, each["ece_uncalibrated"]) for each in draws])
-    return Scores(**found)
+        chance_of_raw = _by_chance(raw, len(labels))
+        found["ece_uncalibrated"] = _widest(
+            [_calibration(value, each["ece_uncalibrated"], chance_of_raw) for each in draws]
+        )
+    return Scores(**found, ece_expected=float(chance.mean()))
 
 
 def _difference(

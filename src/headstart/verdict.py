@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from headstart.errors import DataError
-from headstart.evaluate import FEW_GROUPS, Difference, TestReport
+from headstart.evaluate import RESAMPLED_GROUPS, Difference, TestReport
 
 Outcome = Literal["helped", "hurt", "not distinguishable"]
 
@@ -19,6 +19,8 @@ BASELINES = {
 }
 LEVEL = 0.05
 TIE = 0.005  # half a point: less than this is a tie, however sure
+MARGIN = 0.05  # by which a simpler model may be behind for all that the test says, and still tie
+DECIDES = 5  # pictures that are not of the commonest class: fewer cannot show that a model tells them from it
 WIDE = 0.20  # an interval wider than ±10 points
 
 
@@ -91,18 +93,17 @@ def _outcome(gain: Difference, baselines: int) -> Outcome:
 
 
 def _simple_tie(report: TestReport, final: str, present: list[str]) -> str | None:
-    """The best simple model that `final` does not beat and that clearly beats the majority class, if there is one.
+    """The best simple model that `final` does not beat, that is surely no more than `MARGIN` behind it (a test of equivalence,
+    Schuirmann 1987), and that clearly beats the majority class, if there is one.
 
-    One that is surely better is no tie but the verdict itself. Where the interval is too wide to tell anything, nothing is
-    called a tie but equal numbers within `TIE`.
+    One that is surely better is no tie but the verdict itself.
     """
     ties = []
     for name in present:
         gap, above = report.difference(final, name), report.difference(name, "majority")
         if name == "majority" or gap is None or above is None or _outcome(above, 1) != "helped":
             continue
-        undecided = gap.low <= 0 and gap.high - gap.low <= WIDE and _outcome(gap, len(present)) != "hurt"
-        if undecided or abs(gap.value) <= TIE:
+        if gap.high <= MARGIN and (gap.low <= 0 or gap.value <= TIE) and _outcome(gap, len(present)) != "hurt":
             ties.append(name)
     return max(ties, key=lambda name: report.models[name].accuracy.value, default=None)
 
@@ -157,7 +158,7 @@ def _reasons(report: TestReport, final: str, head: str, simple: str | None) -> l
         above = _paired(report, simple, "majority")
         share = percent(report.models[simple].accuracy.value)
         reasons.append(
-            f"Pretrained weights are overkill here: {BASELINES[simple]} reaches {share}, which is no worse, and is "
+            f"Pretrained weights are overkill here: {BASELINES[simple]} reaches {share}, {_behind(report, final, simple)}, and is "
             f"{points(above)} above {BASELINES['majority']}. Next: train that one on its own if size and speed count, or label "
             "harder images, on which the two would differ."
         )
@@ -172,6 +173,11 @@ def _reasons(report: TestReport, final: str, head: str, simple: str | None) -> l
             f"time{'s' if report.repeats > 1 else ''} by models that had not seen it."
         )
     return reasons
+
+
+def _behind(report: TestReport, final: str, simple: str) -> str:
+    most = max(0.0, _paired(report, final, simple).high)
+    return f"which is at most {100 * most:.1f} points worse" if most else "which is no worse"
 
 
 def _decided(gain: Difference, outcome: Outcome, baselines: int) -> str:
@@ -199,6 +205,27 @@ def _added(added: Difference) -> str:
     return f"Fine-tuning added nothing that this test can show over the head on frozen features: {points(added)}."
 
 
+def _no_better(report: TestReport, final: str) -> str:
+    """Of a model that is not surely right more often than the commonest class."""
+    commonest = max(report.classes, key=lambda row: row.support, default=None)
+    balanced = report.difference(final, "majority", "balanced_accuracy")
+    if commonest is not None and report.images - commonest.support < DECIDES:
+        return (
+            f"All but {report.images - commonest.support} of the {report.images:,} images tested are of one class, "
+            f"'{commonest.name}': accuracy cannot show "
+            "whether this model finds the others. Add pictures of them."
+        )
+    if balanced is not None and balanced.low > 0:
+        return (
+            f"This model is not surely right more often than {BASELINES['majority']}, but it finds the others: its balanced accuracy "
+            f"is {points(balanced)} higher. Judge it by that, and add pictures of the rare classes."
+        )
+    return (
+        f"Nothing shows that this model is better than {BASELINES['majority']}: it should not be used as it is. "
+        "Look at the labels (doubts.csv), then label more."
+    )
+
+
 def _warnings(report: TestReport, final: str, gain: Difference, unfinished: str | None) -> list[str]:
     warnings = []
     if unfinished is not None:
@@ -212,7 +239,7 @@ def _warnings(report: TestReport, final: str, gain: Difference, unfinished: str 
             f"All images tested are of one class, '{shown[0]}': they can show nothing about telling classes apart. Add pictures of "
             "the others, or give a test set that has some."
         )
-    if report.groups is not None and report.groups < FEW_GROUPS:
+    if report.groups is not None and report.groups < RESAMPLED_GROUPS:
         warnings.append(
             f"The {report.images:,} images tested are of {report.groups} group{'s' if report.groups > 1 else ''} alone: how others "
             "would be answered is hardly known, and no difference can be sure. Add pictures of other groups."
@@ -225,10 +252,7 @@ def _warnings(report: TestReport, final: str, gain: Difference, unfinished: str 
         )
     above = report.difference(final, "majority")
     if above is not None and _outcome(above, 1) != "helped":
-        warnings.append(
-            f"Nothing shows that this model is better than {BASELINES['majority']}: it should not be used as it is. "
-            "Look at the labels (doubts.csv), then label more."
-        )
+        warnings.append(_no_better(report, final))
     if gain.high - gain.low > WIDE:
         warnings.append(
             f"The difference is known to no better than ±10 points with {report.images:,} images: read the verdict with care, and "
