@@ -23,6 +23,7 @@ from headstart.report.record import CurvePoint, HeadRow, Mistake, Pair, ReportDa
 from headstart.report.report import THUMBNAIL_SIDE, thumbnail
 from headstart.tasks.classification import softmax
 
+# How much a report shows at most, so that it stays small: classes with pictures, pictures of each, mistakes (or doubts), pairs.
 _CLASSES, _PICTURES, _MISTAKES, _PAIRS = 12, 5, 24, 8
 
 

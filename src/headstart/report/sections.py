@@ -29,10 +29,8 @@ if TYPE_CHECKING:  # without torch
 
 NAMED_CELLS = 30  # classes up to which the confusion matrix has names
 BARS = 40
-PAIRS = 15
+CONFUSIONS = 15
 CLASS_ROWS = 60
-THUMBNAIL_CLASSES, THUMBNAILS = 20, 5
-MISTAKES = 24
 ITEMS = 12
 
 
@@ -57,7 +55,7 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Pair:
+class Confusion:
     """How often `label` was taken for `predicted`, of how many."""
 
     label: str
@@ -222,12 +220,12 @@ def confusion(test: TestReport) -> Markup:
     return compact_heat_map(test.confusion, len(names))
 
 
-def pairs(test: TestReport) -> list[Pair]:
+def confusions(test: TestReport) -> list[Confusion]:
     """The classes taken for another most often."""
     wrong = sorted((cell for cell in test.confusion if cell[0] != cell[1]), key=lambda cell: (-cell[2], cell))
     return [
-        Pair(test.classes[label].name, test.classes[predicted].name, count, test.classes[label].support)
-        for label, predicted, count in wrong[:PAIRS]
+        Confusion(test.classes[label].name, test.classes[predicted].name, count, test.classes[label].support)
+        for label, predicted, count in wrong[:CONFUSIONS]
     ]
 
 
