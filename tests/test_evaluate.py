@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 
 import numpy as np
 import pytest
@@ -192,11 +191,9 @@ def test_sign_test_by_hand() -> None:
     assert sign_test(3, 9) == sign_test(9, 3)
 
 
-def test_ten_thousand_images_of_a_thousand_classes_take_seconds() -> None:
+def test_macro_f1_of_ten_thousand_images_and_a_thousand_classes_lies_in_its_interval() -> None:
     labels, beliefs = made(10_000, 1000, {"final": 4.0, "head": 3.5})
-    start = time.perf_counter()
     report = evaluate(labels, beliefs)
-    assert time.perf_counter() - start < 10
     assert centred(report.models["final"].macro_f1)  # every class is rare
 
 
