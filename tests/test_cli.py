@@ -414,10 +414,11 @@ def test_ctrl_c_or_a_kill_in_the_middle_and_the_same_command_again(
     )  # fmt: skip
     signal.signal(signal.SIGINT, before)
     deadline = time.monotonic() + 60
-    while not list(cache.glob("v1/artifacts/race-*.safetensors")) and time.monotonic() < deadline:
+    while not (raced := list(cache.glob("v1/artifacts/race-*.safetensors"))) and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(how)
     _, err = process.communicate(timeout=60)
+    assert raced, f"not in the middle yet: {err}"
     assert "Traceback" not in err
     assert not (tmp_path / "run" / "metrics.json").exists()
     assert process.returncode == (130 if how is signal.SIGINT else -how), err
@@ -425,7 +426,7 @@ def test_ctrl_c_or_a_kill_in_the_middle_and_the_same_command_again(
         assert err.endswith("Interrupted. Nothing is lost: the same command goes on from the last finished epoch.\n")
         assert "stopped: KeyboardInterrupt" in (tmp_path / "run" / "log.txt").read_text()
     again = headstart("fit", *arguments)
-    assert again.code == 0
+    assert again.code == 0 and json.loads((tmp_path / "run" / "metrics.json").read_text())["resumed"]
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == (trained.run / "model.safetensors").read_bytes()
 
 
