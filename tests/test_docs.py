@@ -243,7 +243,8 @@ def test_thresholds_in_the_text_are_those_of_the_code() -> None:
     assert f"Below {load.SMALL_POOL} usable pictures no test set is cut" in start
     assert f"fewer than {audit.FEW} pictures" in start
     assert f"has {audit.IMBALANCE:g} times the pictures" in start
-    assert f"a cosine of at least {engine.COSINE:g}" in decides
+    assert f"a cosine of at least {engine.AGREES:g} with float32 in every stage" in decides
+    assert f"keep {engine.COSINE:g} in every stage" in decides
     assert f"answers up to {exactness.PICTURES} of the test pictures in plain float32" in decides
     assert f"(sign test, {100 * exactness.SURE:g} %)" in decides
     assert f"about {100 * LADDER[0]:.0f} % and about {100 * LADDER[1]:.0f} %" in decides
