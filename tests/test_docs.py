@@ -250,7 +250,7 @@ def test_thresholds_in_the_text_are_those_of_the_code() -> None:
     assert f"about {100 * LADDER[0]:.0f} % and about {100 * LADDER[1]:.0f} %" in decides
     assert f"about {100 * FEW_LADDER[0]:.0f} % stays frozen" in decides
     assert f"three of the five folds below {FEW_IMAGES} training pictures" in decides and FOLDS_JUDGED == 3
-    assert f"on one with up to {FEW_EACH} pictures a class to train on" in decides
+    assert f"on one with up to {FEW_EACH} pictures per class to train on" in decides
     assert f"drawn towards {Prior.exponent:g} the more" in decides and f"give or take {Prior.spread:g}" in decides
     assert f"fewer than {FEWEST} pictures, nor further than four times" in decides and FARTHEST == 4
     assert (
