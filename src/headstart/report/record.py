@@ -106,7 +106,7 @@ class ReportData:
     pictures, the most confident first, `doubts` the frozen head's on training pictures that it had not seen, the most doubtful label
     first, and `doubtful` how many there are, how many of them with confidence, and of how many; `findings` what to be careful about;
     `pairs` the first of `paired` that a suspected leak is about; `growth` the learning curve, None where there is none; `telling`
-    how well unknown pictures are told, None where they are not; `similarity` how much the data are like the source; `command`
+    how well unknown pictures are recognised, None where they are not; `similarity` how much the data are like the source; `command`
     repeats the run; `beside` are the backbones that answer together with the first.
     """
 
