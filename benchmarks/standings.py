@@ -16,7 +16,7 @@ from cells import chance, commits, headed, percent
 OURS, PROBE = "Headstart, default", "linear probe, scikit-learn"
 HEADS = {"head": "Headstart, its best head", "last_stage_head": "Headstart, its last-stage head"}
 ENOUGH = 2 / 3  # of the cases of whoever has most: fewer would leave the others hardly any in common
-SAID = {"5": "5 a class", "20": "20 a class", str(QUICK): f"up to {QUICK} in all", "all": "all"}
+SAID = {"5": "5 per class", "20": "20 per class", str(QUICK): f"up to {QUICK} in all", "all": "all"}
 
 
 @dataclass(frozen=True)
