@@ -39,6 +39,7 @@ def planned(
     given: Plan | None = None,
     cached: Sequence[int] = (),
     spent: float = 0.0,
+    progress: runtime.Progress = runtime.silent,
 ) -> Plan:
     """The plan: from a file, which may have been read already, or decided from the evidence; options on the same data, with the same
     heads, keep their plan.
@@ -49,7 +50,7 @@ def planned(
     Raises:
         PlanError: where the plan file does not fit.
     """
-    engine, backbone = engines[0], engines[0].backbone
+    backbone = engines[0].backbone
     mode = next((mode for mode in MODES if mode == options.plan), None)
     if mode is None:
         given = load_plan(
@@ -68,14 +69,25 @@ def planned(
     stored = memo.load()
     if stored is not None:
         return Plan.model_validate(stored[0]["plan"])
-    pool = dataset.indices("train")
-    counts = dataset.counts("train")
-    far, loss, name = (
-        shift(backbone, dataset, features.of(0), store).distance,
-        heads.best.log_loss,
-        backbone.origin.name,
-    )
-    evidence = Evidence(
+    hopeful = mode == "auto" and (options.budget is None or spent < options.budget)
+    far = shift(backbone, dataset, features.of(0), store, progress).distance if hopeful else None
+    evidence = measured(dataset, engines, heads, store, cached=cached, far=far)
+    budget = Budget(seconds=options.budget, spent_seconds=spent, store_bytes=_room(options, store))
+    plan = decide(evidence, budget, backbone=backbone.origin.name, mode=mode, seed=options.seed)
+    memo.save({"plan": plan.model_dump(mode="json")}, {})
+    return plan
+
+
+def measured(
+    dataset: Dataset, engines: Sequence[Engine], heads: Race, store: Store, *, cached: Sequence[int], far: float | None
+) -> Evidence:
+    """What is known before any rung; `far` is how far the pictures lie from the source, None where that was not looked at."""
+    engine, backbone = engines[0], engines[0].backbone
+    pool, counts, loss = dataset.indices("train"), dataset.counts("train"), heads.best.log_loss
+    gains = None
+    if far is not None:
+        gains = forecast(loss, far, len(pool), len(dataset.classes), backbone=backbone.origin.name)
+    return Evidence(
         images=len(pool),
         classes=len(dataset.classes),
         smallest_class=int(counts.min()),
@@ -101,19 +113,9 @@ def planned(
         folds=len(np.unique(dataset.fold[pool])),
         head_log_loss=loss,
         shift=far,
-        forecast=None if far is None else forecast(loss, far, len(pool), len(dataset.classes), backbone=name),
+        forecast=gains,
         beside_seconds=float(sum(_speed(other, store, "forward", other.stage_seconds).sum() for other in engines[1:])),
     )
-    budget = Budget(seconds=options.budget, spent_seconds=spent, store_bytes=_room(options, store))
-    plan = decide(
-        evidence,
-        budget,
-        backbone=name,
-        mode=mode,
-        seed=options.seed,
-    )
-    memo.save({"plan": plan.model_dump(mode="json")}, {})
-    return plan
 
 
 def cached_ahead(dataset: Dataset, engines: Sequence[Engine], heads: Race, options: Options, store: Store) -> list[int]:

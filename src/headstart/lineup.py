@@ -28,7 +28,7 @@ from headstart.race import Race, race
 TRIED = 400  # training pictures that a candidate is tried on, about; each class has its share, and 20 at least
 SIFTED, LONG = 100, 10.0  # of these as many first, where the others would take more seconds than that
 _WARM, _FIRST = 8, 40  # the first of them settle how it runs, the next tell how fast that is
-_SHARE = 0.15  # of the time that is left, which running one candidate over all pictures may take
+PASS_SHARE = 0.15  # of the time that is left, which one more pass over all pictures may take
 _ROOM = 0.25  # of the time that is left, after which no further candidate is loaded: a machine may hold dozens
 
 
@@ -111,7 +111,7 @@ def line_up(
         """Why `other` is not tried on the whole sample; empty where it is."""
         pace = _pace(other, dataset, store, sample, progress)
         needed = len(unsealed) * pace
-        if needed > _SHARE * (deadline - time.monotonic()):
+        if needed > PASS_SHARE * (deadline - time.monotonic()):
             return f"{name} was not tried: to run all pictures through it would take about {needed:.0f} s"
         if pace * (len(sample) - len(few)) > LONG:
             found = extract(other.backbone, dataset, store, engine=other, only=few, progress=progress)
@@ -133,9 +133,11 @@ def line_up(
     entering: list[tuple[str, Engine]] = []
     last = time.monotonic() + _ROOM * (deadline - time.monotonic())
     for place, name in enumerate(names):
-        if stored is None and place and time.monotonic() > last:
+        if stored is None and time.monotonic() > last:
             rest = f"{', '.join(names[place:])} {'was' if names[place:] == names[-1:] else 'were'} not tried"
-            reasons.append(f"{rest}: other networks had taken their share of the time")
+            reasons.append(
+                f"{rest}: {'other networks had taken their share of the time' if place else 'no time is left'}"
+            )
             break
         try:
             other = load(name)

@@ -129,6 +129,7 @@ def transfer(
             given=given,
             cached=cached,
             spent=story.total,
+            progress=progress,
         )
         story.plan(plan)
     with story.phase("finetune"):

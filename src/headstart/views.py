@@ -18,10 +18,10 @@ from headstart.features.activations import cache_views
 from headstart.features.engine import Engine
 from headstart.features.extract import Features, with_views
 from headstart.features.store import Store
+from headstart.lineup import PASS_SHARE
 
 VIEWS = 3  # beside the clean one: as many as a rung has
 A_CLASS, IN_ALL = 100, 2000  # training pictures at most, on the mean and together
-_SHARE = 0.15  # of the time that is left, which extracting the views may take
 _FIRST = 32  # pictures that tell how long it takes
 
 
@@ -55,11 +55,14 @@ def more_views(
     try:
         if stored is not None:
             record = stored[0]
+        elif time.monotonic() >= deadline:
+            record = {"taken": False, "seconds": 0.0, "room": 0.0}
+            memo.save(record, {})
         else:
             began = time.monotonic()
             with_views(features, engines, dataset, store, VIEWS, only=pool[:_FIRST], seed=seed)
             needed = (time.monotonic() - began) / min(_FIRST, len(pool)) * max(0, len(pool) - _FIRST)
-            room = max(0.0, _SHARE * (deadline - time.monotonic()))
+            room = max(0.0, PASS_SHARE * (deadline - time.monotonic()))
             record = {"taken": needed <= room, "seconds": needed, "room": min(room, needed)}
             memo.save(record, {})
         if not record["taken"]:

@@ -10,7 +10,7 @@ statistics have that alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from scipy.special import entr
 from torch import Tensor, nn
 
+from headstart import runtime
 from headstart.backbones.backbone import Backbone
 from headstart.data.dataset import Dataset
 from headstart.data.images import load_view
@@ -51,7 +52,13 @@ class Shift:
     pictures: int
 
 
-def shift(backbone: Backbone, dataset: Dataset, features: Features, store: Store) -> Shift:
+def shift(
+    backbone: Backbone,
+    dataset: Dataset,
+    features: Features,
+    store: Store,
+    progress: runtime.Progress = runtime.silent,
+) -> Shift:
     """The shift of a data set's training pictures; what was measured once is remembered.
 
     `features` are the backbone's own, of the weights that it came with. Pictures that cannot be read any more are left out.
@@ -62,13 +69,18 @@ def shift(backbone: Backbone, dataset: Dataset, features: Features, store: Store
     memo = store.artifact("shift", spec)
     known = memo.load()
     if known is None:
-        transform, pictures = transform_of(backbone), []
-        for i in some:
+        transform = transform_of(backbone)
+
+        def read(index: int) -> NDArray[np.uint8] | None:
             with suppress(UnreadableImage):  # gone since it was extracted: no reason to end a run
-                pictures.append(load_view(dataset.images, i, transform))
+                return load_view(dataset.images, index, transform)
+            return None
+
+        pictures = [each for each in runtime.parallel(read, some) if each is not None]
         if not pictures:
             return Shift((None,) * len(backbone.stages), None, None, 0, 0)
-        stages = statistics_shift(backbone, np.stack(pictures))
+        with progress("Measuring how far from the source", len(pictures), "images") as advance:
+            stages = statistics_shift(backbone, np.stack(pictures), advance)
         memo.save({}, {"stages": np.array([np.nan if each is None else each for each in stages])})
     else:
         stages = tuple(None if np.isnan(each) else float(each) for each in known[1]["stages"])
@@ -80,8 +92,11 @@ def shift(backbone: Backbone, dataset: Dataset, features: Features, store: Store
     return Shift(stages, float(np.mean(measured)) if measured else None, entropy, classes, len(some))
 
 
-def statistics_shift(backbone: Backbone, pictures: NDArray[np.uint8]) -> tuple[float | None, ...]:
-    """Per stage, the mean squared Hellinger distance of channel statistics on pictures (N, H, W, 3) uint8 from the running ones."""
+def statistics_shift(
+    backbone: Backbone, pictures: NDArray[np.uint8], advance: Callable[[int], None] = lambda _: None
+) -> tuple[float | None, ...]:
+    """Per stage, the mean squared Hellinger distance of channel statistics on pictures (N, H, W, 3) uint8 from the running ones;
+    `advance` is told of each batch."""
     layers = [
         [
             module
@@ -95,7 +110,9 @@ def statistics_shift(backbone: Backbone, pictures: NDArray[np.uint8]) -> tuple[f
     device = next(backbone.parameters()).device
     with _watched([layer for stage in layers for layer in stage]) as seen, torch.inference_mode():
         for start in range(0, len(pictures), _STEP):
-            backbone.run(normalize(pictures[start : start + _STEP], backbone.input, device), 0, len(backbone.stages))
+            batch = pictures[start : start + _STEP]
+            backbone.run(normalize(batch, backbone.input, device), 0, len(backbone.stages))
+            advance(len(batch))
     found = []
     for stage in layers:
         apart = [_hellinger(layer, *seen[layer]) for layer in stage if layer in seen]
@@ -113,11 +130,12 @@ def _watched(layers: list[nn.Module]) -> Iterator[dict[nn.Module, tuple[Tensor, 
         kept = layer.get_buffer("running_mean")
         if kept.ndim != 1 or not given or given[0].ndim < 2 or given[0].shape[1] != len(kept):
             return  # no batch normalisation over axis 1
-        values = given[0].detach().double()
+        values = given[0].detach().float()
         others = [axis for axis in range(values.ndim) if axis != 1]
         count, total, squares = sums.get(layer, (0, torch.zeros(()), torch.zeros(())))
         more = values.numel() // values.shape[1]
-        sums[layer] = (count + more, values.sum(others) + total, values.square().sum(others) + squares)
+        variance, mean = (each.double() for each in torch.var_mean(values, others, correction=0))
+        sums[layer] = (count + more, total + more * mean, squares + more * (variance + mean.square()))
 
     handles = [layer.register_forward_pre_hook(look) for layer in layers]
     try:
