@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import io
+import os
 import pickle
 from contextlib import ExitStack
 from functools import partial
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
@@ -154,6 +157,65 @@ def test_no_item_whatever_it_is_ends_a_prediction(model: Model) -> None:
     assert "a NoneType; expected a path, a Pillow picture or an array" in found[1].error
     assert "an array of shape (8, 8, 5)" in found[8].error
     assert found[0].probability == found[-1].probability
+
+
+def encoded(pixels: NDArray[np.uint8], kind: str, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_truncated_picture_in_memory_is_one_that_cannot_be_read(model: Model, kind: str) -> None:
+    good = stripes(1, side=200)[0][0]
+    content = encoded(good, kind)
+    begun = Image.open(io.BytesIO(content[: len(content) // 2]))
+    found = model.predict([good, begun, Image.new("RGB", (0, 5)), good])
+    assert [bool(row.error) for row in found] == [False, True, True, False]
+    assert "truncated" in found[1].error and "0 x 5 pixels" in found[2].error
+
+
+def test_paths_may_be_bytes(model: Model, tmp_path: Path) -> None:
+    Image.fromarray(stripes(1)[0][0]).save(tmp_path / "a.png")
+    entries = [*os.scandir(bytes(tmp_path)), *os.scandir(tmp_path)]
+    found = model.predict(entries)
+    assert [(row.path, row.error) for row in found] == [(str(tmp_path / "a.png"), "")] * 2
+    assert found[0].probability == found[1].probability
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF"])
+def test_the_frame_that_was_sought_is_answered(model: Model, tmp_path: Path, kind: str) -> None:
+    first, second = (Image.fromarray(picture).quantize(64) for picture in stripes(2)[0])
+    first.save(tmp_path / "frames", kind, save_all=True, append_images=[second])
+    expected = model.predict([first.convert("RGB"), second.convert("RGB")]).probabilities
+    for number in (0, 1, 0):
+        with Image.open(tmp_path / "frames") as opened:
+            opened.seek(1 - number)
+            opened.seek(number)
+            found = model.predict([opened, opened]).probabilities
+            assert opened.tell() == number
+        np.testing.assert_allclose(found, expected[[number, number]], rtol=1e-4)
+
+
+def test_a_picture_whose_file_was_replaced_is_answered_as_it_was_opened(model: Model, tmp_path: Path) -> None:
+    before, after = stripes(2)[0]
+    Image.fromarray(before).save(tmp_path / "live.png")
+    Image.fromarray(after).save(tmp_path / "new.png")
+    with Image.open(tmp_path / "live.png") as opened:
+        (tmp_path / "new.png").replace(tmp_path / "live.png")
+        found = model.predict([opened]).probabilities
+        assert np.array_equal(np.asarray(opened), before)
+    assert np.array_equal(found, model.predict([before]).probabilities)
+
+
+def test_one_jpeg_has_one_answer_from_a_file_and_from_memory(model: Model, tmp_path: Path) -> None:
+    content = encoded(np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8), "JPEG")
+    (tmp_path / "a.jpg").write_bytes(content)
+    opened = Image.open(io.BytesIO(content))
+    place = opened.fp.tell()  # type: ignore[union-attr]
+    found = model.predict([tmp_path / "a.jpg", *[opened] * 40]).probabilities
+    np.testing.assert_allclose(found, found[[0] * 41], rtol=1e-5)
+    assert opened.tile and opened.fp.tell() == place and opened.size == (640, 480)  # type: ignore[union-attr]
 
 
 def test_a_model_that_was_trained_further_answers_the_same_twice() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,8 +17,8 @@ from PIL import Image, ImageFile
 
 from headstart import runtime
 from headstart.backbones.backbone import Backbone
-from headstart.data.images import Transform, views_of
-from headstart.data.sources import ArrayImages, FileImages
+from headstart.data.images import Transform, quiet_pillow, reason, views_of
+from headstart.data.sources import ArrayImages, FileImages, open_bytes
 from headstart.errors import UnreadableImage
 from headstart.features.engine import Engine
 from headstart.features.extract import columns
@@ -27,7 +28,8 @@ from headstart.heads import Head
 from headstart.tasks.classification import softmax
 from headstart.unknown import Unknown
 
-Picture = str | os.PathLike[str] | Image.Image | NDArray[Any]
+Picture = str | os.PathLike[str] | os.PathLike[bytes] | Image.Image | NDArray[Any]
+_one_at_a_time = threading.Lock()  # one picture may be given twice, and has one place in its file
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,7 @@ class Model:
     def _loaded(
         self, place: int, picture: Picture, views: int
     ) -> tuple[str, list[NDArray[np.uint8]] | UnreadableImage]:
-        name = os.fspath(picture) if isinstance(picture, str | os.PathLike) else f"[{place}]"
+        name = os.fsdecode(picture) if isinstance(picture, str | os.PathLike) else f"[{place}]"
         try:
             return name, views_of(partial(_opened, picture), self.transforms, views)
         except UnreadableImage as error:
@@ -248,16 +250,11 @@ def _opened(picture: Picture) -> Image.Image:
     Raises:
         UnreadableImage: with the reason.
     """
-    if isinstance(picture, ImageFile.ImageFile) and picture.tile and Path(str(picture.filename or "")).is_file():
-        # Not decoded yet: read again, at the scale that training would, and the caller's own stays as it is.
-        picture = str(picture.filename)
     if isinstance(picture, Image.Image):
-        try:
-            return picture.copy()
-        except ValueError as error:  # it was closed
-            raise UnreadableImage(str(error)) from error
+        return _taken(picture)
     if isinstance(picture, str | os.PathLike):
-        return FileImages((Path(picture),), (os.fspath(picture),)).open(0)
+        path = os.fsdecode(picture)
+        return FileImages((Path(path),), (path,)).open(0)
     if not isinstance(picture, np.ndarray):
         raise UnreadableImage(f"a {type(picture).__name__}; expected a path, a Pillow picture or an array")
     channels = picture.shape[2:] or (1,)
@@ -266,3 +263,27 @@ def _opened(picture: Picture) -> Image.Image:
             f"an array of shape {picture.shape} and dtype {picture.dtype}; expected (H, W) or (H, W, 1, 3 or 4) of uint8"
         )
     return ArrayImages(picture[None], ("array",), (0,)).open(0)
+
+
+def _taken(picture: Image.Image) -> Image.Image:
+    """A copy of the caller's. What is not decoded yet is opened again from its own bytes: decoded at the scale that a file would be,
+    and the caller's own stays as it is. A frame that was sought is no longer what these bytes begin with.
+
+    Raises:
+        UnreadableImage: with the reason.
+    """
+    try:
+        with quiet_pillow(), _one_at_a_time:
+            if not (isinstance(picture, ImageFile.ImageFile) and picture.tile and picture.fp and picture.tell() == 0):
+                return picture.copy()
+            place = picture.fp.tell()
+            try:
+                picture.fp.seek(0)
+                content = picture.fp.read()
+            finally:
+                picture.fp.seek(place)
+    except MemoryError:
+        raise
+    except Exception as error:  # it was closed, or Pillow's decoders met a broken stream
+        raise UnreadableImage(reason(error)) from error
+    return open_bytes(content)

@@ -92,6 +92,8 @@ def decode(image: Image.Image, shortest: int | None = None) -> Image.Image:
     Raises:
         UnreadableImage: with the reason, when any part of the stream cannot be decoded.
     """
+    if not all(image.size):
+        raise UnreadableImage(f"{image.width} x {image.height} pixels: nothing to see")
     with quiet_pillow():
         try:
             if shortest is not None:
