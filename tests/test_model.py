@@ -159,6 +159,44 @@ def test_no_item_whatever_it_is_ends_a_prediction(model: Model) -> None:
     assert found[0].probability == found[-1].probability
 
 
+@pytest.mark.parametrize(
+    "one",
+    [b"a.jpg", bytearray(b"a.jpg"), memoryview(b"a.jpg"), {"a.jpg": 1}, torch.zeros(8, 8, 3), torch.zeros(3, 8, 8)],
+)
+def test_what_is_no_several_pictures_is_refused(model: Model, one: Any) -> None:
+    with pytest.raises(
+        TypeError, match=r"expected several( pictures)?: predict\(\[picture\]\)\. (Arrays|Tensors) of many are"
+    ):
+        model.predict(one)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ([np.zeros((8, 8, 3), np.float32)] * 2, r"an array of shape \(8, 8, 3\) and dtype float32; expected \(H, W\)"),
+        (np.zeros((2, 3, 8, 8), np.uint8), r"an array of shape \(3, 8, 8\) and dtype uint8; expected"),
+        ([torch.zeros(3, 8, 8)], r"a tensor of shape \(3, 8, 8\) and dtype float32; expected"),
+        (torch.zeros(2, 8, 8, 3, dtype=torch.bfloat16), r"a tensor of shape \(8, 8, 3\) and dtype bfloat16; expected"),
+        ([b"a.jpg", b"b.jpg"], "a bytes; expected a path, a Pillow picture or an array"),
+        ([["a.jpg"]], "a list; expected a path"),
+    ],
+)
+def test_where_nothing_can_be_a_picture_the_call_is_wrong(model: Model, wrong: Any, said: str) -> None:
+    with pytest.raises(TypeError, match=f"Nothing given can be a picture. The first is {said}"):
+        model.predict(wrong)
+
+
+def test_tensors_of_bytes_are_taken_as_arrays(model: Model) -> None:
+    pictures, _ = stripes(3)
+    expected = model.predict(list(pictures)).probabilities
+    for tensors in (torch.from_numpy(pictures), list(torch.from_numpy(pictures))):
+        assert np.array_equal(model.predict(tensors).probabilities, expected)
+    assert (
+        model.predict([pictures[0], torch.zeros(0, 8, dtype=torch.uint8)])[1].error
+        == "an array of shape (0, 8): nothing to see"
+    )
+
+
 def encoded(pixels: NDArray[np.uint8], kind: str, **options: Any) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, kind, **options)

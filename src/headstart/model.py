@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice, repeat
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, SupportsIndex, final, overload
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
@@ -28,7 +29,7 @@ from headstart.heads import Head
 from headstart.tasks.classification import softmax
 from headstart.unknown import Unknown
 
-Picture = str | os.PathLike[str] | os.PathLike[bytes] | Image.Image | NDArray[Any]
+Picture = str | os.PathLike[str] | os.PathLike[bytes] | Image.Image | NDArray[Any] | torch.Tensor
 _one_at_a_time = threading.Lock()  # one picture may be given twice, and has one place in its file
 
 
@@ -148,7 +149,8 @@ class Model:
     def predict(
         self, pictures: Iterable[Picture], *, views: int = 0, progress: runtime.Progress = runtime.silent
     ) -> Predictions:
-        """Answers for files, Pillow pictures or arrays (H, W) or (H, W, C), in their order; unreadable ones become errors.
+        """Answers for files, Pillow pictures or arrays (H, W) or (H, W, C), in their order; unreadable ones become errors. A tensor is
+        taken as an array.
 
         Args:
             pictures: what to answer.
@@ -157,19 +159,14 @@ class Model:
             progress: a bar, or `runtime.silent`.
 
         Raises:
-            TypeError: where one picture is given in place of several.
+            TypeError: where one picture is given in place of several, or nothing that is given can be one.
             ValueError: where `views` is negative.
         """
-        if isinstance(pictures, str | os.PathLike | Image.Image) or (
-            isinstance(pictures, np.ndarray)
-            and pictures.dtype.kind in "buif"
-            and (pictures.ndim == 2 or (pictures.ndim == 3 and pictures.shape[2] in (1, 3, 4)))
-        ):
-            raise TypeError(
-                "Got one picture, expected several: predict([picture]). Arrays of many are (N, H, W) or (N, H, W, C)."
-            )
+        _refuse_one(pictures)
         rows, blocks = [], []
         listed = list(pictures)
+        if listed and (wrong := _unlike(listed[0])) and all(map(_unlike, listed)):
+            raise TypeError(f"Nothing given can be a picture. The first is {wrong}.")
         with progress("Predicting", len(listed)) as advance:
             for chunk, probabilities in self.stream(listed, views=views):
                 rows += chunk
@@ -255,14 +252,43 @@ def _opened(picture: Picture) -> Image.Image:
     if isinstance(picture, str | os.PathLike):
         path = os.fsdecode(picture)
         return FileImages((Path(path),), (path,)).open(0)
-    if not isinstance(picture, np.ndarray):
-        raise UnreadableImage(f"a {type(picture).__name__}; expected a path, a Pillow picture or an array")
-    channels = picture.shape[2:] or (1,)
-    if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or channels[0] not in (1, 3, 4) or not picture.size:
-        raise UnreadableImage(
-            f"an array of shape {picture.shape} and dtype {picture.dtype}; expected (H, W) or (H, W, 1, 3 or 4) of uint8"
-        )
-    return ArrayImages(picture[None], ("array",), (0,)).open(0)
+    if wrong := _unlike(picture):
+        raise UnreadableImage(wrong)
+    pixels = picture.numpy(force=True) if isinstance(picture, torch.Tensor) else picture
+    if not pixels.size:
+        raise UnreadableImage(f"an array of shape {pixels.shape}: nothing to see")
+    return ArrayImages(pixels[None], ("array",), (0,)).open(0)
+
+
+def _refuse_one(pictures: object) -> None:
+    """Stop where a single picture is given, or what only looks like a list of them.
+
+    Raises:
+        TypeError: with what to give instead.
+    """
+    advice = "Arrays of many are (N, H, W) or (N, H, W, C)."
+    if isinstance(pictures, bytes | bytearray | memoryview | Mapping):
+        raise TypeError(f"Got a {type(pictures).__name__}, expected several pictures: predict([picture]). {advice}")
+    one = isinstance(pictures, str | os.PathLike | Image.Image)
+    if isinstance(pictures, torch.Tensor):
+        one, advice = pictures.ndim < 4, "Tensors of many are (N, H, W, C)."
+    if isinstance(pictures, np.ndarray) and pictures.dtype.kind in "buif":
+        one = pictures.ndim == 2 or (pictures.ndim == 3 and pictures.shape[2] in (1, 3, 4))
+    if one:
+        raise TypeError(f"Got one picture, expected several: predict([picture]). {advice}")
+
+
+def _unlike(picture: object) -> str:
+    """Why a thing cannot be a picture, by its type and shape alone; "" where it can."""
+    if isinstance(picture, str | os.PathLike | Image.Image):
+        return ""
+    if not isinstance(picture, np.ndarray | torch.Tensor):
+        return f"a {type(picture).__name__}; expected a path, a Pillow picture or an array"
+    shape, dtype = tuple(picture.shape), str(picture.dtype).removeprefix("torch.")
+    if dtype == "uint8" and (len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3, 4))):
+        return ""
+    kind = "a tensor" if isinstance(picture, torch.Tensor) else "an array"
+    return f"{kind} of shape {shape} and dtype {dtype}; expected (H, W) or (H, W, 1, 3 or 4) of uint8"
 
 
 def _taken(picture: Image.Image) -> Image.Image:
