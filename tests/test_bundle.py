@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -257,6 +258,7 @@ def test_a_file_that_is_no_safetensors_is_refused(folder: Path) -> None:
         ({"format": 2}, r"has format 2; this Headstart reads format 1\. Use the version that wrote it, or fit again"),
         ({"format": None}, r"has format None; this Headstart reads format 1"),
         ({"classes": ["one"]}, r"is malformed at classes"),
+        ({"temperature": float("inf")}, r"is malformed at temperature: Input should be a finite number"),
         ({"temperature": 0}, r"is malformed at temperature: Input should be greater than 0"),
         ({"precision": "float8"}, r"is malformed at precision"),
         ({"surprise": 1}, r"is malformed at surprise: Extra inputs are not permitted"),
@@ -269,6 +271,54 @@ def test_a_card_that_does_not_fit_is_refused(folder: Path, changes: dict[str, An
     edit(folder, **changes)
     with pytest.raises(BundleError, match=message):
         load(folder)
+
+
+NAN, INFINITY = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mean": [NAN] * 3}, r"input\.mean\.0: Input should be a finite number"),
+        ({"std": [0.2, INFINITY, 0.2]}, r"input\.std\.1: Input should be a finite number"),
+        ({"crop": 5}, r"input\.crop: Input should be less than or equal to 2"),
+        ({"crop": 0.001}, r"input\.crop: Input should be greater than or equal to 0\.05"),
+        ({"crop": NAN}, r"input\.crop: Input should be a finite number"),
+    ],
+)
+def test_an_input_that_means_nothing_is_refused(folder: Path, changes: dict[str, Any], message: str) -> None:
+    edit(folder, input={**json.loads((folder / CARD).read_text())["input"], **changes})
+    with pytest.raises(BundleError, match=f"is malformed at {message}"):
+        load(folder)
+
+
+def test_a_crop_of_more_than_the_picture_is_read_as_timm_has_it(folder: Path, timm_model: Model) -> None:
+    timm_model.backbone.input = replace(timm_model.backbone.input, crop=1.15)
+    save(timm_model, folder)
+    assert np.array_equal(answers(load(folder)), answers(timm_model))
+
+
+def test_a_head_of_other_numbers_is_refused(folder: Path) -> None:
+    whole = (folder / WEIGHTS).read_bytes()
+    tensors = load_file(folder / WEIGHTS)
+    for name, value, message in (
+        ("weight", tensors["head.weight"].half(), r"head\.weight in '.*' has dtype float16, expected float32"),
+        ("bias", tensors["head.bias"].int(), r"head\.bias in '.*' has dtype int32, expected float32"),
+        ("bias", tensors["head.bias"] * NAN, r"The head in '.*' has numbers that are not finite"),
+    ):
+        vouched(folder, whole)
+        exchange(folder, **{f"head.{name}": value})
+        with pytest.raises(BundleError, match=message):
+            load(folder)
+
+
+@pytest.mark.parametrize("changes", [{"threshold": -5.0}, {"lost": 0.5}, {"lost": 0.001}])
+def test_a_threshold_that_does_not_follow_is_refused(trained: Trained, tmp_path: Path, changes: dict[str, Any]) -> None:
+    save(load(trained.run), tmp_path / "run")
+    card = json.loads((tmp_path / "run" / CARD).read_text())
+    edit(tmp_path / "run", unknown={**card["unknown"], **changes})
+    with pytest.raises(BundleError, match="as the threshold for unknown pictures, which does not follow from"):
+        load(tmp_path / "run")
 
 
 def renamed(folder: Path, name: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,10 @@ def _head(card: Card, tensors: dict[str, torch.Tensor], widths: Sequence[int], f
         raise BundleError(f"The head in '{folder}' reads stages {card.head.taps}; the backbone has {len(widths)}.")
     shape = (sum(widths[tap] for tap in card.head.taps), len(card.classes))
     weight, bias = _shaped(tensors, "head.weight", shape, folder), _shaped(tensors, "head.bias", shape[1:], folder)
+    if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+        raise BundleError(
+            f"The head in '{folder}' has numbers that are not finite. Copy the run folder again, or fit again."
+        )
     return Head(card.head.kind, card.head.taps, card.head.strength, weight, bias)
 
 
@@ -213,6 +218,9 @@ def _shaped(
     got = tuple(tensors[name].shape) if name in tensors else None
     if got != expected:
         raise BundleError(f"{name} in '{folder}' has shape {got}, expected {expected}.")
+    if tensors[name].dtype != torch.float32:
+        kind = str(tensors[name].dtype).removeprefix("torch.")
+        raise BundleError(f"{name} in '{folder}' has dtype {kind}, expected float32.")
     found: NDArray[np.float32] = tensors[name].numpy()
     return found
 
@@ -240,4 +248,11 @@ def _unknown(card: Card, tensors: dict[str, torch.Tensor], widths: Sequence[int]
             f"{tap}.weights": (known.folds, axes + 1),
         }
     arrays = {name: _shaped(tensors, f"unknown.{name}", shape, folder) for name, shape in shapes.items()}
-    return Unknown.of(known.stages, known.lost, arrays)
+    found = Unknown.of(known.stages, known.lost, arrays)
+    # With too few pictures for so small a share there is no threshold at all.
+    if (known.pictures + 1) * known.lost < 1 or not math.isclose(found.threshold, known.threshold, rel_tol=1e-6):
+        raise BundleError(
+            f"In '{folder}' {CARD} has {known.threshold} as the threshold for unknown pictures, which does not follow from "
+            f"{WEIGHTS} where {known.lost} may be lost. Copy the run folder again, or fit again."
+        )
+    return found

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator
 
-from headstart.backbones.modules import Record
+from headstart.backbones import modules
 from headstart.data.images import INTERPOLATIONS
 from headstart.errors import BundleError
 from headstart.features.engine import Engine
@@ -22,12 +22,18 @@ _Side = Annotated[int, Field(gt=0, le=10_000)]
 _AboveZero = Annotated[float, Field(gt=0)]
 
 
-class _Input(Record):
+class _Record(modules.Record):
+    """Its numbers are finite: pydantic alone lets NaN pass as a mean, and infinity as being above zero."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class _Input(_Record):
     size: tuple[_Side, _Side]
     mean: tuple[float, float, float]
     std: tuple[_AboveZero, _AboveZero, _AboveZero]
     interpolation: str
-    crop: _AboveZero
+    crop: float = Field(ge=0.05, le=2.0)  # timm has up to 1.15; near 0, a picture would be made larger than memory
 
     @field_validator("interpolation")
     @classmethod
@@ -37,7 +43,7 @@ class _Input(Record):
         return name
 
 
-class _Origin(Record):
+class _Origin(_Record):
     name: str
     source: str
     licence: str
@@ -45,13 +51,13 @@ class _Origin(Record):
     digest: str
 
 
-class _Head(Record):
+class _Head(_Record):
     kind: Kind
     taps: tuple[int, ...] = Field(min_length=1)
     strength: float
 
 
-class _Unknown(Record):
+class _Unknown(_Record):
     """The stages that are looked at, with how many Gaussians each and how many axes at most; of how many classes there were answers.
 
     `lost` is the share of known pictures that may be lost, `threshold` the strangeness above which a picture is one of these, as
@@ -82,7 +88,7 @@ class _Unknown(Record):
         )
 
 
-class Network(Record):
+class Network(_Record):
     """A backbone: where it comes from, what it expects, how it runs."""
 
     backbone: _Origin
