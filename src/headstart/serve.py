@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart import bundle, runtime
-from headstart.data.audit import plural
+from headstart.data.audit import left_aside, plural
 from headstart.data.dataset import Images
 from headstart.data.images import views_of
 from headstart.data.listing import Columns
@@ -198,6 +198,8 @@ def measure(
             blocks.append(logits)
             advance(len(looks))
     warnings = [*listing.warnings, *listing.notes]
+    if aside := left_aside(listing.ignored):
+        warnings.append(f"{aside.message} {aside.next_step}".strip())
     if bad:
         more = f", and {len(bad) - 3:,} more" if len(bad) > 3 else ""
         words = (

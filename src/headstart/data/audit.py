@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -113,24 +113,27 @@ def plural(count: int, one: str, many: str = "") -> str:
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
+def left_aside(files: Mapping[str, int]) -> Finding | None:
+    """What is said of files by what they are ("hidden", ".heic files") that were seen and left out; None where there are none."""
+    if not files:
+        return None
+    parts = [f"{count:,} {what}" for what, count in files.items()]
+    photos = {".heic", ".heif", ".raw", ".cr2", ".nef", ".dng"} & {what.split(" ")[0] for what in files}
+    return finding(
+        "ignored",
+        "warning" if photos or any(what.startswith("pictures") for what in files) else "note",
+        f"{plural(sum(files.values()), 'file')} left aside: {', '.join(parts)}.",
+        "Convert them to JPEG to use them." if photos else "",
+        parts,
+    )
+
+
 def source_findings(listing: Listing, facts: Facts, unreadable: Severity) -> list[Finding]:
     """What can be said before cleaning: what the reader says, ignored files, unreadable pictures."""
     found = [finding("layout", "warning", warning) for warning in listing.warnings]
     found += [finding("layout", "note", note) for note in listing.notes]
-    if listing.ignored:
-        parts = [f"{count:,} {what}" for what, count in listing.ignored.items()]
-        photos = [
-            what for what in listing.ignored if what.split(" ")[0] in (".heic", ".heif", ".raw", ".cr2", ".nef", ".dng")
-        ]
-        found.append(
-            finding(
-                "ignored",
-                "warning" if photos or any(what.startswith("pictures") for what in listing.ignored) else "note",
-                f"{plural(sum(listing.ignored.values()), 'file')} left aside: {', '.join(parts)}.",
-                "Convert them to JPEG to use them." if photos else "",
-                parts,
-            )
-        )
+    if aside := left_aside(listing.ignored):
+        found.append(aside)
     bad = [f"{listing.images.names[i]}: {why}" for i, why in enumerate(facts.reasons) if why]
     if bad:
         found.append(
