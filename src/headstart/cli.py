@@ -256,7 +256,7 @@ def predict(
     """Label pictures: path, label, probability, runner-up, and whether they seem to show none of the classes (unknown).
 
     Typicality is the share of known pictures that are at least as strange; where it is 0.05 or less, the picture is unknown.
-    Unreadable pictures become rows with an error, and exit code 1.
+    Unreadable pictures become rows with an error, and exit code 1; so do folders and globs that hold none, beside others.
 
     Examples:
 
@@ -266,12 +266,13 @@ def predict(
     """
     with runtime.importing():
         from headstart import bundle
-        from headstart.serve import listed, write_predictions
+        from headstart.data.audit import left_aside
+        from headstart.serve import Asked, write_predictions
 
-    model = bundle.load(run)
-    count, failed, unknown = write_predictions(
-        model, listed(paths), out, as_json=json, views=views, progress=runtime.bar
-    )
+    model, asked = bundle.load(run), Asked(paths)
+    count, failed, unknown = write_predictions(model, asked, out, as_json=json, views=views, progress=runtime.bar)
+    if aside := left_aside(asked.aside):
+        _say(aside.words)
     if unknown:
         _say(f"Unknown, as they seem to show none of the classes: {unknown:,} of {count:,} pictures.")
     if model.unknown is None:

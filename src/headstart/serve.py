@@ -8,8 +8,10 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TextIO
 
@@ -34,30 +36,63 @@ if TYPE_CHECKING:
 FIELDS = ("path", "label", "probability", "second", "second_probability", "error", "unknown", "typicality")
 
 
-def listed(paths: Iterable[str]) -> Iterator[str]:
-    """The pictures meant by files, folders, globs and "-" (a path a line on standard input), one after the other.
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """What a person asks to have answered: files, folders, globs and "-", a path a line on standard input. Iterate to have the paths
+    that are meant, one after the other.
+
+    While that is done `aside` counts the visible files in folders that are no pictures, by ending; and a folder or a glob that holds
+    none stands for itself, which cannot be read, and has its reason in `why`.
 
     Raises:
-        DataError: where a folder or a glob holds no picture.
+        DataError: where a folder or a glob holds no picture and is all that was asked.
     """
-    for path in paths:
-        if path == "-":
-            # Names are bytes; what no encoding explains stays as it is, as everywhere in `os`.
-            lines = (os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer)
-            yield from (line for line in lines if line.strip())
-        elif os.path.isdir(path):  # noqa: PTH112  (a Path would normalise what the person typed)
-            yield from _in_folder(path)
-        elif any(mark in path for mark in "*?[") and not os.path.exists(path):  # noqa: PTH110
-            found = sorted(glob.glob(path, recursive=True))  # noqa: PTH207
-            if not found:
-                raise DataError(f"No file matches '{path}'. Check the pattern, or put it in quotes.")
-            yield from found
-        else:
-            yield path
+
+    arguments: Sequence[str]
+    aside: Counter[str] = field(default_factory=Counter)
+    why: dict[str, str] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[str]:
+        for path in self.arguments:
+            if path == "-":
+                # Names are bytes; what no encoding explains stays as it is, as everywhere in `os`.
+                lines = (os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer)
+                yield from (line for line in lines if line.strip())
+            elif os.path.isdir(path):  # noqa: PTH112  (a Path would normalise what the person typed)
+                yield from self._in_folder(path)
+            elif any(mark in path for mark in "*?[") and not os.path.exists(path):  # noqa: PTH110
+                found = sorted(glob.glob(path, recursive=True))  # noqa: PTH207
+                yield from found or self._without(
+                    path, f"No file matches '{path}'. Check the pattern, or put it in quotes."
+                )
+            else:
+                yield path
+
+    def _in_folder(self, path: str) -> Iterator[str]:
+        known, empty, others = extensions(), True, Counter[str]()
+        for file in _visible(path):
+            ending = os.path.splitext(file)[1].lower()  # noqa: PTH122
+            if ending in known:
+                empty = False
+                yield file
+            else:
+                others[ending or "without an ending"] += 1
+        self.aside.update(others)
+        if empty:
+            usual = "Give files, a folder with pictures, a glob, or - for a list on stdin."
+            aside = left_aside(others)
+            more = usual if aside is None else aside.words if aside.next_step else f"{aside.message} {usual}"
+            yield from self._without(path, f"'{path}' holds no picture. {more}")
+
+    def _without(self, path: str, words: str) -> list[str]:
+        if len(self.arguments) == 1:
+            raise DataError(words)
+        self.why[path] = words
+        return [path]
 
 
-def _in_folder(path: str) -> Iterator[str]:
-    known, empty = extensions(), True
+def _visible(path: str) -> Iterator[str]:
+    """Files below a folder whose names, and those of the folders that they lie in, begin with no dot; links are followed."""
     within = {path: {_identity(path)}}  # of every folder that is still to come: itself, and those that it lies in
     for folder, inside, files in os.walk(path, followlinks=True):
         above, seen = within.pop(folder), sorted(name for name in inside if not name.startswith("."))
@@ -65,14 +100,7 @@ def _in_folder(path: str) -> Iterator[str]:
         found = {name: _identity(os.path.join(folder, name)) for name in seen}  # noqa: PTH118
         inside[:] = [name for name in seen if found[name] not in above]
         within |= {os.path.join(folder, name): above | {found[name]} for name in inside}  # noqa: PTH118
-        for name in sorted(files):
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in known:  # noqa: PTH122
-                empty = False
-                yield os.path.join(folder, name)  # noqa: PTH118
-    if empty:
-        raise DataError(
-            f"'{path}' holds no picture. Give files, a folder with pictures, a glob, or - for a list on stdin."
-        )
+        yield from (os.path.join(folder, name) for name in sorted(files) if not name.startswith("."))  # noqa: PTH118
 
 
 def _identity(path: str) -> tuple[int, int]:
@@ -83,7 +111,7 @@ def _identity(path: str) -> tuple[int, int]:
 
 def write_predictions(
     model: Model,
-    paths: Iterable[str],
+    asked: Asked,
     out: Path | None,
     *,
     as_json: bool,
@@ -94,25 +122,29 @@ def write_predictions(
     not be read, and are unknown.
 
     Raises:
+        DataError: where nothing but a folder or a glob without pictures was asked.
         OutputError: where `out` cannot be written.
     """
-    pictures = list(paths)
-    failed = unknown = 0
+    pictures = list(asked)
+    count = failed = unknown = 0
     with _opened(out) as file, progress("Predicting", len(pictures)) as advance:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        if not as_json:
-            writer.writeheader()
+        put = _printer(file, as_json=as_json)
         for rows, _ in model.stream(pictures, views=views):
             for row in rows:
-                failed += bool(row.error)
-                unknown += row.unknown
-                if as_json:
-                    file.write(json.dumps(_shown(row), ensure_ascii=False) + "\n")
-                else:
-                    writer.writerow({name: _cell(value) for name, value in _shown(row).items()})
+                count, failed, unknown = count + 1, failed + bool(row.error), unknown + row.unknown
+                put(replace(row, error=row.error and asked.why.get(row.path, row.error)))
             file.flush()
             advance(len(rows))
-    return len(pictures), failed, unknown
+    return count, failed, unknown
+
+
+def _printer(file: TextIO, *, as_json: bool) -> Callable[[Prediction], None]:
+    """What writes a row, as JSON or as CSV below the names of its columns."""
+    if as_json:
+        return lambda row: print(json.dumps(_shown(row), ensure_ascii=False), file=file)
+    writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+    writer.writeheader()
+    return lambda row: writer.writerow({name: _cell(value) for name, value in _shown(row).items()})
 
 
 def _cell(value: str | float | bool | None) -> str | float:
@@ -199,7 +231,7 @@ def measure(
             advance(len(looks))
     warnings = [*listing.warnings, *listing.notes]
     if aside := left_aside(listing.ignored):
-        warnings.append(f"{aside.message} {aside.next_step}".strip())
+        warnings.append(aside.words)
     if bad:
         more = f", and {len(bad) - 3:,} more" if len(bad) > 3 else ""
         words = (

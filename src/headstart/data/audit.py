@@ -35,6 +35,11 @@ class Finding(_Record):
     items: tuple[str, ...] = ()
     total: int = 0
 
+    @property
+    def words(self) -> str:
+        """The message and, where there is one, the next step."""
+        return f"{self.message} {self.next_step}".strip()
+
 
 class ClassCount(_Record):
     """Images of one class that are used, on each side."""
