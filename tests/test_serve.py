@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from PIL import Image
 
 from headstart import cli
 from headstart.backbones.backbone import Backbone
-from headstart.errors import DataError
+from headstart.errors import DataError, OutputError
 from headstart.heads import Head
 from headstart.model import Model
 from headstart.serve import Asked, measure, write_predictions
@@ -101,3 +103,46 @@ def test_what_holds_no_picture_is_a_row_beside_others(model: Model, picture: Pat
     for alone in (pattern, tmp_path / "empty {}"):
         with pytest.raises(DataError, match=r"No file matches|holds no picture"):
             told(model, alone)
+
+
+def test_a_picture_is_not_written_over(
+    model: Model, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = picture.read_bytes()
+    (tmp_path / "link.csv").hardlink_to(picture)
+    for out in (picture, tmp_path / "link.csv"):
+        with pytest.raises(
+            OutputError, match=r"is a picture, and would be written over\. Give another file with --out"
+        ):
+            write_predictions(model, Asked([str(tmp_path)]), out, as_json=False)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(os.fsencode(picture))))
+    with pytest.raises(OutputError, match="would be written over"):
+        write_predictions(model, Asked(["-"]), picture, as_json=False)
+    assert picture.read_bytes() == before
+    (tmp_path / "answers.csv").write_text("older")
+    assert write_predictions(model, Asked([str(picture)]), tmp_path / "answers.csv", as_json=False) == (1, 0, 0)
+    assert "older" not in (tmp_path / "answers.csv").read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_standard_output_that_takes_nothing_is_said(
+    model: Model, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with suppress(OSError), Path("/dev/full").open("w", encoding="utf-8") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(
+            OutputError, match=r"Cannot write standard output: No space left on device\. Give a file with --out"
+        ):
+            write_predictions(model, Asked([str(picture)]), None, as_json=False)
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_letters_that_an_encoding_lacks_are_written_with_a_backslash(
+    model: Model, picture: Path, monkeypatch: pytest.MonkeyPatch, as_json: bool
+) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(sys, "stdout", stream)
+    write_predictions(model, Asked([str(picture)]), None, as_json=as_json)
+    stream.seek(0)
+    last = stream.read().splitlines()[-1]
+    assert json.loads(last)["path"] == str(picture) if as_json else r"ü \u540d.png,\u540d," in last or ",ä," in last

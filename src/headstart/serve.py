@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import glob
+import io
 import json
 import math
 import os
@@ -123,9 +124,10 @@ def write_predictions(
 
     Raises:
         DataError: where nothing but a folder or a glob without pictures was asked.
-        OutputError: where `out` cannot be written.
+        OutputError: where `out` cannot be written, or is one of the pictures.
     """
     pictures = list(asked)
+    _spare_pictures(out, pictures)
     count = failed = unknown = 0
     with _opened(out) as file, progress("Predicting", len(pictures)) as advance:
         put = _printer(file, as_json=as_json)
@@ -138,10 +140,31 @@ def write_predictions(
     return count, failed, unknown
 
 
+def _spare_pictures(out: Path | None, pictures: Sequence[str]) -> None:
+    """Stop before one of the pictures is written over.
+
+    Raises:
+        OutputError: where that would happen.
+    """
+    if out is None or not out.is_file():
+        return
+    there = out.stat()
+
+    def is_it(path: str) -> bool:
+        try:
+            return os.path.samestat(os.stat(path), there)  # noqa: PTH116
+        except (OSError, ValueError):  # it will be told of as unreadable
+            return False
+
+    if any(map(is_it, pictures)):
+        raise OutputError(f"'{out}' is a picture, and would be written over. Give another file with --out.")
+
+
 def _printer(file: TextIO, *, as_json: bool) -> Callable[[Prediction], None]:
     """What writes a row, as JSON or as CSV below the names of its columns."""
     if as_json:
-        return lambda row: print(json.dumps(_shown(row), ensure_ascii=False), file=file)
+        escaped = not (file.encoding or "utf-8").lower().startswith("utf")  # not every encoding has every letter
+        return lambda row: print(json.dumps(_shown(row), ensure_ascii=escaped), file=file)
     writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
     writer.writeheader()
     return lambda row: writer.writerow({name: _cell(value) for name, value in _shown(row).items()})
@@ -169,14 +192,21 @@ def _shown(row: Prediction) -> dict[str, str | float | bool | None]:
 
 @contextmanager
 def _opened(out: Path | None) -> Iterator[TextIO]:
-    if out is None:
-        yield sys.stdout
-        return
+    """Standard output, where what an encoding lacks is written with a backslash, or a file."""
+    name, instead = ("standard output", "a file") if out is None else (f"'{out}'", "another file")
     try:
-        with out.open("w", encoding="utf-8", newline="") as file:
-            yield file
+        if out is None:
+            if isinstance(sys.stdout, io.TextIOWrapper):
+                sys.stdout.reconfigure(errors="backslashreplace")
+            yield sys.stdout
+            sys.stdout.flush()
+        else:
+            with out.open("w", encoding="utf-8", newline="") as file:
+                yield file
+    except BrokenPipeError:  # the reader has gone
+        raise
     except OSError as error:
-        raise OutputError(f"Cannot write '{out}': {error.strerror or error}. Give another file with --out.") from error
+        raise OutputError(f"Cannot write {name}: {error.strerror or error}. Give {instead} with --out.") from error
 
 
 def measure(
