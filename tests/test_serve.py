@@ -5,8 +5,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import select
 import shutil
+import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,7 +23,7 @@ from headstart.backbones.backbone import Backbone
 from headstart.errors import DataError, OutputError
 from headstart.heads import Head
 from headstart.model import Model
-from headstart.serve import Asked, measure, write_predictions
+from headstart.serve import Asked, _as_they_come, measure, write_predictions
 from tests.conftest import Trained
 from tests.toys import folder, stripes, tiny_backbone
 
@@ -146,3 +150,37 @@ def test_letters_that_an_encoding_lacks_are_written_with_a_backslash(
     stream.seek(0)
     last = stream.read().splitlines()[-1]
     assert json.loads(last)["path"] == str(picture) if as_json else r"ü \u540d.png,\u540d," in last or ",ä," in last
+
+
+def test_paths_are_taken_as_they_come() -> None:
+    def slowly() -> Iterator[str]:
+        yield from "ab"
+        time.sleep(0.5)
+        yield "c"
+
+    assert [*_as_they_come(slowly())] == [["a", "b"], ["c"]]
+    assert [*_as_they_come([])] == []
+    assert sum(map(len, _as_they_come(map(str, range(25_000))))) == 25_000
+
+    def broken() -> Iterator[str]:
+        yield "a"
+        raise DataError("gone")
+
+    taken = _as_they_come(broken())
+    assert next(taken) == ["a"]
+    with pytest.raises(DataError, match="gone"):
+        next(taken)
+
+
+def test_answers_to_a_list_come_before_it_ends(trained: Trained) -> None:
+    path = min(trained.pictures.rglob("*.png"))
+    command = [sys.executable, "-m", "headstart", "predict", str(trained.run), "-", "--json"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None and process.stdout is not None
+        for _ in range(2):
+            process.stdin.write(os.fsencode(path) + b"\n")
+            process.stdin.flush()
+            assert select.select([process.stdout], [], [], 120)[0], "no answer while the list is held open"
+            assert json.loads(process.stdout.readline())["path"] == str(path)
+        process.stdin.close()
+        assert (process.stdout.read(), process.wait()) == (b"", 0)

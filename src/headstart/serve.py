@@ -8,10 +8,13 @@ import io
 import json
 import math
 import os
+import queue
 import sys
+import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TextIO
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
     from headstart.evaluate import TestReport
 
 FIELDS = ("path", "label", "probability", "second", "second_probability", "error", "unknown", "typicality")
+_PATIENCE = 0.1  # seconds that the first path waits for others to be answered with it
+_TOGETHER = 10_000  # paths that are answered together at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,18 +125,19 @@ def write_predictions(
     progress: runtime.Progress = runtime.silent,
 ) -> tuple[int, int, int]:
     """Print a row per picture as it is answered, averaged over `views` (see `Model.predict`); returns how many there were, could
-    not be read, and are unknown.
+    not be read, and are unknown. What comes on standard input is answered as it comes.
 
     Raises:
         DataError: where nothing but a folder or a glob without pictures was asked.
         OutputError: where `out` cannot be written, or is one of the pictures.
     """
-    pictures = list(asked)
-    _spare_pictures(out, pictures)
+    known = None if "-" in asked.arguments else list(asked)
+    _spare_pictures(out, known)
+    batches, bar = (_as_they_come(asked), runtime.silent) if known is None else ([known], progress)
     count = failed = unknown = 0
-    with _opened(out) as file, progress("Predicting", len(pictures)) as advance:
+    with _opened(out) as file, bar("Predicting", len(known or ())) as advance:
         put = _printer(file, as_json=as_json)
-        for rows, _ in model.stream(pictures, views=views):
+        for rows, _ in (answer for batch in batches for answer in model.stream(batch, views=views)):
             for row in rows:
                 count, failed, unknown = count + 1, failed + bool(row.error), unknown + row.unknown
                 put(replace(row, error=row.error and asked.why.get(row.path, row.error)))
@@ -140,8 +146,37 @@ def write_predictions(
     return count, failed, unknown
 
 
-def _spare_pictures(out: Path | None, pictures: Sequence[str]) -> None:
-    """Stop before one of the pictures is written over.
+def _as_they_come(paths: Iterable[str]) -> Iterator[list[str]]:
+    """Lists of those paths that are there, once there is one: the next list is what came while this one was looked at."""
+    ready: queue.Queue[str | BaseException | None] = queue.Queue(_TOGETHER)
+
+    def listen() -> None:
+        try:
+            for path in paths:
+                ready.put(path)
+            ready.put(None)
+        except BaseException as error:  # is raised again where the paths are taken
+            ready.put(error)
+
+    threading.Thread(target=listen, daemon=True).start()
+    item: str | BaseException | None = ""
+    while isinstance(item, str):
+        item = ready.get()
+        batch, until = list[str](), time.monotonic() + _PATIENCE
+        with suppress(queue.Empty):
+            while isinstance(item, str):
+                batch.append(item)
+                if len(batch) == _TOGETHER:
+                    break
+                item = ready.get(timeout=max(0.0, until - time.monotonic()))
+        if batch:
+            yield batch
+    if item is not None:
+        raise item
+
+
+def _spare_pictures(out: Path | None, pictures: Sequence[str] | None) -> None:
+    """Stop before one of the pictures is written over. Those that are still to come, None, are told by the ending of `out` alone.
 
     Raises:
         OutputError: where that would happen.
@@ -156,7 +191,7 @@ def _spare_pictures(out: Path | None, pictures: Sequence[str]) -> None:
         except (OSError, ValueError):  # it will be told of as unreadable
             return False
 
-    if any(map(is_it, pictures)):
+    if out.suffix.lower() in extensions() if pictures is None else any(map(is_it, pictures)):
         raise OutputError(f"'{out}' is a picture, and would be written over. Give another file with --out.")
 
 
