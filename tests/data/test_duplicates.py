@@ -18,7 +18,12 @@ from tests.data.pictures import encoded, scene
 def found(images: list[Image.Image]) -> set[tuple[int, int]]:
     grey = np.stack([np.asarray(i.convert("L").resize((32, 32), Image.Resampling.BILINEAR)) for i in images])
     shortest = np.array([min(image.size) for image in images])
-    return {(int(a), int(b)) for a, b in near_pairs(perceptual_hash(grey), grey, shortest).index}
+    colours = np.stack([np.asarray(i.convert("RGB").resize((8, 8), Image.Resampling.BOX)) for i in images])
+    return {(int(a), int(b)) for a, b in near_pairs(perceptual_hash(grey), grey, colours, shortest).index}
+
+
+def tinted(image: Image.Image, light: tuple[float, float, float]) -> Image.Image:
+    return Image.fromarray(np.clip(np.asarray(image.convert("RGB")) * np.array(light), 0, 255).astype(np.uint8))
 
 
 @pytest.mark.parametrize(
@@ -30,14 +35,29 @@ def found(images: list[Image.Image]) -> set[tuple[int, int]]:
         lambda i: ImageEnhance.Brightness(i).enhance(1.1),
         lambda i: ImageEnhance.Contrast(i).enhance(0.8),
         lambda i: i.convert("L"),
+        lambda i: tinted(i, (1.05, 1.0, 0.95)),
+        lambda i: ImageEnhance.Color(i).enhance(0.8),
     ],
-    ids=["recompressed", "half", "squashed", "brighter", "flatter", "grey"],
+    ids=["recompressed", "half", "squashed", "brighter", "flatter", "grey", "warmer", "paler"],
 )
 def test_changed_copies_are_found_and_others_are_not(change: object) -> None:
     assert callable(change)
     originals = [scene(seed, 320, 240) for seed in range(40)]
     assert found(originals) == set()
     assert found(originals + [change(image) for image in originals]) == {(i, i + 40) for i in range(40)}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [((1.0, 0.35, 0.2), (0.3, 0.9, 0.3)), ((1.0, 0.8, 0.2), (1.0, 0.5, 0.2)), ((0.9, 0.7, 0.8), (0.7, 0.7, 0.9))],
+    ids=["red and green", "yellow and orange", "two stains"],
+)
+def test_one_drawing_in_two_colours_is_two_pictures(
+    one: tuple[float, float, float], other: tuple[float, float, float]
+) -> None:
+    drawings = [scene(seed, 320, 240).convert("L") for seed in range(20)]
+    assert found([tinted(each, light) for light in (one, other) for each in drawings]) == set()
+    assert found([*drawings, *(tinted(each, one) for each in drawings)]) == {(i, i + 20) for i in range(20)}
 
 
 def test_strokes_on_black_do_not_collapse() -> None:
@@ -59,7 +79,14 @@ def test_strokes_on_black_do_not_collapse() -> None:
 def test_pictures_that_show_next_to_nothing_are_not_called_alike(contrast: int, expected: int) -> None:
     light = np.linspace(200, 200 + contrast, 32)[:, None] + np.zeros((32, 32))
     pages = np.stack([light, light]).astype(np.uint8)  # empty pages under the same lamp
-    assert len(near_pairs(np.zeros(2, np.uint64), pages, np.array([100, 100])).index) == expected
+    colours = np.zeros((2, 8, 8, 3), np.uint8)
+    assert len(near_pairs(np.zeros(2, np.uint64), pages, colours, np.array([100, 100])).index) == expected
+
+
+def test_equal_hashes_of_other_pictures_are_no_pairs() -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (2, 32, 32), dtype=np.uint8)
+    colours = np.zeros((2, 8, 8, 3), np.uint8)
+    assert not len(near_pairs(np.zeros(2, np.uint64), grey, colours, np.array([100, 100])).index)
 
 
 def test_textures_do_not_collapse() -> None:

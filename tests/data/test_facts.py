@@ -85,6 +85,8 @@ def test_sizes_modes_and_formats_are_those_of_the_upright_full_picture(tmp_path:
     assert facts.height.tolist() == [1600, 40]
     assert (facts.modes, facts.formats) == (("RGB", "L"), ("JPEG", "PNG"))
     assert (facts.thumbnails.shape, facts.thumbnails.dtype) == ((2, 32, 32), np.uint8)
+    assert (facts.colours.shape, facts.colours.dtype) == ((2, 8, 8, 3), np.uint8)
+    assert facts.colours[0].std() > 10 and (facts.colours[1] == facts.colours[1, ..., :1]).all()
 
 
 def test_memory_spares_every_decoding_even_of_unreadable_and_renamed_files(
@@ -100,6 +102,7 @@ def test_memory_spares_every_decoding_even_of_unreadable_and_renamed_files(
     assert (again.digests, again.reasons) == (first.digests, first.reasons)
     assert np.array_equal(again.hashes, first.hashes)
     assert np.array_equal(again.thumbnails, first.thumbnails)
+    assert np.array_equal(again.colours, first.colours)
     assert (again.width.tolist(), again.modes, again.formats) == (
         first.width.tolist(),
         first.modes,
@@ -120,7 +123,7 @@ def test_records_of_another_version_or_length_are_measured_again(tmp_path: Path)
 
 @pytest.mark.parametrize("why", ["", "ü" * 300, "short"])
 def test_facts_survive_packing(why: str) -> None:
-    fact = Fact(why) if why else Fact("", 12_000, 9_000, "RGBA", "JPEG2000", bytes(range(256)) * 4)
+    fact = Fact(why) if why else Fact("", 12_000, 9_000, "RGBA", "JPEG2000", bytes(range(256)) * 4, bytes(range(192)))
     unpacked = Fact.unpack(fact.pack())
     assert unpacked is not None
     assert unpacked.reason == why[:100] if why.startswith("ü") else unpacked == fact

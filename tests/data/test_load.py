@@ -149,6 +149,49 @@ def test_near_duplicates_share_a_side_and_a_fold(tmp_path: Path) -> None:
     assert kinds(dataset.audit)["near_duplicates"].message.startswith("140 pictures nearly the same as another")
 
 
+def tinted(root: Path, light: dict[str, tuple[float, float, float]], sides: dict[str, range]) -> Path:
+    """Drawings in one colour for each class: `sides[side/class]` numbers the drawings."""
+    for place, numbers in sides.items():
+        for number in numbers:
+            grey = np.asarray(scene(number).convert("L"))[..., None]
+            picture = Image.fromarray((grey * np.array(light[place.split("/")[1]])).astype(np.uint8))
+            (root / place).mkdir(parents=True, exist_ok=True)
+            picture.save(root / place / f"{number}.png")
+    return root
+
+
+def test_pictures_that_differ_in_colour_alone_are_no_leaks(tmp_path: Path) -> None:
+    light = {"ripe": (1.0, 0.35, 0.2), "unripe": (0.3, 0.9, 0.3)}
+    sides = {"train/ripe": range(20), "test/ripe": range(20, 40)}
+    sides |= {"train/unripe": range(20, 40), "test/unripe": range(20)}
+    dataset = load_dataset(tinted(tmp_path, light, sides))
+    assert len(dataset) == 80
+    assert not {"near_duplicates", "near_conflict", "near_leak"} & set(kinds(dataset.audit))
+
+
+def test_near_duplicates_with_different_labels_are_named_and_never_dropped(tmp_path: Path) -> None:
+    light = {"fresh": (0.9, 0.8, 0.7), "stale": (0.88, 0.8, 0.72)}  # nearer than thumbnails tell
+    sides = {"train/fresh": range(20), "test/fresh": range(20, 40)}
+    sides |= {"train/stale": range(20, 40), "test/stale": range(20)}
+    dataset = load_dataset(tinted(tmp_path, light, sides))
+    found = kinds(dataset.audit)
+    assert len(dataset) == 80 and "near_leak" not in found
+    assert found["near_conflict"].total == 40 and "None is dropped" in found["near_conflict"].next_step
+    assert found["near_duplicates"].next_step.endswith("with different labels, where the given splits have them.")
+    assert len(set(dataset.groups.tolist())) == 80
+
+
+def test_a_class_that_leaks_use_up_is_told_with_them(tmp_path: Path) -> None:
+    class_folders(tmp_path / "train", {"x": 6, "y": 6})
+    class_folders(tmp_path / "test", {"x": 6, "y": 1}, first_seed=50)
+    for number in range(6):
+        scene(6 + number).resize((192, 160)).save(tmp_path / "test" / "y" / f"larger {number}.png")
+    with pytest.raises(
+        TooLittleData, match=r"Got one class \('x'\)(.|\n)*6 pictures nearly the same as one in a more sealed"
+    ):
+        load_dataset(tmp_path)
+
+
 def test_sizes_formats_and_given_groups_go_with_their_pictures(tmp_path: Path) -> None:
     rows = []
     for seed, (name, size, group) in enumerate(

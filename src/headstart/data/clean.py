@@ -30,8 +30,8 @@ def clean(listing: Listing, facts: Facts) -> Cleaned:
 
     Of copies with one label one stays, on the most sealed side (test before val before train). Copies with
     different labels all stay on that side, in one group. A near-duplicate of a picture on a more sealed side
-    is dropped; other near-duplicates stay and share a group. Given groups are kept, and parted only where
-    given splits part them.
+    with the same label is dropped; other near-duplicates stay and share a group. Given groups are kept, and parted
+    only where given splits part them, and so are near-duplicates with different labels.
     """
     kept, findings = _without_copies(listing, facts)
     pairs, more = _near(listing, facts, kept)
@@ -95,7 +95,7 @@ def _copy_findings(copies: list[str], links: list[str], crossing: list[str], con
 def _near(listing: Listing, facts: Facts, kept: NDArray[np.int64]) -> tuple[Pairs, list[Finding]]:
     """Near-duplicates among the kept, as positions in `kept`, and what to say of them."""
     shortest = np.minimum(facts.width[kept], facts.height[kept])
-    pairs = near_pairs(facts.hashes[kept], facts.thumbnails[kept], shortest)
+    pairs = near_pairs(facts.hashes[kept], facts.thumbnails[kept], facts.colours[kept], shortest)
     digests = [facts.digests[i] for i in kept]
     different = np.array([digests[a] != digests[b] for a, b in pairs.index], dtype=bool)
     pairs, crowded = shorten(len(kept), pairs.keep(different))
@@ -108,11 +108,17 @@ def _near(listing: Listing, facts: Facts, kept: NDArray[np.int64]) -> tuple[Pair
         pictures = len(np.unique(pairs.index))
         message = f"{plural(pictures, 'picture')} nearly the same as another (groups of up to {largest})."
         items = [f"{names[a]} ~ {names[b]}" for a, b in shown]
-        found.append(finding("near_duplicates", "note", message, "They are kept on one side of every split.", items))
+        next_step = "They are kept on one side of every split."
+        if any(labels[a] != labels[b] and listing.split[a] != listing.split[b] for a, b in shown):
+            next_step = (
+                "They are kept on one side of every split; with different labels, where the given splits have them."
+            )
+        found.append(finding("near_duplicates", "note", message, next_step, items))
     apart = [f"{names[a]} ({labels[a]}) ~ {names[b]} ({labels[b]})" for a, b in shown if labels[a] != labels[b]]
     if apart:
         message = f"{plural(len(apart), 'pair')} of nearly the same pictures with different labels."
-        found.append(finding("near_conflict", "warning", message, "Look at them: one label may be wrong.", apart))
+        next_step = "Look at them: one label may be wrong. None is dropped for it."
+        found.append(finding("near_conflict", "warning", message, next_step, apart))
     if len(crowded):
         message = (
             f"{plural(len(crowded), 'picture')} resemble so many others that they were not all kept together "
@@ -126,18 +132,22 @@ def _near(listing: Listing, facts: Facts, kept: NDArray[np.int64]) -> tuple[Pair
 def _without_leaks(
     listing: Listing, kept: NDArray[np.int64], pairs: Pairs
 ) -> tuple[NDArray[np.int64], Pairs, list[Finding]]:
-    """Drop the less sealed one of near-duplicates that given splits part."""
+    """Drop the less sealed one of near-duplicates with one label that given splits part. What has two labels is kept: the difference
+    that a person saw may be too small for thumbnails."""
     if not any(listing.split):
         return kept, pairs, []
     rank = np.array([_SEALED[listing.split[i]] for i in kept], dtype=np.int64)
     first, second = pairs.index[:, 0], pairs.index[:, 1]
-    loser = np.where(rank[first] < rank[second], first, second)[rank[first] != rank[second]]
+    labels = np.array([listing.labels[i] for i in kept], dtype=object)
+    crossing = rank[first] != rank[second]
+    leaking = crossing & (labels[first] == labels[second])
+    loser = np.where(rank[first] < rank[second], first, second)[leaking]
     names = listing.images.names
-    items = [f"{names[int(kept[a])]} ~ {names[int(kept[b])]}" for a, b in pairs.index[rank[first] != rank[second]]]
+    items = [f"{names[int(kept[a])]} ~ {names[int(kept[b])]}" for a, b in pairs.index[leaking]]
     stays = np.ones(len(kept), dtype=bool)
     stays[loser] = False
     moved = np.cumsum(stays) - 1
-    inside = pairs.keep(stays[first] & stays[second])
+    inside = pairs.keep(stays[first] & stays[second] & ~crossing)
     found = []
     if len(loser):
         message = f"{plural(len(np.unique(loser)), 'picture')} nearly the same as one in a more sealed split."

@@ -1,4 +1,4 @@
-"""Pictures that show the same: hashes propose pairs, thumbnails confirm them, chains are kept short."""
+"""Pictures that show the same: hashes propose pairs, thumbnails confirm them in grey and in colour, chains are kept short."""
 
 from __future__ import annotations
 
@@ -18,6 +18,12 @@ ALIKE = 0.95  # correlation of the thumbnails
 ALIKE_SMALL = 0.99  # the same for pictures below `SMALL`, which have little detail to differ in
 SMALL = 64  # pixels of the shortest side
 FLAT = 4.0  # standard deviation, grey levels, below which a thumbnail shows too little to be compared
+# Measured on 280 photographs: re-encoded, rescaled and 10 % brighter copies, and those with red 5 % up and blue 5 % down, differ by at
+# most 11 in chroma; those with a fifth more or less contrast or saturation by at most 0.23 of it. One drawing in yellow and in
+# orange differs by 0.39, in two pale stains by 1.2, in red and green by 1.4.
+TINGE = 12.0  # levels of 255, root mean square, by which the chroma of a pair may differ
+TINGE_SHARE = 0.35  # the same, as a share of the stronger chroma of the two
+GREY = 2.0  # chroma below which a picture is grey; it may be the copy of one in colour
 STRICTER = (0.97, 0.98, 0.99, 0.995, 0.998)
 _ROWS, _COLUMNS = 512, 2048
 _PAIRS = 1 << 13  # pairs confirmed at a time: 2 x 32 MB of float32 thumbnails
@@ -35,12 +41,18 @@ class Pairs:
         return Pairs(self.index[chosen], self.alike[chosen])
 
 
-def near_pairs(hashes: NDArray[np.uint64], thumbnails: NDArray[np.uint8], shortest: NDArray[np.int64]) -> Pairs:
+def near_pairs(
+    hashes: NDArray[np.uint64],
+    thumbnails: NDArray[np.uint8],
+    colours: NDArray[np.uint8],
+    shortest: NDArray[np.int64],
+) -> Pairs:
     """All pairs of near-duplicates.
 
     Args:
         hashes: (N,) uint64.
         thumbnails: (N, 32, 32) uint8 grey.
+        colours: (N, 8, 8, 3) uint8 RGB.
         shortest: (N,) shortest side of the full pictures in pixels.
     """
     needed = np.where(shortest < SMALL, ALIKE_SMALL, ALIKE)
@@ -53,8 +65,9 @@ def near_pairs(hashes: NDArray[np.uint64], thumbnails: NDArray[np.uint8], shorte
         for pictures in (coarse, flat):
             found = _correlation(pictures[pairs[:, 0]], pictures[pairs[:, 1]])
             chosen = found >= np.maximum(needed[pairs[:, 0]], needed[pairs[:, 1]])
-            pairs = pairs[chosen]
-        index.append(pairs)
+            pairs, found = pairs[chosen], found[chosen]
+        chosen = _one_colour(colours[pairs[:, 0]], colours[pairs[:, 1]])
+        index.append(pairs[chosen])
         alike.append(found[chosen])
     return Pairs(np.concatenate(index), np.concatenate(alike))
 
@@ -66,6 +79,27 @@ def _correlation(first: NDArray[np.generic], second: NDArray[np.generic]) -> NDA
     both, one, other = (np.einsum("pd,pd->p", x, y) for x, y in ((a, b), (a, a), (b, b)))
     correlation: NDArray[np.float32] = both / np.sqrt(np.maximum(one * other, 1e-6))
     return correlation
+
+
+def _one_colour(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Whether pairs (P, 8, 8, 3) agree in colour, or one of them has none: (P,)."""
+    one, other = _chroma(first), _chroma(second)
+    strengths = _size(one), _size(other)
+    allowed = np.maximum(TINGE, TINGE_SHARE * np.maximum(*strengths))
+    agree: NDArray[np.bool_] = (_size(one - other) <= allowed) | (np.minimum(*strengths) < GREY)
+    return agree
+
+
+def _chroma(colours: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Red and blue less the lightness, (P, 64, 2): nought where a picture is grey."""
+    rgb = colours.reshape(-1, 64, 3).astype(np.float32)
+    return rgb[..., [0, 2]] - (rgb @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
+
+
+def _size(chroma: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Root mean square (P,)."""
+    size: NDArray[np.float32] = np.sqrt(np.square(chroma).mean(axis=(1, 2)))
+    return size
 
 
 def _close(hashes: NDArray[np.uint64], chosen: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:

@@ -1,4 +1,4 @@
-"""What one pass over the pictures finds out: readable or why not, size, mode, format, hash, thumbnail."""
+"""What one pass over the pictures finds out: readable or why not, size, mode, format, hash, thumbnails."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from headstart.errors import UnreadableImage
 from headstart.runtime import Progress, cpu_count, silent
 
 _GREY = 32  # side of the grey picture that hash and thumbnail are made of
+_COLOUR = 8  # side of the picture in colour: pairs that are alike in grey are compared by it
 _DECODED = 64  # shortest side to decode at: twice `_GREY`, so that the reduction still averages
 _CHUNK = 64  # pictures whose file contents are held at a time; 64 large photographs are about 300 MB
-_RECORD = struct.Struct("<I?II8s8s1024s200s")
-_VERSION = zlib.crc32(f"facts-1 pillow-{PIL.__version__}".encode())  # another Pillow may read what this one cannot
+_RECORD = struct.Struct("<I?II8s8s1024s192s200s")
+_VERSION = zlib.crc32(f"facts-2 pillow-{PIL.__version__}".encode())  # another Pillow may read what this one cannot
 
 
 class Memory(Protocol):
@@ -45,7 +46,7 @@ RECORD_BYTES = _RECORD.size
 
 @dataclass(frozen=True)
 class Fact:
-    """One picture: upright size in pixels, `grey` (32 * 32 bytes); or the `reason` why it is unreadable."""
+    """One picture: upright size in pixels, `grey` (32 * 32 bytes), `colour` (8 * 8 * 3); or the `reason` why it is unreadable."""
 
     reason: str
     width: int = 0
@@ -53,6 +54,7 @@ class Fact:
     mode: str = ""
     format: str = ""
     grey: bytes = b""
+    colour: bytes = b""
 
     def pack(self) -> bytes:
         """The fact as a record of fixed length."""
@@ -66,6 +68,7 @@ class Fact:
             self.mode.encode()[:8],
             self.format.encode()[:8],
             self.grey,
+            self.colour,
             why,
         )
 
@@ -74,11 +77,12 @@ class Fact:
         """The fact in a record; None for a record of another version or length."""
         if len(record) != _RECORD.size:
             return None
-        version, readable, width, height, mode, kind, grey, why = _RECORD.unpack(record)
+        version, readable, width, height, mode, kind, grey, colour, why = _RECORD.unpack(record)
         if version != _VERSION:
             return None
         text = [field.rstrip(b"\0").decode() for field in (why, mode, kind)]
-        return cls("" if readable else text[0], width, height, text[1], text[2], grey if readable else b"")
+        looks = (grey, colour) if readable else ()
+        return cls("" if readable else text[0], width, height, text[1], text[2], *looks)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +91,7 @@ class Facts:
 
     `digests` N content digests; "" where nothing could be read.  `reasons` N texts; "" where readable.
     `width`, `height` (N,) int64 pixels, upright.  `modes`, `formats` N of Pillow's names.
-    `hashes` (N,) uint64 perceptual hash.  `thumbnails` (N, 32, 32) uint8 grey.
+    `hashes` (N,) uint64 perceptual hash.  `thumbnails` (N, 32, 32) uint8 grey.  `colours` (N, 8, 8, 3) uint8 RGB.
     """
 
     digests: tuple[str, ...]
@@ -98,6 +102,7 @@ class Facts:
     formats: tuple[str, ...]
     hashes: NDArray[np.uint64]
     thumbnails: NDArray[np.uint8]
+    colours: NDArray[np.uint8]
 
     @property
     def readable(self) -> NDArray[np.int64]:
@@ -112,8 +117,8 @@ def measure(images: Images, memory: Memory | None = None, progress: Progress = s
     remembered.
     """
     digests: list[str] = []
-    facts: list[Fact] = []  # without their grey pictures, which lie side by side
-    grey = bytearray()
+    facts: list[Fact] = []  # without their small pictures, which lie side by side
+    grey, colour = bytearray(), bytearray()
     total = len(images)
     with (
         quiet_pillow(),
@@ -135,9 +140,16 @@ def measure(images: Images, memory: Memory | None = None, progress: Progress = s
             for index, (digest, _) in zip(chunk, fetched, strict=True):
                 fact = found[index] if index in found else known[digest]
                 grey += fact.grey or bytes(_GREY * _GREY)
-                facts.append(replace(fact, grey=b"", mode=sys.intern(fact.mode), format=sys.intern(fact.format)))
+                colour += fact.colour or bytes(_COLOUR * _COLOUR * 3)
+                mode, kind = sys.intern(fact.mode), sys.intern(fact.format)
+                facts.append(replace(fact, grey=b"", colour=b"", mode=mode, format=kind))
             advance(len(chunk))
-    return _assemble(digests, facts, np.frombuffer(grey, np.uint8).reshape(total, _GREY, _GREY))
+    return _assemble(
+        digests,
+        facts,
+        np.frombuffer(grey, np.uint8).reshape(total, _GREY, _GREY),
+        np.frombuffer(colour, np.uint8).reshape(total, _COLOUR, _COLOUR, 3),
+    )
 
 
 def _call(look: Callable[[], Fact]) -> Fact:
@@ -165,7 +177,8 @@ def _look(open_picture: Callable[[], Image.Image], prefix: str) -> Fact:
     turned = (picture.width > picture.height) != (full[0] > full[1]) and picture.width != picture.height
     width, height = (full[1], full[0]) if turned else full
     grey = picture.convert("L").resize((_GREY, _GREY), Image.Resampling.BILINEAR)
-    return Fact("", width, height, mode, kind, grey.tobytes())
+    colour = picture.resize((_COLOUR, _COLOUR), Image.Resampling.BOX, reducing_gap=2.0)
+    return Fact("", width, height, mode, kind, grey.tobytes(), colour.tobytes())
 
 
 def _remembered(memory: Memory | None, digests: Sequence[str]) -> dict[str, Fact]:
@@ -175,7 +188,9 @@ def _remembered(memory: Memory | None, digests: Sequence[str]) -> dict[str, Fact
     return {digest: fact for digest, fact in unpacked.items() if fact is not None}
 
 
-def _assemble(digests: Sequence[str], facts: Sequence[Fact], grey: NDArray[np.uint8]) -> Facts:
+def _assemble(
+    digests: Sequence[str], facts: Sequence[Fact], grey: NDArray[np.uint8], colour: NDArray[np.uint8]
+) -> Facts:
     return Facts(
         digests=tuple(digests),
         reasons=tuple(fact.reason for fact in facts),
@@ -185,6 +200,7 @@ def _assemble(digests: Sequence[str], facts: Sequence[Fact], grey: NDArray[np.ui
         formats=tuple(fact.format for fact in facts),
         hashes=perceptual_hash(grey),
         thumbnails=grey,
+        colours=colour,
     )
 
 

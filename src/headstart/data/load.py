@@ -95,7 +95,9 @@ def load_dataset(
         worst = report.errors[0]
         kind = UnreadableImage if worst.kind == "unreadable" else TooLittleData
         # What was dropped, or stands under two labels, may be why so little is left.
-        why = [found for found in report.findings if found.kind in ("duplicates", "links", "conflict")]
+        why = [
+            found for found in report.findings if found.kind in ("duplicates", "links", "conflict", "leak", "near_leak")
+        ]
         raise kind(
             "\n".join(f"{listing.source}: {found.message} {found.next_step}" for found in (*report.errors, *why))
         )
