@@ -89,6 +89,22 @@ def test_sizes_modes_and_formats_are_those_of_the_upright_full_picture(tmp_path:
     assert facts.colours[0].std() > 10 and (facts.colours[1] == facts.colours[1, ..., :1]).all()
 
 
+def test_the_span_is_that_of_16_bits_without_its_outliers(tmp_path: Path) -> None:
+    values = np.full((300, 300), 1000, np.uint16)
+    values[100:] = 1600
+    values[7, 7] = 65535
+    Image.fromarray(values).save(tmp_path / "deep.tif")
+    Image.fromarray(values.astype(np.int32)).save(tmp_path / "wide.tif")
+    Image.fromarray(values.astype(np.int32) - 5000).save(tmp_path / "signed.tif")
+    Image.fromarray(values.astype(np.float32)).save(tmp_path / "float.tif")
+    write(tmp_path / "usual.png", 1)
+    facts = measure(
+        files(*(tmp_path / f"{name}" for name in ("deep.tif", "wide.tif", "signed.tif", "float.tif", "usual.png")))
+    )
+    assert facts.spans[:2].tolist() == [[1000, 1600]] * 2
+    assert np.isnan(facts.spans[2:]).all()
+
+
 def test_memory_spares_every_decoding_even_of_unreadable_and_renamed_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,6 +119,7 @@ def test_memory_spares_every_decoding_even_of_unreadable_and_renamed_files(
     assert np.array_equal(again.hashes, first.hashes)
     assert np.array_equal(again.thumbnails, first.thumbnails)
     assert np.array_equal(again.colours, first.colours)
+    assert np.array_equal(again.spans, first.spans, equal_nan=True)
     assert (again.width.tolist(), again.modes, again.formats) == (
         first.width.tolist(),
         first.modes,
@@ -123,7 +140,11 @@ def test_records_of_another_version_or_length_are_measured_again(tmp_path: Path)
 
 @pytest.mark.parametrize("why", ["", "ü" * 300, "short"])
 def test_facts_survive_packing(why: str) -> None:
-    fact = Fact(why) if why else Fact("", 12_000, 9_000, "RGBA", "JPEG2000", bytes(range(256)) * 4, bytes(range(192)))
+    fact = (
+        Fact(why)
+        if why
+        else Fact("", 12_000, 9_000, "RGBA", "JPEG2000", bytes(range(256)) * 4, bytes(range(192)), (290.0, 350.5))
+    )
     unpacked = Fact.unpack(fact.pack())
     assert unpacked is not None
     assert unpacked.reason == why[:100] if why.startswith("ü") else unpacked == fact

@@ -343,6 +343,37 @@ def test_sizes_modes_imbalance_and_telltales_are_found(tmp_path: Path) -> None:
     assert "telltale" not in kinds(load_dataset(class_folders(tmp_path / "fair", {"a": 20, "b": 20})).audit)
 
 
+@pytest.mark.parametrize("many", [1, 40])
+def test_pictures_of_one_colour_are_told(tmp_path: Path, many: int) -> None:
+    root = class_folders(tmp_path, {"a": 40 - many, "b": 3 if many == 1 else 0})
+    for number in range(many):
+        name = "ab"[number % 2]
+        (root / name).mkdir(exist_ok=True)
+        Image.new("RGB", (60 + number, 60), (200, 10 + number, 30)).save(root / name / f"blank {number}.png")
+    found = kinds(audit(root))["blank"]
+    assert (found.severity, found.total) == ("warning", many)
+    if many == 1:
+        assert found.message == "1 of 43 pictures is of one colour throughout."
+        assert found.next_step == "Look at them, and remove those that failed."
+    else:
+        assert found.message == "40 of 40 pictures are of one colour throughout."
+        assert found.next_step.startswith("There is nothing to learn from them but their colour.")
+
+
+def test_16_bit_pictures_that_use_little_of_their_range_are_told(tmp_path: Path) -> None:
+    for number in range(8):
+        shown = np.asarray(scene(number).convert("L")).astype(np.uint16)
+        (tmp_path / "ab"[number % 2]).mkdir(exist_ok=True)
+        values = 257 * shown if number == 7 else 290 + shown // 4
+        Image.fromarray(values).save(tmp_path / "ab"[number % 2] / f"{number}.tif")
+    found = kinds(audit(tmp_path))
+    assert "blank" not in found
+    assert found["narrow"].message.startswith("7 of 8 16-bit pictures use 0.084 %")
+    assert found["narrow"].message.endswith(" % of their range: of 256 grey levels they keep about 2.")
+    assert "all by the same two values (these lie from 29" in found["narrow"].next_step
+    assert found["narrow"].total == 7 and found["narrow"].items[0].startswith("a/0.tif: 29")
+
+
 def test_classes_of_few_pictures_are_named() -> None:
     pictures = noise(30, 1)[0]
     assert kinds(load_dataset((pictures, [0] * 20 + [1] * 8 + [2] * 2)).audit)["few"].items == (

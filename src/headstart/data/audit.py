@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from headstart.data.facts import Facts
@@ -18,6 +19,8 @@ SHOWN = 50  # names listed per finding; `total` counts them all
 FEW = 10  # images per class below which a class is called small
 IMBALANCE = 10.0  # ratio of the largest to the smallest class that is worth a warning
 ELONGATED = 4.0  # ratio of the sides from which the central crop leaves most of a picture out
+NARROW = 1 / 8  # share of the range of 16 bits below which a picture keeps too few grey levels of the 256 it is read in
+BLANK = 1.0  # standard deviation, in levels, below which thumbnails are of one colour
 TINY = 32  # pixels of the shortest side below which a picture is small beside larger ones
 
 
@@ -197,6 +200,54 @@ def shape_findings(facts: Facts, chosen: Sequence[int], names: Sequence[str]) ->
             )
         )
     return found
+
+
+def look_findings(facts: Facts, chosen: Sequence[int], names: Sequence[str]) -> list[Finding]:
+    """Pictures among `chosen` that show little: 16 bits of which few are used, one colour throughout."""
+    index = np.array(chosen, dtype=np.int64)
+    spans = facts.spans[index]
+    deep = ~np.isnan(spans[:, 0])
+    shares = (spans[:, 1] - spans[:, 0]) / 65535
+    narrow, found = shares < NARROW, []
+    if narrow.any():
+        usual = float(np.median(shares[narrow]))
+        low, high = spans[narrow, 0].min(), spans[narrow, 1].max()
+        found.append(
+            finding(
+                "narrow",
+                "warning",
+                f"{narrow.sum():,} of {plural(int(deep.sum()), '16-bit picture')} use {100 * usual:.2g} % of their range: "
+                f"of 256 grey levels they keep about {math.ceil(255 * usual) + 1}.",
+                f"Stretch them to the full range, all by the same two values (these lie from {low:,.0f} to {high:,.0f}).",
+                [f"{names[i]}: {facts.spans[i, 0]:.0f} to {facts.spans[i, 1]:.0f}" for i in index[narrow]],
+            )
+        )
+    blank = _blank(facts, index) & ~narrow
+    if blank.any():
+        count = int(blank.sum())
+        found.append(
+            finding(
+                "blank",
+                "warning",
+                f"{count:,} of {plural(len(index), 'picture')} {'is' if count == 1 else 'are'} of one colour throughout.",
+                "There is nothing to learn from them but their colour. Check that these are the pictures you mean."
+                if count == len(index)
+                else "Look at them, and remove those that failed.",
+                [names[i] for i in index[blank]],
+            )
+        )
+    return found
+
+
+def _blank(facts: Facts, index: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether pictures (M,) are of one colour throughout, or nearly."""
+    blank = np.zeros(len(index), dtype=bool)
+    for start in range(0, len(index), 4096):  # bounds the float copies
+        part = index[start : start + 4096]
+        grey, colour = facts.thumbnails[part].reshape(-1, 1024), facts.colours[part].reshape(-1, 64, 3)
+        spread = np.maximum(grey.std(axis=1, dtype=np.float32), colour.std(axis=1, dtype=np.float32).max(axis=1))
+        blank[start : start + 4096] = spread < BLANK
+    return blank
 
 
 def telltale_findings(facts: Facts, chosen: Sequence[int], labels: Sequence[str]) -> list[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import sys
 import zlib
@@ -25,8 +26,8 @@ _GREY = 32  # side of the grey picture that hash and thumbnail are made of
 _COLOUR = 8  # side of the picture in colour: pairs that are alike in grey are compared by it
 _DECODED = 64  # shortest side to decode at: twice `_GREY`, so that the reduction still averages
 _CHUNK = 64  # pictures whose file contents are held at a time; 64 large photographs are about 300 MB
-_RECORD = struct.Struct("<I?II8s8s1024s192s200s")
-_VERSION = zlib.crc32(f"facts-2 pillow-{PIL.__version__}".encode())  # another Pillow may read what this one cannot
+_RECORD = struct.Struct("<I?II8s8s2d1024s192s200s")
+_VERSION = zlib.crc32(f"facts-3 pillow-{PIL.__version__}".encode())  # another Pillow may read what this one cannot
 
 
 class Memory(Protocol):
@@ -46,7 +47,8 @@ RECORD_BYTES = _RECORD.size
 
 @dataclass(frozen=True)
 class Fact:
-    """One picture: upright size in pixels, `grey` (32 * 32 bytes), `colour` (8 * 8 * 3); or the `reason` why it is unreadable."""
+    """One picture: upright size in pixels, `grey` (32 * 32 bytes), `colour` (8 * 8 * 3), `span` from the lowest to the highest value
+    where it is 16 bits deep; or the `reason` why it is unreadable."""
 
     reason: str
     width: int = 0
@@ -55,6 +57,7 @@ class Fact:
     format: str = ""
     grey: bytes = b""
     colour: bytes = b""
+    span: tuple[float, float] | None = None
 
     def pack(self) -> bytes:
         """The fact as a record of fixed length."""
@@ -67,6 +70,7 @@ class Fact:
             self.height,
             self.mode.encode()[:8],
             self.format.encode()[:8],
+            *(self.span or (math.nan, math.nan)),
             self.grey,
             self.colour,
             why,
@@ -77,12 +81,13 @@ class Fact:
         """The fact in a record; None for a record of another version or length."""
         if len(record) != _RECORD.size:
             return None
-        version, readable, width, height, mode, kind, grey, colour, why = _RECORD.unpack(record)
+        version, readable, width, height, mode, kind, low, high, grey, colour, why = _RECORD.unpack(record)
         if version != _VERSION:
             return None
         text = [field.rstrip(b"\0").decode() for field in (why, mode, kind)]
-        looks = (grey, colour) if readable else ()
-        return cls("" if readable else text[0], width, height, text[1], text[2], *looks)
+        if not readable:
+            return cls(text[0], width, height, text[1], text[2])
+        return cls("", width, height, text[1], text[2], grey, colour, None if math.isnan(low) else (low, high))
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +97,7 @@ class Facts:
     `digests` N content digests; "" where nothing could be read.  `reasons` N texts; "" where readable.
     `width`, `height` (N,) int64 pixels, upright.  `modes`, `formats` N of Pillow's names.
     `hashes` (N,) uint64 perceptual hash.  `thumbnails` (N, 32, 32) uint8 grey.  `colours` (N, 8, 8, 3) uint8 RGB.
+    `spans` (N, 2) float64 lowest and highest value of pictures of 16 bits, but for one in a thousand at either end; NaN of others.
     """
 
     digests: tuple[str, ...]
@@ -103,6 +109,7 @@ class Facts:
     hashes: NDArray[np.uint64]
     thumbnails: NDArray[np.uint8]
     colours: NDArray[np.uint8]
+    spans: NDArray[np.float64]
 
     @property
     def readable(self) -> NDArray[np.int64]:
@@ -171,6 +178,7 @@ def _look(open_picture: Callable[[], Image.Image], prefix: str) -> Fact:
         with open_picture() as opened:
             mode, kind, full = opened.mode, opened.format or "", opened.size
             picture = decode(opened, _DECODED)
+            span = _span(opened)
     except UnreadableImage as error:
         return Fact(str(error).removeprefix(prefix) or "unreadable")
     # `decode` may have turned the picture and reduced it; only the turning matters for the size on record.
@@ -178,7 +186,18 @@ def _look(open_picture: Callable[[], Image.Image], prefix: str) -> Fact:
     width, height = (full[1], full[0]) if turned else full
     grey = picture.convert("L").resize((_GREY, _GREY), Image.Resampling.BILINEAR)
     colour = picture.resize((_COLOUR, _COLOUR), Image.Resampling.BOX, reducing_gap=2.0)
-    return Fact("", width, height, mode, kind, grey.tobytes(), colour.tobytes())
+    return Fact("", width, height, mode, kind, grey.tobytes(), colour.tobytes(), span)
+
+
+def _span(image: Image.Image) -> tuple[float, float] | None:
+    """Lowest and highest value, but for one in a thousand at either end, of a picture that `decode` takes for 16 bits deep."""
+    if not image.mode.startswith("I"):
+        return None
+    values = np.asarray(image)
+    step = math.ceil(math.sqrt(values.size) / 256)  # about 65,536 of its pixels tell enough
+    low, high = np.percentile(values[::step, ::step], (0.1, 99.9)).tolist()
+    is_deep = values.dtype.itemsize == 2 or (low >= 0 and 255 < high <= 65535)
+    return (low, high) if is_deep else None
 
 
 def _remembered(memory: Memory | None, digests: Sequence[str]) -> dict[str, Fact]:
@@ -201,6 +220,7 @@ def _assemble(
         hashes=perceptual_hash(grey),
         thumbnails=grey,
         colours=colour,
+        spans=np.array([fact.span or (math.nan, math.nan) for fact in facts], np.float64).reshape(-1, 2),
     )
 
 

@@ -15,6 +15,7 @@ from headstart.data.audit import (
     Finding,
     class_findings,
     finding,
+    look_findings,
     plural,
     shape_findings,
     source_findings,
@@ -149,6 +150,7 @@ def _examine(listing: Listing, rules: _Rules, memory: Memory | None, progress: P
     dataset = _dataset(listing, facts, kept, cleaned.groups[stay], sides.split[stay])
     findings += class_findings(_counts(dataset))
     findings += shape_findings(facts, kept.tolist(), listing.images.names)
+    findings += look_findings(facts, kept.tolist(), listing.images.names)
     findings += telltale_findings(facts, kept.tolist(), [listing.labels[i] for i in kept])
     if not any(found.severity == "error" and found.kind != "unreadable" for found in findings):
         dataset, more = _split(dataset, rules)
