@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import platform
 import random
@@ -12,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -188,11 +190,19 @@ def silent(description: str, total: int, unit: str = "images") -> Iterator[Advan
     yield nothing
 
 
+def _rate(done: float, seconds: float | None, recent: float | None, finished: bool) -> float | None:
+    """Units a second, the lower of all so far and of late: what was remembered goes by in no time, and a first batch in one moment.
+    None where it is too early to tell."""
+    if not done or not seconds or (seconds < 2 and not finished):
+        return None
+    return done / seconds if recent is None or finished else min(recent, done / seconds)
+
+
 @contextmanager
 def bar(description: str, total: int, unit: str = "images") -> Iterator[Advance]:
-    """A progress bar on stderr with rate and remaining time; silent where stderr is not a terminal."""
+    """A progress bar on stderr with rate and remaining time, after some seconds; silent where stderr is not a terminal."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn
     from rich.progress import Progress as RichProgress
     from rich.text import Text
 
@@ -204,17 +214,23 @@ def bar(description: str, total: int, unit: str = "images") -> Iterator[Advance]
 
     class Rate(ProgressColumn):
         def render(self, task: Task) -> Text:
-            speed = task.finished_speed or task.speed
+            speed = _rate(task.completed, task.finished_time or task.elapsed, task.speed, task.finished)
             return Text(
                 "" if speed is None else f"{speed:,.{0 if speed >= 10 else 2}f} {unit}/s", style="progress.data.speed"
             )
+
+    class Remaining(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            speed = _rate(task.completed, task.finished_time or task.elapsed, task.speed, task.finished)
+            left = "-:--:--" if not speed else str(timedelta(seconds=math.ceil((task.remaining or 0) / speed)))
+            return Text(left, style="progress.remaining")
 
     columns = (
         TextColumn("{task.description:<22}"),
         BarColumn(),
         MofNCompleteColumn(),
         Rate(),
-        TimeRemainingColumn(),
+        Remaining(),
         TextColumn("{task.fields[note]}"),
     )
     with RichProgress(*columns, console=console, transient=False) as shown:

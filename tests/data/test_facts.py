@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 
 from headstart.data.facts import RECORD_BYTES, Fact, measure, perceptual_hash
 from headstart.data.sources import FileImages
+from headstart.runtime import bar
 from tests.data.pictures import encoded, scene, write
 
 
@@ -136,6 +138,33 @@ def test_records_of_another_version_or_length_are_measured_again(tmp_path: Path)
         shelf[digest] = damaged
         assert np.array_equal(measure(images, shelf).hashes, expected.hashes)
         assert shelf[digest] == record
+
+
+def test_every_picture_that_is_decoded_is_told_at_once(tmp_path: Path) -> None:
+    told: list[int] = []
+
+    @contextmanager
+    def progress(description: str, total: int, unit: str = "images") -> Iterator[object]:
+        yield lambda count=1, **fields: told.append(count)
+
+    shelf = Shelf()
+    images = files(*(write(tmp_path / f"{seed}.png", seed) for seed in range(5)))
+    measure(images.select([0, 1]), shelf, progress)  # type: ignore[arg-type]
+    assert told == [0, 1, 1]
+    measure(images, shelf, progress)  # type: ignore[arg-type]
+    assert told[3:] == [2, 1, 1, 1]
+
+
+def test_a_bar_tells_no_rate_before_it_can_know_it(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    with bar("Reading pictures", 4) as advance:
+        advance()
+        advance()
+    shown = capfd.readouterr().err
+    assert "2/4" in shown and "images/s" not in shown and "-:--:--" in shown
 
 
 @pytest.mark.parametrize("why", ["", "ü" * 300, "short"])

@@ -138,7 +138,11 @@ def measure(images: Images, memory: Memory | None = None, progress: Progress = s
             known = _remembered(memory, [digest for digest, _ in fetched])
             missing = [index for index, (digest, _) in zip(chunk, fetched, strict=True) if digest not in known]
             looks = [fetched[index - start][1] for index in missing]
-            found = dict(zip(missing, pool.map(_call, looks), strict=True))
+            advance(len(chunk) - len(missing))
+            found = {}
+            for index, fact in zip(missing, pool.map(_call, looks), strict=True):
+                found[index] = fact
+                advance()
             if memory is not None:
                 memory.put_many(
                     {d: found[i].pack() for i, (d, _) in zip(chunk, fetched, strict=True) if d and i in found}
@@ -150,7 +154,6 @@ def measure(images: Images, memory: Memory | None = None, progress: Progress = s
                 colour += fact.colour or bytes(_COLOUR * _COLOUR * 3)
                 mode, kind = sys.intern(fact.mode), sys.intern(fact.format)
                 facts.append(replace(fact, grey=b"", colour=b"", mode=mode, format=kind))
-            advance(len(chunk))
     return _assemble(
         digests,
         facts,
