@@ -72,6 +72,48 @@ def test_a_lone_wrapper_is_followed_and_a_lone_train_is_a_split(tmp_path: Path) 
     assert set(read(tmp_path / "lone").split) == {"train"}
 
 
+def test_splits_below_the_classes(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        class_folders(tmp_path / name, {"train": 3, "Validation": 1, "test": 2})
+    write(tmp_path / "cat" / "train" / "deeper" / "0.png", 50)
+    (tmp_path / "dog" / "empty").mkdir()
+    listing = read(tmp_path)
+    assert listing.layout == "split folders"
+    sides = {"train": "train", "Validation": "val", "test": "test"}
+    assert {(name.split("/")[0], sides[name.split("/")[1]]) for name in listing.images.names} == set(
+        zip(listing.labels, listing.split, strict=True)
+    )
+    assert [listing.split.count(side) for side in ("train", "val", "test")] == [7, 2, 4]
+    assert listing.notes == ("The splits lie below the classes (cat/train): read as train, val, test.",)
+    class_folders(tmp_path / "dog", {"training": 1}, first_seed=90)
+    with pytest.raises(DataError, match="dog: two folders in it, 'training' one of them, name the train"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("more", ["fox/0.png", "fox/deeper/0.png", "dog/0.png", "dog/indoors/0.png"])
+def test_folders_called_like_splits_in_some_classes_are_none(tmp_path: Path, more: str) -> None:
+    for name in ("cat", "dog"):
+        class_folders(tmp_path / name, {"train": 2, "test": 2})
+    write(tmp_path / more, 50)
+    listing = read(tmp_path)
+    assert (set(listing.split), listing.layout, listing.notes) == ({""}, "class folders", ())
+    (warning,) = listing.warnings
+    assert warning.startswith("'cat' has folders for training and test in it, which are mixed")
+
+
+def test_a_class_whose_name_is_stored_in_two_ways_is_one_and_told(tmp_path: Path) -> None:
+    class_folders(tmp_path, {"caf\u00e9": 2, "cafe\u0301": 3, "bar": 2})
+    if len(list(tmp_path.iterdir())) < 3:
+        pytest.skip("this file system composes accents by itself")
+    listing = read(tmp_path)
+    assert listing.labels.count("caf\u00e9") == 5
+    assert listing.notes == (
+        "2 folders are called 'caf\u00e9', with accents stored in different ways (NFC, NFD): read as one class.",
+    )
+    notes = [found.message for found in audit(tmp_path).findings if found.kind == "layout"]
+    assert notes == list(listing.notes)
+
+
 @pytest.mark.parametrize("others", [("test",), ("val", "test")])
 def test_pictures_without_classes_beside_train_are_no_class(tmp_path: Path, others: tuple[str, ...]) -> None:
     class_folders(tmp_path / "train", {"cat": 2, "dog": 2})

@@ -1,4 +1,4 @@
-"""Class folders, with or without train/, val/ and test/ above them."""
+"""Class folders, with or without train/, val/ and test/ above or below them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from headstart.data.dataset import SPLITS
 from headstart.data.listing import Listing, natural, printable, split_of
 from headstart.data.sources import FileImages, extensions
 from headstart.data.tables import TABLES
@@ -41,7 +42,7 @@ class _Tree:
 
 
 def read_folder(root: Path) -> Listing:
-    """Class folders, or split folders with class folders; pictures may lie deeper inside a class folder.
+    """Class folders, split folders with class folders, or class folders with split folders; pictures may lie deeper inside.
 
     Raises:
         DataError: where there is no picture, or no class folder, or no train/ beside test/.
@@ -73,16 +74,31 @@ def read_folder(root: Path) -> Listing:
             why = "no class folders in it" if split_of(other.name) else "not train, val or test"
             ignored[f"pictures in {other.name}/ ({why})"] = len(other.all_pictures())
     else:
-        splits, stray = {"": tree}, len(tree.pictures)
+        splits, stray = _splits_below(tree) or {"": tree}, len(tree.pictures)
+        if "" not in splits:
+            first = splits["train"].folders[0]
+            notes.append(
+                f"The splits lie below the classes ({first.name}/{first.folders[0].name}): read as {', '.join(splits)}."
+            )
     if stray:
         ignored["pictures outside any class folder"] = stray
     return _listing(root, splits, ignored, notes, _mistakable(tree) if "" in splits else [])
 
 
 def _mistakable(tree: _Tree) -> list[str]:
-    """Warnings of a class that may be meant as a split: "train" with folders in it, beside classes without."""
+    """Warnings of what may be meant as a split: "train" with folders in it, beside classes without; train and test in some classes."""
     flat = [folder.name for folder in tree.full_folders() if not _is_class_level(folder)]
-    return [
+    below = [
+        folder.name
+        for folder in tree.full_folders()
+        if {"train", "test"} <= {split_of(part.name) for part in folder.full_folders()}
+    ]
+    told = [
+        f"'{name}' has folders for training and test in it, which are mixed: splits below classes are read as such only where every "
+        "class holds split folders and nothing else."
+        for name in below[:1]
+    ]
+    return told + [
         f"'{folder.name}' has folders in it, and is taken for a class as '{flat[0]}' beside it has none. If it holds what to train "
         f"on, with a folder for each class, move '{flat[0]}' elsewhere."
         for folder in tree.full_folders()
@@ -99,6 +115,7 @@ def _listing(
         for folder in sorted(tree.full_folders(), key=lambda folder: natural(folder.name))
         for path in sorted(folder.all_pictures(), key=lambda path: natural(path.as_posix()))
     ]
+    told = [note for tree in splits.values() for note in _spelt_twice(tree)]
     return Listing(
         images=FileImages(tuple(row[0] for row in rows), tuple(row[1] for row in rows)),
         labels=tuple(row[2] for row in rows),
@@ -107,7 +124,7 @@ def _listing(
         source=str(root),
         layout="split folders" if "" not in splits else "class folders",
         ignored={what: count for what, count in ignored.items() if count},
-        notes=tuple(notes),
+        notes=(*notes, *dict.fromkeys(told)),
         warnings=tuple(warnings),
     )
 
@@ -130,6 +147,36 @@ def _splits(tree: _Tree) -> dict[str, _Tree]:
         # A flat test/ beside it has pictures without labels, and is no class.
         return found if len(found) > 1 or all(split_of(folder.name) for folder in full) else {}
     return found if len(found) == len(full) else {}
+
+
+def _splits_below(tree: _Tree) -> dict[str, _Tree]:
+    """The splits where every class folder holds split folders and nothing else, train among them; else none."""
+    classes = tree.full_folders()
+    parts = [(folder, part, split_of(part.name) or "") for folder in classes for part in folder.full_folders()]
+    named = {split for _, _, split in parts}
+    if "" in named or "train" not in named or any(each.pictures or not _is_class_level(each) for each in classes):
+        return {}
+    found = {split: _Tree(tree.path) for split in SPLITS if split in named}
+    for folder, part, split in parts:
+        if any(folder.path == other.path for other in found[split].folders):
+            raise DataError(
+                f"{folder.path}: two folders in it, '{part.name}' one of them, name the {split} split. "
+                "Expected one; rename or remove the other."
+            )
+        found[split].folders.append(_Tree(folder.path, folders=[part]))
+    return found
+
+
+def _spelt_twice(tree: _Tree) -> list[str]:
+    """Notes of class folders whose names differ only in how accents are stored, and which are therefore one class."""
+    spelt: dict[str, set[str]] = {}
+    for folder in tree.full_folders():
+        spelt.setdefault(folder.name, set()).add(folder.path.name)
+    return [
+        f"{len(paths)} folders are called '{name}', with accents stored in different ways (NFC, NFD): read as one class."
+        for name, paths in spelt.items()
+        if len(paths) > 1
+    ]
 
 
 def _is_class_level(tree: _Tree) -> bool:
