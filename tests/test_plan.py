@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from headstart.cost import ON_EPOCHS, judgings, scratch_epochs, seconds, seconds_of
+from headstart.data.load import load_dataset
 from headstart.errors import PlanError
 from headstart.forecast import PROMISING, Forecast
 from headstart.plan import Budget, Evidence, Judge, Plan, Rung, load_plan
 from headstart.planner import FEW_IMAGES, WHOLE_VIEWS, cut_for, decide, foreseen, frozen_share
+from tests.data.pictures import class_folders
 
 STAGES = ["stem", "one", "two", "three", "four"]
 
@@ -79,6 +81,18 @@ def test_the_judge_follows_the_data() -> None:
     few = plan(changes={"validation": 99})
     assert (few.judge, few.refit) == ("fold", "on")
     assert "the 99 of the given validation set are too few" in few.reasons[-1]
+
+
+@pytest.mark.parametrize(("left", "judge"), [((), "val"), (("0",), "fold")])
+def test_a_validation_set_that_lacks_a_class_leaves_judging_to_folds(
+    tmp_path: Path, left: tuple[str, ...], judge: Judge
+) -> None:
+    for side, first in (("train", 0), ("val", 100), ("test", 500)):
+        counts = {name: 120 if side == "val" else 6 for name in "012" if side != "val" or name not in left}
+        class_folders(tmp_path / side, counts, first_seed=first)
+    dataset = load_dataset(tmp_path)
+    sides = {"tested": len(dataset.indices("test")), "validation": len(dataset.indices("val"))}
+    assert plan(changes=sides).judge == judge
 
 
 @pytest.mark.parametrize(

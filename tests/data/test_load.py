@@ -285,6 +285,23 @@ def test_given_splits_are_respected(tmp_path: Path, given: tuple[str, ...], used
         assert kinds(dataset.audit)["splits"].message == "Only a train split is given: a test set is cut from it."
 
 
+def test_a_val_that_lacks_a_class_does_not_judge(tmp_path: Path) -> None:
+    class_folders(tmp_path / "train", {"x": 4, "y": 4, "z": 4, "lone": 1})
+    class_folders(tmp_path / "val", {"x": 4, "y": 4}, first_seed=50)
+    class_folders(tmp_path / "test", {"x": 2, "y": 2, "z": 2}, first_seed=80)
+    dataset = load_dataset(tmp_path)
+    found = kinds(dataset.audit)["unvalidated"]
+    assert (found.severity, found.items) == ("warning", ("z",)), "folds could not hold 'lone' out, either"
+    assert "8 pictures of 'val' are not used; folds are cut from 'train'." in found.message
+    assert not dataset.indices("val").size, "what judging goes by: the planner then takes folds"
+    assert len(dataset) == len(dataset.names) == 19
+    assert dataset.audit is not None
+    assert dataset.audit.splits == {"train": 13, "val": 0, "test": 6} and dataset.audit.usable == 19
+    class_folders(tmp_path / "val", {"z": 1}, first_seed=99)
+    whole = load_dataset(tmp_path)
+    assert "unvalidated" not in kinds(whole.audit) and whole.indices("val").size == 9
+
+
 def test_a_class_without_training_pictures_is_left_out(tmp_path: Path) -> None:
     class_folders(tmp_path / "train", {"x": 4, "y": 4})
     class_folders(tmp_path / "test", {"x": 2, "y": 2, "unheard": 2}, first_seed=50)

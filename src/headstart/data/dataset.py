@@ -83,7 +83,7 @@ class Dataset:
     `digests` N hex digests of the raw contents.
     `given`   the splits that the person laid out; they are respected. With "train" and "val" but no "test",
               `split` calls the pictures of "val" "test": they stay sealed, and folds of "train" take val's
-              place.
+              place. Where "val" lacks a class of "train", its pictures are left out, and folds take its place, too.
     `mirror`  whether a picture still shows its class in the mirror: augmented views may then be mirrored.
     """
 

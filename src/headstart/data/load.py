@@ -258,7 +258,8 @@ def _split(dataset: Dataset, rules: _Rules) -> tuple[Dataset, list[Finding]]:
     if folds < rules.folds:
         message = f"{folds} folds instead of {rules.folds}: no class has more independent pictures to train on."
         findings.append(finding("folds", "note", message))
-    done = replace(dataset, split=split, fold=fold)
+    done, more = _without_partial_val(replace(dataset, split=split, fold=fold))
+    findings += more
     untested = [name for name, count in zip(done.classes, done.counts("test"), strict=True) if not count]
     if done.indices("test").size and untested:
         message = (
@@ -269,6 +270,22 @@ def _split(dataset: Dataset, rules: _Rules) -> tuple[Dataset, list[Finding]]:
             finding("untested", "warning", message, "Nothing will be known about how well they do.", untested)
         )
     return done, findings
+
+
+def _without_partial_val(dataset: Dataset) -> tuple[Dataset, list[Finding]]:
+    """Leave a "val" aside that lacks a class with two or more training pictures: what it approves of may be bad for that class. Folds
+    take its place."""
+    val, train = dataset.counts("val"), dataset.counts("train")
+    missed = [name for name, held, learnt in zip(dataset.classes, val, train, strict=True) if not held and learnt > 1]
+    if not val.sum() or not missed:
+        return dataset, []
+    message = (
+        f"{plural(len(missed), 'class is', 'classes are')} trained on but not in the given 'val': {', '.join(missed[:5])}. "
+        f"{plural(int(val.sum()), 'picture')} of 'val' {'is' if val.sum() == 1 else 'are'} not used; folds are cut from 'train'."
+    )
+    next_step = "Add pictures of every class to 'val' to have it used for choosing, or move them all to 'train'."
+    left = dataset.select(np.flatnonzero(dataset.split != "val").tolist())
+    return left, [finding("unvalidated", "warning", message, next_step, missed)]
 
 
 def lacking(dataset: Dataset) -> list[Finding]:
