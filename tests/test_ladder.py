@@ -29,7 +29,7 @@ from headstart.forecast import WORTH, Forecast
 from headstart.heads import fit_head
 from headstart.judge import Judged, said
 from headstart.ladder import Finetuned, Ladder, finetune
-from headstart.plan import Budget, Evidence, Plan, Rung
+from headstart.plan import Budget, Evidence, Judge, Plan, Rung
 from headstart.planner import FEW_EACH
 from headstart.race import Race, race
 from headstart.suffix import FromStore, Net, between
@@ -528,6 +528,17 @@ def test_the_share_that_judges_best_is_taken(begun: Start, monkeypatch: pytest.M
         alone[share] = result.accuracy
     (result,) = begun.ladder(PAYS).climb().rungs
     assert result.accuracy == max(alone.values()) == alone[result.alpha]
+
+
+@pytest.mark.parametrize("judge", ["fold", "folds"])
+def test_a_training_that_diverges_is_dropped_even_where_it_is_forced(begun: Start, judge: Judge) -> None:
+    wild = replace_rung(PAYS, lr_body=1e20, lr_head=1e20, forced=True)
+    tuned = begun.ladder(wild, judge=judge).climb()
+    (result,) = tuned.rungs
+    assert not result.kept and not result.complete and result.reason.startswith("dropped: its training diverged")
+    assert math.isfinite(result.gain) and np.isfinite(tuned.logits).all()
+    assert tuned.backbone is begun.ladder(wild).tuning.engine.backbone
+    assert not [entry for entry in Store().entries() if "checkpoint" in entry.kind]
 
 
 def test_the_whole_network_can_be_trained(begun: Start) -> None:

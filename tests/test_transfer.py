@@ -388,6 +388,7 @@ def test_refusals_come_early_and_say_what_to_do(trained: Trained, tmp_path: Path
         ({"precision": "float16"}, "precision='float16': expected one of 'auto', 'float32', 'bfloat16'"),
         ({"engine": "x"}, "engine='x': expected one of"),
         ({"budget": "60"}, "budget='60': expected seconds above 0, or None"),
+        ({"budget": math.inf}, "budget=inf: expected seconds above 0, or None"),
         ({"store_limit": "20GB"}, "store_limit='20GB': expected bytes above 0, or None"),
         ({"seed": 1.5}, "seed=1.5: expected a whole number, 0 to 2"),
         ({"seed": 10**29}, "seed=100000000000000000000000000000: expected a whole number"),

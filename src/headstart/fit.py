@@ -117,7 +117,7 @@ def _checked(options: Options, module: nn.Module | None) -> Plan | None:
 
 
 def _is_above_zero(value: object) -> bool:
-    return isinstance(value, int | float) and value > 0
+    return isinstance(value, int | float) and 0 < value < math.inf
 
 
 def _described(module: nn.Module, input: InputSpec | None) -> str:

@@ -34,6 +34,8 @@ from headstart.tasks.classification import fit_temperature
 from headstart.train import Epoch
 from headstart.tuning import ALPHAS, Split, Tuned, Tuning
 
+_DIVERGED = "dropped: its training diverged; a plan file with smaller learning rates (lr_body, lr_head) may do better"
+
 
 @dataclass(frozen=True, eq=False)
 class RungResult:
@@ -211,7 +213,8 @@ class Ladder:
             shares, best, truth, beside=beside, frozen=frozen, expected=expected, forced=rung.forced, groups=groups
         )
         late = len(outcomes) > 1 and not complete and not rung.forced
-        if late:  # of several, what is judged would not be what is kept
+        diverged = any(outcome.diverged for outcome in outcomes)
+        if late or diverged:  # of several, what is judged would not be what is kept
             found = replace(found, kept=False, cleared=None)
         told = said(rung, found)
         if len(trained) < len(splits):
@@ -232,7 +235,11 @@ class Ladder:
             complete,
             tuple(outcome.curve for outcome in outcomes),
             time.monotonic() - began,
-            f"dropped: the time was used up after {ended} of {len(outcomes)} trainings" if late else told,
+            _DIVERGED
+            if diverged
+            else f"dropped: the time was used up after {ended} of {len(outcomes)} trainings"
+            if late
+            else told,
             found.together,
             found.with_head,
             found.posterior,

@@ -105,7 +105,8 @@ def race(
         best=pair,
         accuracy=found.accuracy + pair.accuracy - first.best.accuracy,
         reason=f"the two together are {_lead(gain, error)} the first alone out of fold, "
-        f"{100 * (gain - flattery):+.1f} points once cleared of that choice, and the labels are clearly likelier",
+        f"{100 * (gain - flattery):+.1f} points once cleared of that choice, and the labels are likelier by "
+        "{:.3f} ± {:.3f} nats".format(*ways.likelier(place, 0)),
     )
 
 
@@ -349,7 +350,11 @@ def _why(best: Score, usual: Score, last: Score, course: _Course, flattery: floa
 
 
 def _lead(gain: float, error: float) -> str:
-    return f"{100 * gain:.1f} ± {100 * error:.1f} points ahead of" if gain else "as often right as"
+    return (
+        f"{100 * abs(gain):.1f} ± {100 * error:.1f} points {'ahead of' if gain > 0 else 'behind'}"
+        if gain
+        else "as often right as"
+    )
 
 
 def _words(score: Score) -> str:

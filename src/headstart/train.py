@@ -37,11 +37,13 @@ class Epoch:
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """The end of one training: the weights after its last whole epoch, the curve, and whether it ran to its end."""
+    """The end of one training: the weights after its last whole epoch, the curve, and whether it ran to its end. It ends early where
+    time runs out, or where it `diverged`: its loss or its weights are no numbers any more."""
 
     weights: dict[str, Tensor]
     curve: tuple[Epoch, ...]
     complete: bool
+    diverged: bool = False
 
 
 @final
@@ -132,7 +134,7 @@ def train(
     the schedule. The luckiest epoch would be judged too well by the pictures that chose it, and does not come again on others.
 
     Every random draw comes from (`seed`, epoch), so a run resumed from its checkpoint ends as the uninterrupted one. Past `deadline`
-    (on `time.monotonic`'s clock) it ends with the weights after its last whole epoch.
+    (on `time.monotonic`'s clock), or once it diverges, it ends with the weights after its last whole epoch.
     """
     device = net.head.weight.device
     net.unfreeze(rung)
@@ -164,6 +166,9 @@ def train(
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             total += loss.detach() * len(order[part])
+        if not (math.isfinite(float(total)) and _finite(optimizer)):
+            net.load(whole)
+            return Trained(net.weights(), tuple(curve), False, diverged=True)
         judged = _judged(net, source, labels, held, epoch, float(total) / max(1, len(fit)), precision)
         curve.append(replace(judged, seconds=time.perf_counter() - began))
         whole = net.weights()
@@ -171,6 +176,11 @@ def train(
             checkpoint.save(net, optimizer, curve)
         advance(1, **({"accuracy": f"{curve[-1].val_accuracy:.3f}"} if len(held) else {}))
     return Trained(net.weights(), tuple(curve), True)
+
+
+def _finite(optimizer: torch.optim.AdamW) -> bool:
+    """Whether all that trains is made of numbers."""
+    return all(bool(each.isfinite().all()) for group in optimizer.param_groups for each in group["params"])
 
 
 def _judged(

@@ -155,6 +155,7 @@ class Tuning:
             arrays = {name: value.cpu().numpy() for name, value in outcome.weights.items()}
             record = {"curve": [vars(row) for row in outcome.curve]}
             memo.save(record, {**arrays, "shares": shares})
+        if outcome.complete or outcome.diverged:
             checkpoint.drop()
         return Tuned(net, start, outcome, shares, caching)
 
