@@ -24,10 +24,12 @@ def dataset_of(
     tested: NDArray[np.bool_] | None = None,
     folds: Labels | None = None,
     groups: tuple[str, ...] | None = None,
+    together: Labels | None = None,
     sizes: Labels | None = None,
     formats: tuple[str, ...] | None = None,
 ) -> Dataset:
-    """N pictures with these labels (N,); five folds in turn, and no test set unless it is said which are `tested` (N,)."""
+    """N pictures with these labels (N,); five folds in turn, and no test set unless it is said which are `tested` (N,); each
+    alone unless `together` (N,) says which groups they are of, whoever found them."""
     count, classes = len(labels), int(labels.max()) + 1
     pixels = np.zeros((count, 1, 1, 3), np.uint8) if pictures is None else pictures
     sealed = np.zeros(count, bool) if tested is None else tested
@@ -37,7 +39,7 @@ def dataset_of(
         tuple("abcdefghij"[:classes]),
         np.where(sealed, "test", "train"),
         np.where(sealed, -1, np.arange(count) // classes % 5 if folds is None else folds),
-        np.arange(count),
+        np.arange(count) if together is None else together,
         tuple(hashlib.blake2b(f"{place:09d}".encode(), digest_size=32).hexdigest() for place in range(count)),
         "made up",
         particulars=Particulars(

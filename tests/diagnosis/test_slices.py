@@ -50,6 +50,30 @@ def test_repeats_of_a_picture_count_as_one_picture() -> None:
     assert slices(dataset_of(np.arange(72) % 2), np.arange(72), np.tile(answers, 3)) != (), "72 pictures would be sure"
 
 
+def test_groups_of_pictures_that_are_right_together_name_no_class_by_chance() -> None:
+    """Twenty shots of each of twenty things: a class is four of them."""
+    labels, together = np.arange(400) // 20 % 5, np.arange(400) // 20
+    dataset, alone = dataset_of(labels, together=together), dataset_of(labels)
+    named, naive = 0, 0
+    for seed in range(300):
+        ease = np.random.default_rng(seed).beta(2.1, 0.23, 20)[together]
+        answers = answered(labels, ease, seed)
+        named += bool(slices(dataset, np.arange(400), answers))
+        naive += bool(slices(alone, np.arange(400), answers))
+    assert named <= 15 < 100 < naive
+
+
+def test_of_groups_the_worst_class_is_named_with_its_numbers() -> None:
+    labels, together = np.arange(400) // 2 % 4, np.arange(400) // 2
+    answers = np.where((labels == 2) & (together % 20 < 12), 0, labels)
+    (found,) = slices(dataset_of(labels, together=together), np.arange(400), answers)
+    assert "40.0 % of its 100 tested pictures are right" in found.message
+    assert found.message.endswith("Pictures of one group count as one: it has 50 groups.")
+    assert found.items[0].startswith("c: 40.0 % of 100 right in 50 groups, at most ")
+    limit = float(found.message.split("at most ")[1].split(" %")[0]) / 100
+    assert binom.cdf(20, 50, limit) == pytest.approx(0.05 / 4, abs=5e-4)
+
+
 def test_groups_that_a_person_gave_are_looked_at_where_enough_of_them_were_tested() -> None:
     labels = np.arange(120) % 2
     answers = labels.copy()

@@ -67,7 +67,7 @@ def diagnose(
     exact = exactness(model, dataset, proof, store, deadline=deadline)
     findings = (
         *([] if exact is None else exact.findings),
-        *gap(heads, proof.report),
+        *gap(heads, dataset, proof.report),
         *leaks(dataset, near),
         *shortcuts(dataset, heads, thumbs),
         *slices(dataset, proof.indices, proof.rivals["final"].calibrated.argmax(1)),

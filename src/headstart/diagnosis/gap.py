@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from headstart.data.audit import Finding, finding
+from headstart.data.dataset import Dataset
 from headstart.evaluate import TestReport
 from headstart.race import Race
 from headstart.verdict import percent
@@ -13,15 +14,21 @@ LEAST = 0.05  # share by which the test has to lie below
 ERRORS = 3.0  # standard errors of the difference
 
 
-def gap(heads: Race, report: TestReport) -> tuple[Finding, ...]:
+def gap(heads: Race, dataset: Dataset, report: TestReport) -> tuple[Finding, ...]:
     """A warning where the head that won the race is right far less often on the sealed test set than out of fold.
 
     Both are of pictures that it has not seen, and on the test it has seen more of the others: the test should be the easier one.
+    Pictures of one group are right or wrong together: errors are over groups.
     """
     if report.protocol != "sealed test":
         return ()
     told, tested = heads.accuracy, report.models["head"].accuracy.value
-    error = float(np.hypot(_error(told, len(heads.pool)), _error(tested, report.images)))
+    error = float(
+        np.hypot(
+            max(heads.best.accuracy_se, _error(told, len(np.unique(dataset.groups[heads.pool])))),
+            _error(tested, report.groups or report.images),
+        )
+    )
     if told - tested < max(LEAST, ERRORS * error):
         return ()
     message = (
@@ -37,6 +44,7 @@ def gap(heads: Race, report: TestReport) -> tuple[Finding, ...]:
 
 
 def _error(share: float, count: int) -> float:
-    """Standard error of a share of `count` pictures, with two more of each sort, so that it is never zero (Agresti & Coull 1998)."""
+    """Standard error of a share of `count` pictures or groups, with two more of each sort, so that it is never zero (Agresti & Coull
+    1998)."""
     drawn = (share * count + 2) / (count + 4)
     return float(np.sqrt(drawn * (1 - drawn) / (count + 4)))
