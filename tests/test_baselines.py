@@ -109,6 +109,22 @@ def test_pixels_of_very_many_pictures_are_a_sample(
     assert np.array_equal(sampled[0].weight, alone.weight) and sampled[1] == heat
 
 
+def test_of_very_many_classes_pixels_are_solved_at_once(
+    dataset: Dataset, thumbs: Thumbnails, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, unseen = dataset.indices("train"), dataset.indices("test")
+    bright = (thumbs.read(np.arange(150)).mean((1, 2, 3)) // 24).astype(np.int64)
+    monkeypatch.setattr("headstart.baselines.ANSWERS", len(pool) * int(bright.max() + 1) - 1)
+    monkeypatch.setattr("headstart.baselines.logistic_scores", None)
+    classes, pixels = int(bright.max() + 1), pixel_features(thumbs.read(unseen))
+    head, heat = fit_pixels(thumbs, bright[pool], dataset.fold[pool], classes, pool, Store())
+    sure = softmax(head.logits(pixels) / np.float32(heat))
+    assert head.kind == "ridge" and (sure.argmax(1) == bright[unseen]).mean() > 0.6
+    assert sure.max(1).mean() == pytest.approx((sure.argmax(1) == bright[unseen]).mean(), abs=0.2), "calibrated"
+    again, _ = fit_pixels(thumbs, bright[pool], dataset.fold[pool], classes, pool, Store())
+    assert np.array_equal(again.weight, head.weight) and again.kind == "ridge"
+
+
 def test_the_small_network_has_the_size_that_it_claims() -> None:
     net = SmallNet(coarse=False)
     assert sum(parameter.numel() for parameter in net.parameters()) == pytest.approx(0.3e6, rel=0.05)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from headstart import runtime
 from headstart.cost import scratch_affordable
 from headstart.data.load import load_dataset
 from headstart.data.splits import assign_folds
@@ -115,6 +117,19 @@ def test_the_network_from_scratch_ends_a_short_schedule_where_there_is_no_time_f
     assert [run.complete for run in given.scratch] == [True]
     again = baselines(dataset, store, starved, climbed_not(), deadline=time.monotonic() + 50.0)
     assert [run.complete for run in again.scratch] == [True], "what was computed before needs no time"
+
+
+def test_the_network_from_scratch_has_the_time_before_pixels_do(plan: Plan, tmp_path: Path) -> None:
+    shown: list[str] = []
+
+    def progress(what: str, total: int, unit: str = "images") -> AbstractContextManager[runtime.Advance]:
+        shown.append(what)
+        return runtime.silent(what, total, unit)
+
+    few = plan.model_copy(update={"scratch_epochs": 1})
+    found = baselines(striped(130), Store(tmp_path), few, climbed_not(), progress=progress)
+    assert shown == ["Making thumbnails", "Baseline from scratch", "Linear model on pixels"]
+    assert list(found.rivals) == ["majority", "pixels", "scratch_cnn"]
 
 
 def test_what_may_still_fit_is_not_cut_short(plan: Plan) -> None:

@@ -143,7 +143,7 @@ def baselines(
         return majority_logits(labels[one.fit], classes, len(one.asked)), 1.0
 
     def pixels(one: Pass) -> tuple[NDArray[np.float32], float]:
-        head, heat = fit_pixels(thumbs, labels[one.fit], one.fold, classes, one.fit, store)
+        head, heat = fit_pixels(thumbs, labels[one.fit], one.fold, classes, one.fit, store, progress)
         blocks = [one.asked[start : start + BLOCK] for start in range(0, len(one.asked), BLOCK)]
         return np.concatenate([head.logits(pixel_features(thumbs.read(block))) for block in blocks]), heat
 
@@ -159,11 +159,9 @@ def baselines(
         # Its short trials are no measure of how sure the long run is; label smoothing keeps that in bounds.
         return runs[-1].logits, 1.0
 
-    rivals = {
-        "majority": answers(each, majority),
-        "pixels": answers(each, pixels),
-        "scratch_cnn": answers(each, scratch),
-    }
+    # First whom the verdict needs most: the others hardly take time.
+    trained = answers(each, scratch)
+    rivals = {"majority": answers(each, majority), "pixels": answers(each, pixels), "scratch_cnn": trained}
     if short is not None and not all(run.complete for run in runs):
         why = f"{short} epochs at the usual rate, all that there was time for; fair would have been {why}"
     return Baselines(thumbs, each, rivals, tuple(runs), why)
