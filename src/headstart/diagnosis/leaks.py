@@ -16,6 +16,7 @@ import time
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from headstart import runtime
@@ -28,6 +29,7 @@ from headstart.features.engine import Engine
 from headstart.features.extract import Features
 from headstart.features.store import Store
 from headstart.race import RACED, Race
+from headstart.solvers import spread
 
 BURST = 5  # a gap is looked at behind each of so many nearest
 FEWEST = 20  # pictures whose gaps are averaged at least
@@ -205,6 +207,5 @@ def directions(features: Features, pool: NDArray[np.int64], rows: NDArray[np.int
     """The last stage's features of `rows` (R, D), standardised as they are in the pool, at length one: distances are angles."""
     last = (len(features.own) - 1,)
     known = features.stages(last, pool)
-    mean, variance = known.mean(0), known.var(0)
-    z = (features.stages(last, rows) - mean) / (np.sqrt(variance + variance.mean()) + 1e-12)
+    z = (features.stages(last, rows) - known.mean(0)) / spread(torch.from_numpy(known)).numpy()
     return np.asarray(z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12), np.float32)
