@@ -13,6 +13,7 @@ from headstart.data.dataset import Dataset
 from headstart.features.shift import Shift
 from headstart.ladder import Finetuned
 from headstart.race import Race
+from headstart.verdict import percent
 
 LARGE = 1000  # training pictures
 NEAR = 0.06  # of the shift: drawn between the sets of `benchmarks/shift.py`, photographs and satellite pictures on one side
@@ -98,15 +99,14 @@ def _evidence(
 def _measured(heads: Race, tuned: Finetuned, stages: Sequence[str]) -> str:
     """What the run found out instead."""
     best, last = heads.best, heads.last
+    shown, cleared = percent(best.accuracy), percent(heads.accuracy)
+    beside = "" if cleared == shown else f" ({cleared} once cleared of being the best of many)"
     if best is last:
-        said = f"a head on the last stage is right for {100 * last.accuracy:.1f} % out of fold, and no other is clearly better"
+        said = f"a head on the last stage is right for {shown} out of fold{beside}, and no other is clearly better"
     else:
         number = f"{len(best.taps)} {'stages' if len(best.taps) > 1 else 'stage'}"
         where = "stages of both networks" if best.taps[-1] >= len(stages) else number
-        said = (
-            f"a head on {where} is right for {100 * heads.accuracy:.1f} % "
-            f"out of fold, one on the last stage for {100 * last.accuracy:.1f} %"
-        )
+        said = f"a head on {where} is right for {shown} out of fold{beside}, one on the last stage for {percent(last.accuracy)}"
     tried = [
         f"fine-tuning from {stages[result.rung.cut]} on {'was kept' if result.kept else 'did not pay'} ({100 * result.gain:+.1f} ± "
         f"{100 * result.gain_se:.1f} points)"
