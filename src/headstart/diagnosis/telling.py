@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from headstart.data.dataset import Dataset
+from headstart.diagnosis.slices import exact
 from headstart.features.extract import Features
 from headstart.features.store import Store
 from headstart.heads import subject
@@ -60,12 +61,24 @@ class Telling:
         """Both shares in words."""
         found = []
         if self.lost is not None:
-            found.append(f"loses {100 * self.lost:.1f} % of the {self.tested:,} sealed test pictures")
+            lost = round(self.lost * self.tested)
+            low, high = exact(lost, self.tested)
+            found.append(
+                f"loses {lost:,} of the {self.tested:,} sealed test pictures ({100 * low:.1f} to {100 * high:.1f} %)"
+            )
         if self.left_out:
-            told = float(np.mean([each.told for each in self.left_out]))
-            found.append(f"tells {100 * told:.0f} % of the pictures of a class that was left out of training")
+            found.append(self._of_others())
         words = f"A picture is unknown where at most {100 * self.wanted:g} % of known ones are as strange"
         return f"{words}: that {' and '.join(found)}." if found else f"{words}."
+
+    def _of_others(self) -> str:
+        told = [each.told for each in self.left_out]
+        if len(told) == 1:
+            return f"tells {100 * told[0]:.0f} % of the pictures of a class that was left out of training"
+        return (
+            f"tells {100 * float(np.mean(told)):.0f} % of the pictures of a class that was left out of training, on average over "
+            f"{len(told)} classes left out in turn, {100 * min(told):.0f} to {100 * max(told):.0f} %"
+        )
 
 
 def telling(
