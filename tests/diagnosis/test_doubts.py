@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from headstart.diagnosis.doubts import doubts
+from headstart.diagnosis.doubts import doubts, listed
 from headstart.heads import Score, logistic_scores
 from headstart.race import Race
 from headstart.solvers import principal_axes
@@ -82,3 +82,23 @@ def test_a_class_that_is_never_answered_is_not_doubted_for_it() -> None:
     labels[labels == 2] = 0
     labels[7] = 2  # the only picture of its class: no head that has not seen it knows the class
     assert 7 not in {doubt.index for doubt in doubts(raced(labels, features, np.arange(90)), labels, FOLDS)}
+
+
+def weak(right: float, sure: int = 3) -> tuple[Race, np.ndarray]:  # type: ignore[type-arg]
+    """Two hundred pictures of two classes; of the wrong answers so many are sure."""
+    labels = np.arange(200) % 2
+    wrong = np.arange(200) >= round(200 * right)
+    far = np.where(np.arange(200) >= 200 - sure, 9.0, 0.4)
+    logits = (far[:, None] * np.eye(2)[(labels + wrong) % 2]).astype(np.float32)
+    best = Score("logistic", (0,), 1.0, right, 0.0, 0.0, 0.0, logits)
+    return Race((best,), best, best, (best,), right, "", np.arange(200)), labels
+
+
+@pytest.mark.parametrize(("right", "count"), [(0.95, 10), (0.8, 40), (0.79, 3), (0.5, 0), (0.45, 0)])
+def test_a_weak_head_floods_nobody_with_doubts(monkeypatch: pytest.MonkeyPatch, right: float, count: int) -> None:
+    """All up to a fifth of the pictures, then the confident ones, and none where one class for all would be right as often."""
+    monkeypatch.setattr("headstart.diagnosis.doubts.fit_temperature", lambda *_: 1.0)
+    heads, labels = weak(right)
+    found = doubts(heads, labels, np.arange(200) // 2 % 5)
+    assert len(found) == round(200 * (1 - right)) and sum(doubt.confident for doubt in found) == 3
+    assert len(listed(found, heads, labels)) == count

@@ -196,6 +196,7 @@ def test_nothing_is_said_where_nothing_can_be_known(
     monkeypatch.setattr(module, "foretell", lambda right, told, ratios: np.zeros((len(ratios), 3)))
     assert not unknown() and not unknown(first(heads, FEWEST))
     assert unknown(first(heads, FEWEST - 1))
+    assert unknown(replace(heads, accuracy=12 / 36)), "the commonest class is right as often"
     assert unknown(dataset=replace(dataset, fold=dataset.fold % 2))
     labels = dataset.labels.copy()
     labels[: round(LONE * 36) + 1] = np.arange(3, 4 + round(LONE * 36))  # each the only one of its class

@@ -10,7 +10,7 @@ from headstart import runtime
 from headstart.baselines import Thumbnails
 from headstart.data.audit import Finding, gravest_first
 from headstart.data.dataset import Dataset
-from headstart.diagnosis.doubts import Doubt, doubts
+from headstart.diagnosis.doubts import Doubt, doubts, listed
 from headstart.diagnosis.exactness import Exactness, exactness
 from headstart.diagnosis.gap import gap
 from headstart.diagnosis.growth import Growth, growth
@@ -32,10 +32,10 @@ from headstart.race import Race
 
 @dataclass(frozen=True, eq=False)
 class Diagnosis:
-    """Doubtful labels of `looked_at` training pictures, the most doubtful first; findings, each with a next step, the gravest first;
-    the learning curve, None where it could not be drawn; how well unknown pictures are told, None where they are not; how much the
-    data set is like what the backbone was trained on; the pairs of pictures that a suspected leak is about; and what bfloat16 does to
-    answers, None where that was not looked at."""
+    """Labels of `looked_at` training pictures that are worth a look, the most doubtful first; findings, each with a next step, the
+    gravest first; the learning curve, None where it could not be drawn; how well unknown pictures are told, None where they are not;
+    how much the data set is like what the backbone was trained on; the pairs of pictures that a suspected leak is about; and what
+    bfloat16 does to answers, None where that was not looked at."""
 
     doubts: tuple[Doubt, ...]
     looked_at: int
@@ -75,7 +75,7 @@ def diagnose(
         *drift(model, features, tuned, dataset, store),
     )
     return Diagnosis(
-        doubts(heads, dataset.labels, dataset.fold),
+        listed(doubts(heads, dataset.labels, dataset.fold), heads, dataset.labels),
         len(heads.pool),
         gravest_first(findings),
         growth(heads, features, dataset, store, progress),

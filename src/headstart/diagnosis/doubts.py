@@ -17,6 +17,8 @@ from headstart.tasks.classification import fit_temperature, softmax
 
 _SURE = 0.75  # three to one against all other classes: where the head is weak, what is usual says little
 
+FLOOD = 0.2  # share of the pictures beyond which it is the head that is to be doubted, and not their labels
+
 
 @dataclass(frozen=True)
 class Doubt:
@@ -55,3 +57,16 @@ def doubts(heads: Race, labels: NDArray[np.int64], folds: NDArray[np.int64]) -> 
         )
         for place in against[np.argsort(own[against], kind="stable")]
     )
+
+
+def listed(found: tuple[Doubt, ...], heads: Race, labels: NDArray[np.int64]) -> tuple[Doubt, ...]:
+    """Of all doubtful ones those that are worth a look: the confident ones alone where all would be a `FLOOD`, and none where the head
+    is no better than the commonest class; `labels` (N,) are those of the whole data set."""
+    if not knows(heads, labels):
+        return ()
+    return tuple(doubt for doubt in found if doubt.confident or len(found) <= FLOOD * len(heads.pool))
+
+
+def knows(heads: Race, labels: NDArray[np.int64]) -> bool:
+    """Whether the best frozen head is right more often than the commonest class would be; `labels` (N,) as above."""
+    return bool(heads.accuracy > np.bincount(labels[heads.pool]).max(initial=0) / max(1, len(heads.pool)))

@@ -16,6 +16,7 @@ from scipy.special import expit, logit
 
 from headstart import runtime
 from headstart.data.dataset import Dataset
+from headstart.diagnosis.doubts import knows
 from headstart.features.extract import Features
 from headstart.features.store import Store
 from headstart.heads import LOGISTIC_STRENGTHS, Score, leaves, on_same_rows, solved, subject
@@ -76,12 +77,15 @@ def growth(
     """The learning curve of the head that won the race, on the pictures that raced; what is fitted for it is fitted once per store.
 
     None where they are fewer than `FEWEST`, lie in fewer than three folds, or more than a share `LONE` of them have a class that lies
-    in one; and where twice the training pictures would be more than `FARTHEST` times as many.
+    in one; where twice the training pictures would be more than `FARTHEST` times as many; and where the head is no better than the
+    commonest class.
     """
     pool, pictures, best = heads.pool, len(dataset.indices("train")), heads.best
     labels, folds, count, classes = dataset.labels[pool], dataset.fold[pool], len(pool), len(dataset.classes)
     lone = np.array([len(np.unique(folds[labels == label])) < 2 for label in range(classes)])
     if count < FEWEST or len(np.unique(folds)) < 3 or lone[labels].mean() > LONE or 2 * pictures > FARTHEST * count:
+        return None
+    if not knows(heads, dataset.labels):
         return None
     spec = {
         **subject(features.table, features.rows[pool], labels, classes, folds),
