@@ -130,7 +130,9 @@ def test_the_network_from_scratch_has_the_time_before_pixels_do(plan: Plan, tmp_
     few = plan.model_copy(update={"scratch_epochs": 1})
     found = baselines(striped(130), Store(tmp_path), few, climbed_not(), progress=progress)
     assert shown == ["Making thumbnails", "Baseline from scratch", "Linear model on pixels"]
-    assert list(found.rivals) == ["majority", "pixels", "scratch_cnn"]
+    assert {name: rival.is_calibrated for name, rival in found.rivals.items()} == {
+        "majority": True, "pixels": True, "scratch_cnn": False,
+    }  # fmt: skip
 
 
 def test_what_may_still_fit_is_not_cut_short(plan: Plan) -> None:
@@ -155,7 +157,7 @@ def proven(monkeypatch: pytest.MonkeyPatch, sealed: bool, kept: bool = True) -> 
     rungs = tuple(replace(result, gain=0.03, cleared=0.01 if kept else None) for result in tuned.rungs)
     tuned = replace(tuned, rungs=rungs, held=pool, logits=logits[pool])
     each = passes(dataset, tuned, 0)
-    rivals = {"scratch_cnn": answers(each, lambda one: (logits[one.asked], 1.0))}
+    rivals = {"scratch_cnn": answers(each, lambda one: (logits[one.asked], None))}
     against = Baselines(None, each, rivals, (), "")  # type: ignore[arg-type]
     final = SimpleNamespace(answers=lambda asked, _: 4 * np.eye(3, dtype=np.float32)[asked.labels])
     model = SimpleNamespace(engines=(), head=final, temperature=1.0)
@@ -173,3 +175,10 @@ def test_without_a_test_set_a_kept_rung_is_said_to_be_tested_on_what_chose_it(mo
     assert "about 2.0 points too high" in told
     for sealed, kept in ((True, True), (False, False)):
         assert not any("cleared" in told for told in proven(monkeypatch, sealed, kept).verdict.warnings)
+
+
+def test_who_is_not_calibrated_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = proven(monkeypatch, sealed=True)
+    assert found.uncalibrated == ("scratch_cnn",)
+    unscaled = found.rivals["scratch_cnn"]
+    assert np.array_equal(unscaled.logits, unscaled.calibrated)

@@ -39,10 +39,12 @@ _SMALL = 40  # pixels; pictures of this size or less gain nothing from thumbnail
 
 @dataclass(frozen=True, eq=False)
 class Rival:
-    """One model's logits (M, K) on the tested pictures, as they are and divided by the temperature that calibrates them."""
+    """One model's logits (M, K) on the tested pictures, as they are and divided by the temperature that calibrates them; as they are
+    where nothing does, and it is not `is_calibrated`."""
 
     logits: NDArray[np.float32]
     calibrated: NDArray[np.float32]
+    is_calibrated: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +57,8 @@ class Pass:
     fold: NDArray[np.int64]
 
 
-Answer = Callable[[Pass], tuple[NDArray[np.float32], float]]  # logits of the pictures asked, temperature
+# Logits of the pictures asked, and their temperature: None where no answers to pictures that were not seen tell one.
+Answer = Callable[[Pass], tuple[NDArray[np.float32], float | None]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +77,8 @@ class Baselines:
 
 @dataclass(frozen=True, eq=False)
 class Proof:
-    """What the test says. `indices` (M,) are the tested pictures, once per repeat; `rivals` by name."""
+    """What the test says. `indices` (M,) are the tested pictures, once per repeat; `rivals` by name, of which those that are
+    `uncalibrated` stand in the report's log-loss and calibration error as they are."""
 
     report: TestReport
     verdict: Verdict
@@ -82,6 +86,11 @@ class Proof:
     rivals: Mapping[str, Rival]
     scratch: tuple[Scratch, ...]
     scratch_epochs: str
+
+    @property
+    def uncalibrated(self) -> tuple[str, ...]:
+        """Names of the rivals that no temperature was fitted to."""
+        return tuple(name for name, rival in self.rivals.items() if not rival.is_calibrated)
 
 
 def passes(dataset: Dataset, tuned: Finetuned, seed: int) -> tuple[Pass, ...]:
@@ -118,7 +127,8 @@ def answers(each: tuple[Pass, ...], answer: Answer) -> Rival:
     """One rival's logits over all passes."""
     found = [answer(one) for one in each]
     logits = [logits for logits, _ in found]
-    return Rival(np.concatenate(logits), np.concatenate([part / np.float32(heat) for part, heat in found]))
+    calibrated = np.concatenate([part / np.float32(1.0 if heat is None else heat) for part, heat in found])
+    return Rival(np.concatenate(logits), calibrated, all(heat is not None for _, heat in found))
 
 
 def baselines(
@@ -148,7 +158,7 @@ def baselines(
         blocks = [one.asked[start : start + BLOCK] for start in range(0, len(one.asked), BLOCK)]
         return np.concatenate([head.logits(pixel_features(thumbs.read(block))) for block in blocks]), heat
 
-    def scratch(one: Pass) -> tuple[NDArray[np.float32], float]:
+    def scratch(one: Pass) -> tuple[NDArray[np.float32], None]:
         val, first = dataset.indices("val"), one.fold == by_likeness(labels[one.fit], one.fold)[0]
         fit, held = (one.fit, val) if len(val) >= JUDGES else (one.fit[~first], one.fit[first])
         wanted = (fit, held, one.fit, one.asked)
@@ -157,8 +167,8 @@ def baselines(
             runs.append(whole.run())
         else:
             runs.append(replace(replace(whole, epochs=short, rates=USUAL_RATES).run(), complete=False))
-        # Its short trials are no measure of how sure the long run is; label smoothing keeps that in bounds.
-        return runs[-1].logits, 1.0
+        # The long run has seen what was held out, and short trials are no measure of how sure it is; label smoothing bounds that.
+        return runs[-1].logits, None
 
     # First whom the verdict needs most: the others hardly take time.
     trained = answers(each, scratch)
@@ -238,7 +248,10 @@ def prove(
     # Every repeat in the same order of pictures: evaluation resamples pictures, not answers.
     blocks = np.arange(len(asked)).reshape(repeats, -1)
     order = np.concatenate([block[np.argsort(asked[block], kind="stable")] for block in blocks])
-    rivals = {name: Rival(rival.logits[order], rival.calibrated[order]) for name, rival in rivals.items()}
+    rivals = {
+        name: replace(rival, logits=rival.logits[order], calibrated=rival.calibrated[order])
+        for name, rival in rivals.items()
+    }
     report = evaluate(
         labels[asked[order]],
         {name: softmax(rival.calibrated) for name, rival in rivals.items()},
