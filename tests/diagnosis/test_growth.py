@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 
 from headstart.data.dataset import Dataset
 from headstart.diagnosis import growth as module
-from headstart.diagnosis.growth import FEWEST, LONE, Foretold, Growth, Prior, answered, foretell, growth, slopes
+from headstart.diagnosis.growth import (
+    FEWEST,
+    LONE,
+    Foretold,
+    Growth,
+    Prior,
+    answered,
+    cleared,
+    foretell,
+    growth,
+    slopes,
+)
 from headstart.features.engine import Engine
 from headstart.features.extract import Features, extract
 from headstart.features.store import Store
@@ -133,6 +144,19 @@ def test_an_accuracy_that_was_flattered_makes_the_curve_flatter() -> None:
     right, _ = worlds(1, 300, seed=3)[0]
     accuracy = float(right[-1].mean())
     assert slopes(right, accuracy - 0.03)[1][0] < slopes(right, accuracy)[1][0]
+
+
+def test_what_is_cleared_of_choice_is_cleared_along_the_whole_curve() -> None:
+    right = np.arange(240) < np.array([[214], [217], [220], [222]])
+    assert cleared(right, 222 / 240) == pytest.approx(right.mean(1))
+    lowered = cleared(right, 0.911)
+    assert lowered[-1] == 0.911 and (np.diff(lowered) > 0).all(), (
+        "it never seems to fall for being cleared at its end alone"
+    )
+    assert (lowered < right.mean(1)).all()
+    assert all(
+        0 <= share <= 1 for share in cleared(np.zeros((4, 20), bool), 0.0) + cleared(np.ones((4, 20), bool), 0.9)
+    )
 
 
 @pytest.fixture(scope="module")

@@ -55,7 +55,8 @@ class Foretold:
 class Growth:
     """Accuracy out of fold of the best frozen head against the number of labelled training pictures.
 
-    `measured` are pairs of pictures and accuracy, the last one as the race tells it; `foretold` begins with the pictures at hand.
+    `measured` are pairs of pictures and accuracy, the last one as the race tells it, the others cleared by as much; `foretold` begins
+    with the pictures at hand. Pictures are those that are labelled: out of fold, of F folds, a head is fitted to F − 1 parts of them.
     """
 
     measured: tuple[tuple[int, float], ...]
@@ -105,7 +106,7 @@ def growth(
     else:
         parts = stored[1]["parts"]
     right = np.concatenate([parts, [best.logits.argmax(1) == labels]])
-    reached = [*parts.mean(1).tolist(), heads.accuracy]
+    reached = cleared(right, heads.accuracy)
     steps = [round(step * count / len(right)) for step in range(1, len(right) + 1)]
     times = [each for each in TIMES if each * pictures <= FARTHEST * count]
     rows = foretell(right, heads.accuracy, [each * pictures / count for each in times]).tolist()
@@ -152,6 +153,16 @@ def answered(
             right[size - 1, place == judge] = found
             advance(1)
     return right
+
+
+def cleared(right: NDArray[np.bool_], told: float) -> list[float]:
+    """Accuracies (S,) of the same head fitted to ever more pictures, all lowered by the log-odds by which `told` lies below the last:
+    it answers the pictures that it was chosen on wherever it is fitted. `right` and `told` as for `slopes`."""
+    count = right.shape[1]
+    odds = logit((count * (1 - right.mean(1)) + 0.5) / (count + 1))
+    odds += logit((count * (1 - told) + 0.5) / (count + 1)) - odds[-1]
+    lowered = 1 - (expit(odds[:-1]) * (count + 1) - 0.5) / count
+    return [*np.clip(lowered, 0.0, 1.0).tolist(), told]
 
 
 def slopes(right: NDArray[np.bool_], told: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
