@@ -217,10 +217,11 @@ def test_so_many_pictures_take_part_and_no_more(classes: int, each: int) -> None
 
 def test_the_sentence_says_both_shares() -> None:
     told = Telling(0.05, 1.0, 0.04, 50, (LeftOut("a", 10, 0.5), LeftOut("b", 10, 0.1)))
-    assert "loses 4.0 % of the 50 sealed test pictures" in told.sentence
+    assert "loses 2 of the 50 sealed test pictures (0.5 to 13.7 %)" in told.sentence
     assert "tells 30 % of the pictures of a class" in told.sentence
     assert Telling(0.05, 1.0, None, 0, told.left_out).sentence.endswith(
-        "strange: that tells 30 % of the pictures of a class that was left out of training."
+        "strange: that tells 30 % of the pictures of a class that was left out of training, on average over 2 classes left out in "
+        "turn, 10 to 50 %."
     )
     assert Telling(0.05, 1.0, None, 0, ()).sentence.endswith("as strange.")
 

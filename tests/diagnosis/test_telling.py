@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from scipy.stats import binom
 
-from headstart.diagnosis.slices import exact
 from headstart.diagnosis.telling import LeftOut, Telling
+from headstart.evaluate import exact_share
 
 
 def test_a_mean_over_classes_is_called_one_and_has_its_range() -> None:
@@ -20,7 +20,7 @@ def test_a_mean_over_classes_is_called_one_and_has_its_range() -> None:
 
 
 def test_known_pictures_that_are_lost_are_counted_with_an_interval() -> None:
-    low, high = exact(2, 50)
+    low, high = exact_share(2, 50)
     assert binom.sf(1, 50, low) == pytest.approx(0.025) and binom.cdf(2, 50, high) == pytest.approx(0.025)
-    assert exact(0, 50)[0] == 0.0 and exact(50, 50)[1] == 1.0
+    assert exact_share(0, 50)[0] == 0.0 and exact_share(50, 50)[1] == 1.0
     assert "loses 2 of the 50 sealed test pictures (0.5 to 13.7 %)" in Telling(0.05, 1.0, 0.04, 50, ()).sentence

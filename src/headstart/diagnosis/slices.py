@@ -92,9 +92,3 @@ def upper(hits: NDArray[np.floating], counts: NDArray[np.integer], level: float)
     """One-sided upper limits (K,) of shares `hits / counts` that hold with a chance of 1 - `level` (Clopper & Pearson 1934)."""
     missed = counts - hits
     return np.asarray(np.where(missed > 0, betaincinv(hits + 1, np.maximum(missed, 1e-9), 1 - level), 1.0))
-
-
-def exact(hits: int, count: int) -> tuple[float, float]:
-    """The 95 % interval of a share: both of its one-sided limits."""
-    high, kept = upper(np.array([hits, count - hits], float), np.array([count, count]), 0.025)
-    return float(1 - kept), float(high)

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from headstart.data.dataset import Dataset
-from headstart.diagnosis.slices import exact
+from headstart.evaluate import exact_share
 from headstart.features.extract import Features
 from headstart.features.store import Store
 from headstart.heads import subject
@@ -62,7 +62,7 @@ class Telling:
         found = []
         if self.lost is not None:
             lost = round(self.lost * self.tested)
-            low, high = exact(lost, self.tested)
+            low, high = exact_share(lost, self.tested)
             found.append(
                 f"loses {lost:,} of the {self.tested:,} sealed test pictures ({100 * low:.1f} to {100 * high:.1f} %)"
             )

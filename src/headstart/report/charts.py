@@ -258,25 +258,28 @@ def heat_map(confusion: Sequence[tuple[int, int, int]], names: Sequence[str]) ->
 
 
 def compact_heat_map(confusion: Sequence[tuple[int, int, int]], classes: int, cells: int = 64) -> Markup:
-    """A confusion matrix without names; neighbours share a cell where they are more than `cells`."""
+    """A confusion matrix without names; neighbours share a cell where they are more than `cells`, of which as much counts as right as
+    is."""
     per_cell = math.ceil(classes / cells)
     count, size = math.ceil(classes / per_cell), 6
     sums: dict[tuple[int, int], int] = {}
+    right: dict[tuple[int, int], int] = {}
     for row, column, number in confusion:
         place = (row // per_cell, column // per_cell)
         sums[place] = sums.get(place, 0) + number
+        right[place] = right.get(place, 0) + number * (row == column)
     totals = _row_totals([(row, column, number) for (row, column), number in sums.items()], count)
-    parts = [Markup('<rect class="sheet" x="0" y="0" width="{0}" height="{0}"/>').format(count * size)]
-    parts += [
-        Markup('<rect class="{}" x="{}" y="{}" width="{s}" height="{s}" fill-opacity="{:.2f}"/>').format(
-            "hit" if row == column else "miss",
-            column * size,
-            row * size,
-            0.15 + 0.85 * number / totals[row],
-            s=size,
+
+    def cell(tone: str, place: tuple[int, int], start: float, width: float) -> Markup:
+        (row, column), opacity = place, 0.15 + 0.85 * sums[place] / totals[place[0]]
+        return Markup('<rect class="{}" x="{:g}" y="{}" width="{:g}" height="{}" fill-opacity="{:.2f}"/>').format(
+            tone, column * size + start, row * size, width, size, opacity
         )
-        for (row, column), number in sorted(sums.items())
-    ]
+
+    parts = [Markup('<rect class="sheet" x="0" y="0" width="{0}" height="{0}"/>').format(count * size)]
+    for place in sorted(sums):
+        blue = size * right[place] / sums[place]  # as wide as its share
+        parts += [cell("hit", place, 0.0, blue)] * (blue > 0) + [cell("miss", place, blue, size - blue)] * (blue < size)
     return _figure(count * size, count * size, "Confusion matrix", Markup("").join(parts), "matrix")
 
 

@@ -63,6 +63,7 @@ def gather(
         growth=diagnosis.growth,
         telling=diagnosis.telling,
         similarity=diagnosis.similarity,
+        uncalibrated=proof.uncalibrated,
         seconds=seconds,
         peak_memory_bytes=runtime.peak_memory_bytes(),
         versions=runtime.versions(),

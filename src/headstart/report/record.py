@@ -107,7 +107,8 @@ class ReportData:
     first, and `doubtful` how many there are, how many of them with confidence, and of how many; `findings` what to be careful about;
     `pairs` the first of `paired` that a suspected leak is about; `growth` the learning curve, None where there is none; `telling`
     how well unknown pictures are recognised, None where they are not; `similarity` how much the data are like the source; `command`
-    repeats the run; `beside` are the backbones that answer together with the first.
+    repeats the run; `beside` are the backbones that answer together with the first; `uncalibrated` the models that no temperature was
+    fitted to.
     """
 
     title: str
@@ -135,3 +136,4 @@ class ReportData:
     growth: Growth | None = None
     telling: Telling | None = None
     similarity: Similarity | None = None
+    uncalibrated: Sequence[str] = ()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from headstart.evaluate import ClassRow, Difference, Interval, Scores, TestReport
+from headstart.evaluate import ClassRow, Difference, Interval, Scores, TestReport, exact_share
 from headstart.report.charts import (
     Axis,
     Line,
@@ -36,13 +36,15 @@ ITEMS = 12
 
 @dataclass(frozen=True)
 class ModelRow:
-    """One model of the baselines chart and table; `ahead` is how far the final model lies above it."""
+    """One model of the baselines chart and table; `ahead` is how far the final model lies above it; no temperature was fitted to what
+    is `uncalibrated`."""
 
     name: str
     scores: Scores
     tone: str
     track: Markup
     ahead: Difference | None
+    uncalibrated: bool
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Confusion:
     support: int
 
 
-def models(test: TestReport) -> tuple[list[ModelRow], Markup]:
+def models(test: TestReport, uncalibrated: Sequence[str] = ()) -> tuple[list[ModelRow], Markup]:
     """The rows of the baselines chart, transfer first, and its axis."""
     order = [name for name in MODELS if name in test.models]
     order += [name for name in test.models if name not in MODELS]
@@ -81,7 +83,7 @@ def models(test: TestReport) -> tuple[list[ModelRow], Markup]:
         tone = "transfer" if name in ("final", "head", "last_stage_head") else "plain"
         found = scores.accuracy
         track = interval_track(found.value, found.low, found.high, scale, tone, spoken)
-        rows.append(ModelRow(spoken, scores, tone, track, test.difference("final", name)))
+        rows.append(ModelRow(spoken, scores, tone, track, test.difference("final", name), name in uncalibrated))
     return rows, axis_track(scale)
 
 
@@ -235,7 +237,17 @@ def class_rows(test: TestReport) -> tuple[list[ClassRow], str]:
         return list(test.classes), ""
     tested = [row for row in test.classes if row.f1 is not None]
     worst = sorted(tested, key=lambda row: (row.f1 or 0.0, row.name))[:CLASS_ROWS]
+    none = sum(row.f1 == 0 for row in tested)
+    if none > len(worst):
+        return worst, f"{none:,} of {len(test.classes):,} classes have no right answer; {len(worst)} of them are shown."
     return worst, f"The {len(worst)} classes with the lowest F1 of {len(test.classes):,}."
+
+
+def recall(row: ClassRow, repeats: int) -> str:
+    """The exact interval of a class's recall: "39 to 100 %"."""
+    count = row.support / repeats
+    low, high = exact_share((row.recall or 0.0) * count, count)
+    return f"{100 * low:.0f} to {100 * high:.0f} %"
 
 
 def reliability(test: TestReport) -> Markup:
