@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from headstart.backbones.backbone import Backbone
 from headstart.errors import BackboneError, WeightsError
@@ -137,6 +143,64 @@ def test_the_digest_speaks_of_the_weights_up_to_a_cut(backbone: Backbone) -> Non
     with torch.no_grad():
         twin.state()["stem_norm.running_var"] += 1e-3
     assert twin.digest(1) != backbone.digest(1)
+
+
+class Curved(nn.Module):
+    """A convolution and what is done to its result; `opaque`: where that cannot be followed."""
+
+    def __init__(self, act: Callable[[Tensor], Tensor], stride: int, opaque: bool, power: float) -> None:
+        super().__init__()
+        self.conv, self.act, self.opaque, self.power = nn.Conv2d(3, 8, 3, stride, 1), act, opaque, power
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.opaque and float(x.sum()) == 0.5:
+            return x
+        return self.act(self.conv(x)) * self.power
+
+
+def curved(
+    act: Callable[[Tensor], Tensor] = torch.relu,
+    eps: float = 1e-5,
+    stride: int = 1,
+    opaque: bool = False,
+    power: float = 1.0,
+) -> Backbone:
+    torch.manual_seed(0)
+    more = [nn.Conv2d(8, 8, 3, 2, 1), nn.BatchNorm2d(8, eps), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)]
+    return cut(nn.Sequential(Curved(act, stride, opaque, power), *more))
+
+
+def test_the_digest_speaks_of_what_is_computed_too() -> None:
+    plain, closed = curved(), curved(opaque=True)
+    assert plain.digest() == curved().digest() and closed.digest() == curved(opaque=True).digest() != plain.digest()
+    others = [
+        curved(torch.tanh), curved(stride=2), curved(eps=1.0), curved(power=2.0),
+        curved(torch.tanh, opaque=True), curved(power=2.0, opaque=True), curved(functional.gelu),
+        curved(partial(functional.gelu, approximate="tanh")),
+    ]  # fmt: skip
+    assert all(torch.equal(one, plain.state()[name]) for other in others for name, one in other.state().items())
+    assert len({each.digest() for each in (plain, closed, *others)}) == 2 + len(others)
+    assert curved(eps=1.0).digest(1) == plain.digest(1), "what comes after a cut does not count"
+
+
+def test_the_digest_speaks_of_buffers_that_no_checkpoint_has() -> None:
+    digests = set()
+    for shift in (0.1, 0.2):
+        torch.manual_seed(0)
+        network = ConvNet()
+        network.register_buffer("shift", torch.full((1, 3, 1, 1), shift), persistent=False)
+        digests.add(cut(network).digest())
+    assert len(digests) == 2
+
+
+def test_the_digest_is_the_same_in_every_process() -> None:
+    script = "from tests.backbones.test_backbone import curved; print(curved().digest(), curved(opaque=True).digest())"
+    expected = f"{curved().digest()} {curved(opaque=True).digest()}\n"
+    for seed in ("1", "2"):
+        found = subprocess.run(
+            [sys.executable, "-c", script], check=True, capture_output=True, env={**os.environ, "PYTHONHASHSEED": seed}
+        )
+        assert found.stdout.decode() == expected
 
 
 def test_inference_mode_channels_last_and_half_precision(backbone: Backbone) -> None:

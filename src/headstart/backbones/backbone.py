@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from headstart.backbones.modules import text_of
 from headstart.backbones.program import Activation as Activation  # named so, because other rooms use it
 from headstart.backbones.program import Program
 from headstart.errors import BackboneError, WeightsError
@@ -64,16 +66,17 @@ class Stage(nn.Module):
     """A run of consecutive steps of the original network, with the parameters and buffers that they need.
 
     `net` holds them under their original names. What an earlier stage already owns (a bias table that all
-    blocks share) is looked up there through `lenders`. `plain` is the same program without any of the network's own code, where there
-    is one (see `written`).
+    blocks share) is looked up there through `lenders`. `inside` is the same program with the network's modules looked into, as far as
+    they can be; where it is `plain`, that leaves none of the network's own code (see `written`).
     """
 
     def __init__(
-        self, name: str, program: Program, net: Part, lenders: Mapping[str, Part], plain: Program | None
+        self, name: str, program: Program, net: Part, lenders: Mapping[str, Part], inside: Program, plain: bool
     ) -> None:
         super().__init__()
         self.name = name
         self.program = program
+        self.inside = inside
         self.plain = plain
         self.net = net
         self._lenders = dict(lenders)  # a plain dict: borrowed modules must not be registered twice
@@ -143,6 +146,7 @@ class Backbone(nn.Module):
         self._build = build
         self.aliases = dict(aliases)
         self._fixed = fixed
+        self._computes: tuple[str, ...] = ()
         self.train_from(len(stages))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -293,19 +297,39 @@ class Backbone(nn.Module):
         self.train(mode)
 
     def digest(self, stop: int | None = None) -> str:
-        """BLAKE2b hex digest of `stages[:stop]`: their names, and name, dtype, shape and bytes of every
-        weight.
+        """BLAKE2b hex digest of `stages[:stop]`: their names, what they compute, and name, dtype, shape and bytes of every
+        parameter and buffer.
 
-        Buffers that the network computes for itself (position tables that no checkpoint holds) do not count.
+        It is the same for a network that is read from what was written down (`written`) as for the one that was cut.
         """
         total = hashlib.blake2b(digest_size=32)
-        for stage in self._between(0, len(self.stages) if stop is None else stop):
-            total.update(f"stage {stage.name}\n".encode())
-            for name, tensor in sorted(stage.net.state_dict().items()):
+        stages = self._between(0, len(self.stages) if stop is None else stop)
+        for stage, computes in zip(stages, self.computes(), strict=False):
+            total.update(f"stage {stage.name}\n{computes}\n".encode())
+            for name, tensor in sorted((dict(stage.net.named_buffers()) | stage.net.state_dict()).items()):
                 plain = tensor.detach().cpu().contiguous()
                 total.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
                 total.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
         return total.hexdigest()
+
+    def computes(self) -> tuple[str, ...]:
+        """Per stage, a BLAKE2b hex digest of what it computes beside its weights: functions, settings of modules, code that cannot be
+        looked into, and along which axes its output is pooled. It is found once."""
+        if not self._computes:
+            self._computes = tuple(
+                _hashed([str(stage.inside), str(axes), *(text_of(self._held(path)) for path in stage.inside.called())])
+                for stage, axes in zip(self._between(0, len(self.stages)), self.axes, strict=True)
+            )
+        return self._computes
+
+    def _held(self, path: str) -> nn.Module:
+        """The module of that name, whichever stage holds it."""
+        for stage in self._between(0, len(self.stages)):
+            with contextlib.suppress(AttributeError):
+                found = _inside(stage.net, path)
+                if not isinstance(found, Part):
+                    return found
+        raise AttributeError(f"there is no {path} here.")
 
     def original(self) -> nn.Module:
         """A copy of the original network, in eval mode on this backbone's device, with the present weights.
@@ -350,6 +374,10 @@ def _inside(holder: nn.Module, path: str) -> nn.Module:
             raise AttributeError(f"there is no {path} here.")
         holder = found
     return holder
+
+
+def _hashed(texts: list[str]) -> str:
+    return hashlib.blake2b("\n".join(texts).encode(), digest_size=16).hexdigest()
 
 
 def _some(what: str, names: list[str]) -> str:

@@ -5,12 +5,18 @@ Whatever else a network does is a function of torch (`written`). These stay modu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
+from types import FunctionType
 from typing import Any, final
 
+import numpy as np
+import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional
+
+from headstart.backbones.program import code_text, leaves, told
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     kind.__name__: kind for kind in (nn.Identity, nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish)
@@ -79,6 +85,40 @@ def describe(module: nn.Module) -> Convolution | Norm | None:
             activation=type(act).__name__, inplace=getattr(act, "inplace", False),
         )  # fmt: skip
     return None
+
+
+def text_of(module: nn.Module) -> str:
+    """What a module computes beside its weights, as text, the same in every process: its description, or else class, settings and code
+    of all modules in it."""
+    description = describe(module)
+    if description is not None:
+        return f"{type(description).__name__} {description.model_dump_json()}"
+    return "\n".join(line for name, part in module.named_modules() for line in _lines(name, part))
+
+
+def _lines(name: str, module: nn.Module) -> Iterator[str]:
+    yield f"{name}: {type(module).__module__}.{type(module).__qualname__}({module.extra_repr()})"
+    for key, value in sorted(vars(module).items()):
+        if not key.startswith("_") and key != "training":
+            yield f"{key} = {_constant(value)}"
+    for kind in type(module).__mro__:
+        if not kind.__module__.startswith("torch."):
+            functions = sorted((key, each) for key, each in vars(kind).items() if isinstance(each, FunctionType))
+            yield from (f"{key}: {code_text(each.__code__)}" for key, each in functions)
+    if isinstance(module, torch.jit.ScriptModule):
+        yield str(module.code)
+
+
+def _constant(value: Any) -> str:
+    """A setting as text. Arrays and tensors that are no buffers are constants, too."""
+    arrays = [leaf for leaf in leaves(value) if isinstance(leaf, Tensor | np.ndarray)]
+    return " ".join([told(value), *map(_hashed, arrays)])
+
+
+def _hashed(array: Tensor | np.ndarray[Any, Any]) -> str:
+    found = torch.as_tensor(array).detach().cpu().contiguous()
+    content = found.reshape(-1).view(torch.uint8).numpy().tobytes() if found.numel() else b""
+    return f"{found.dtype} {tuple(found.shape)} {hashlib.blake2b(content, digest_size=16).hexdigest()}"
 
 
 def is_whole(module: nn.Module) -> bool:

@@ -53,9 +53,10 @@ def partition(network: nn.Module, input: InputSpec, origin: Origin, *, verify: b
         outputs = span.end.live if span.end else flow.final
         ran = _with_static(flow, items, inputs)
         program = Program(inputs, with_drops(map(_step, ran), outputs), outputs)
-        plain = _plain(network, ran, inputs, outputs)
+        inside, plain = _looked_into(network, ran, inputs, outputs)
         lenders = {path: parts[at] for path, at in _take(owners, program, index).items() if at != index}
-        stages.append(Stage(_name(items, index, [s.name for s in stages]), program, parts[index], lenders, plain))
+        name = _name(items, index, [s.name for s in stages])
+        stages.append(Stage(name, program, parts[index], lenders, inside, plain))
         layouts.append(_layout(flow, span, outputs, network))
         inputs = outputs
     owners.take_rest(len(spans) - 1)
@@ -64,10 +65,11 @@ def partition(network: nn.Module, input: InputSpec, origin: Origin, *, verify: b
     fixed = frozenset() if len(fixed) == sum(1 for _ in network.parameters()) else fixed
     backbone = Backbone(stages, layouts, input, origin, _Kept(network), owners.aliases, fixed)
     _check_complete(backbone, network)
+    backbone.computes()  # now: some modules keep on themselves what they have computed
     x, pooled = check_equal(backbone, network, batch=1) if verify else (None, ())
     if x is None or not _reads_the_same(backbone, x, pooled):
         for stage in stages:
-            stage.plain = None
+            stage.plain = False
     return backbone
 
 
@@ -241,33 +243,38 @@ def _step(item: Op | Call) -> Step:
     return Step(Submodule(item.path) if isinstance(item, Call) else item.target, item.args, item.kwargs, item.result)
 
 
-def _plain(
+def _looked_into(
     network: nn.Module, ran: list[Op | Call], inputs: tuple[int, ...], outputs: tuple[int, ...]
-) -> Program | None:
-    """The same as steps that need none of the network's own code: torch's functions, and modules that can be described. None where
-    something cannot be looked into."""
+) -> tuple[Program, bool]:
+    """The same as steps that need none of the network's own code, as far as that goes: torch's functions, and modules that can be
+    described; and whether it goes all the way. What cannot be looked into is called as a whole."""
     steps: list[Step] = []
 
     def walk(items: Sequence[Op | Call]) -> bool:
-        for item in items:
-            step = _step(item)
-            if not isinstance(step.target, Submodule):
-                steps.append(step)
-                continue
-            module, inside = network.get_submodule(step.target.path), item if isinstance(item, Call) else item.inside
-            rest = inside.children if inside is not None else None
-            if describe(module) is not None:
-                if is_whole(module):
-                    steps.append(step)
-                    continue
-                if rest and isinstance(rest[0], Op) and rest[0].target is functional.batch_norm:
-                    steps.append(replace(step, result=rest[0].result))  # the norm alone; its activation follows
-                    rest = rest[1:]
-            if rest is None or not walk(rest):
-                return False
-        return True
+        looked = [look(item) for item in items]  # at all of them, whatever comes first
+        return all(looked)
 
-    return Program(inputs, with_drops(steps, outputs), outputs) if walk(ran) else None
+    def look(item: Op | Call) -> bool:
+        step = _step(item)
+        if not isinstance(step.target, Submodule):
+            steps.append(step)
+            return True
+        module, inside = network.get_submodule(step.target.path), item if isinstance(item, Call) else item.inside
+        rest = inside.children if inside is not None else None
+        if describe(module) is not None:
+            if is_whole(module):
+                steps.append(step)
+                return True
+            if rest and isinstance(rest[0], Op) and rest[0].target is functional.batch_norm:
+                steps.append(replace(step, result=rest[0].result))  # the norm alone; its activation follows
+                rest = rest[1:]
+        if rest is None:
+            steps.append(step)
+            return False
+        return walk(rest)
+
+    plain = walk(ran)
+    return Program(inputs, with_drops(steps, outputs), outputs), plain
 
 
 def _take(owners: Owners, program: Program, stage: int) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import CodeType
 from typing import Any
 
 import torch
@@ -48,6 +49,11 @@ class Here:
     """The device of the stage's input, in place of the device that the network was recorded on."""
 
 
+# What is told by its `repr`.
+_RECORDS = (Value, Weight, Submodule, Batch, Here)
+_CONSTANTS = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.layout, torch.memory_format)
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """Call `target` and name the tensors of its result.
@@ -61,6 +67,10 @@ class Step:
     kwargs: Mapping[str, Any]
     result: Any
     drop: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        target = told(self.target) if isinstance(self.target, Submodule) else function_name(self.target)
+        return f"{told(self.result)} = {target}{told(self.args)}{told(self.kwargs)}"
 
     @property
     def is_plain(self) -> bool:
@@ -90,6 +100,46 @@ def leaves(template: Any) -> Iterator[Any]:
         yield from (template.start, template.stop, template.step)
     else:
         yield template
+
+
+def told(template: Any) -> str:
+    """A template as text, the same in every process. Of what is neither plain data nor has a name, only the class is told."""
+    if isinstance(template, (tuple, list)):
+        kind = "list" if isinstance(template, list) else ""
+        return f"{kind}({','.join(map(told, template))})"
+    if isinstance(template, Mapping):
+        return f"{{{','.join(f'{told(key)}:{told(part)}' for key, part in template.items())}}}"
+    if isinstance(template, slice):
+        return f"slice{told((template.start, template.stop, template.step))}"
+    if template is None or template is Ellipsis or isinstance(template, _RECORDS + _CONSTANTS):
+        return repr(template)
+    return function_name(template) if callable(template) else _class_name(template)
+
+
+def function_name(function: Any) -> str:
+    """What a function is known by: torch's name for it, or else its own and what it does."""
+    name: str | None = resolve_name(function)
+    if name is not None:
+        return name
+    own = getattr(function, "__qualname__", _class_name(function))
+    return f"{getattr(function, '__module__', '')}.{own} {code_text(getattr(function, '__code__', None))}"
+
+
+def code_text(code: CodeType | None) -> str:
+    """What Python runs for a function, as text; "" for one that is not written in Python. Unlike its source, it is always there."""
+    if code is None:
+        return ""
+
+    def constant(each: Any) -> str:
+        if isinstance(each, CodeType):
+            return code_text(each)
+        return str(sorted(map(repr, each))) if isinstance(each, frozenset) else repr(each)
+
+    return f"{code.co_code.hex()} {code.co_names} {[*map(constant, code.co_consts)]}"
+
+
+def _class_name(thing: object) -> str:
+    return f"{type(thing).__module__}.{type(thing).__qualname__}"
 
 
 def values_in(*templates: Any) -> set[int]:
@@ -135,6 +185,13 @@ class Program:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Program:
         return self
+
+    def __str__(self) -> str:
+        return "\n".join([told(self.inputs), *map(str, self.steps), told(self.outputs)])
+
+    def called(self) -> list[str]:
+        """The names of the modules that the steps call, in order, without repetition."""
+        return list(dict.fromkeys(s.target.path for s in self.steps if isinstance(s.target, Submodule)))
 
     def run(
         self, activation: Activation, module: Callable[[str], nn.Module], weight: Callable[[str], Tensor]

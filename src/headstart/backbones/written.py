@@ -92,17 +92,16 @@ def write(backbone: Backbone) -> Written | None:
         return None
     try:
         for stage, shapes, axes, flops in zip(stages, backbone.shapes, backbone.axes, backbone.flops, strict=True):
-            if stage.plain is None:
+            if not stage.plain:
                 return None
-            for step in stage.plain.steps:
-                if isinstance(step.target, Submodule):
-                    modules[step.target.path] = _described(stages, step.target.path)
+            for path in stage.inside.called():
+                modules[path] = _described(stages, path)
             record = _Stage(
-                name=stage.name, inputs=stage.plain.inputs, steps=tuple(map(_written, stage.plain.steps)),
-                outputs=stage.plain.outputs, holds=_holds(stage), shapes=shapes, axes=axes, flops=flops,
+                name=stage.name, inputs=stage.inside.inputs, steps=tuple(map(_written, stage.inside.steps)),
+                outputs=stage.inside.outputs, holds=_holds(stage), shapes=shapes, axes=axes, flops=flops,
             )  # fmt: skip
             records.append(record)
-        trains = backbone.trains and all(stage.program is stage.plain for stage in stages)  # it was read itself
+        trains = backbone.trains and all(stage.program is stage.inside for stage in stages)  # it was read itself
         return Written(stages=tuple(records), modules=dict(sorted(modules.items())), trains=trains)
     except (_NoName, BackboneError):
         return None
@@ -133,15 +132,11 @@ def read(
     stages, layouts = [], []
     for place, (record, program) in enumerate(zip(written.stages, programs, strict=True)):
         names = [name for step in program.steps for name in weights_in(step.args, step.kwargs)]
-        named = {name: _holder(name, holders, written.modules) for name in [*names, *_called(program)]}
+        named = {name: _holder(name, holders, written.modules) for name in [*names, *program.called()]}
         lenders = {name: parts[at] for name, at in named.items() if at != place}
-        stages.append(Stage(record.name, program, parts[place], lenders, program))
+        stages.append(Stage(record.name, program, parts[place], lenders, program, plain=True))
         layouts.append(Layout(record.shapes, record.axes, record.flops))
     return Backbone(stages, layouts, input, origin, build, {}, frozenset(), trains=written.trains)
-
-
-def _called(program: Program) -> list[str]:
-    return [step.target.path for step in program.steps if isinstance(step.target, Submodule)]
 
 
 def _holder(name: str, holders: Mapping[str, int], modules: Mapping[str, Convolution | Norm]) -> int:
@@ -233,7 +228,7 @@ def _programs(written: Written) -> list[Program]:
             for step in stage.steps
         ]  # fmt: skip
         programs.append(Program(stage.inputs, with_drops(steps, stage.outputs), stage.outputs))
-        unknown = [path for path in _called(programs[-1]) if path not in written.modules]
+        unknown = [path for path in programs[-1].called() if path not in written.modules]
         if unknown:
             raise BackboneError(f"the module {unknown[0]} is called and not described.")
     return programs
