@@ -22,7 +22,7 @@ from headstart.data.images import decode, load_view
 from headstart.data.load import load_dataset
 from headstart.errors import BackboneError, DamagedStore, StoreError, UnreadableImage
 from headstart.features.activations import Cached, activation_bytes, cache_activations
-from headstart.features.engine import BATCH, Engine, normalize
+from headstart.features.engine import BATCH, PLAIN, Engine, normalize
 from headstart.features.extract import Features, columns, extract, extract_all, together, with_views
 from headstart.features.settle import settle, transform_of
 from headstart.features.store import Store, Table
@@ -356,3 +356,51 @@ def test_activations_of_frozen_stages_serve_whatever_stands_above_them(passes: P
         engine = Engine(net, precision="float32")
         cache_activations(net, dataset, Store(), 3, 2, augmented=everyone, clean=nobody, engine=engine)
         assert passes() == expected
+
+
+def by_data(backbone: Backbone) -> None:
+    for parameter in backbone.parameters():
+        parameter.data.mul_(torch.linspace(0.5, 2, parameter.numel()).view_as(parameter))
+
+
+def by_assignment(backbone: Backbone) -> None:
+    for parameter in backbone.parameters():
+        parameter.data = parameter.data * torch.linspace(0.5, 2, parameter.numel()).view_as(parameter)
+
+
+def by_a_fused_optimizer(backbone: Backbone) -> None:
+    backbone.train_from(0)
+    optimizer = torch.optim.AdamW([p for group in backbone.trainable() for p in group], lr=0.01, fused=True)
+    for _ in range(3):
+        optimizer.zero_grad()
+        backbone(torch.ones(2, 3, *SPEC.size)).square().sum().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    backbone.train_from(len(backbone.stages))
+
+
+@pytest.mark.parametrize("change", [by_data, by_assignment, by_a_fused_optimizer])
+def test_weights_that_change_without_a_trace_are_noticed(change: Callable[[Backbone], None], tmp_path: Path) -> None:
+    dataset, store, engine = striped(40), Store(tmp_path), Engine(tiny_backbone())
+    before = extract(engine.backbone, dataset, store, engine=engine)
+    change(engine.backbone)
+    after = extract(engine.backbone, dataset, store, engine=engine)
+    fresh = extract(engine.backbone, dataset, Store(tmp_path / "fresh"))
+    taps = range(len(engine.backbone.stages))
+    np.testing.assert_array_equal(after.stages(taps), fresh.stages(taps))
+    assert not np.allclose(after.stages(taps), before.stages(taps), rtol=0.01)
+    assert after.table.folder != before.table.folder
+
+
+@pytest.mark.parametrize("change", [by_assignment, by_a_fused_optimizer])
+def test_what_an_engine_answers_follows_the_weights(change: Callable[[Backbone], None]) -> None:
+    engine, pictures = Engine(tiny_backbone()), stripes(4)[0]
+    engine.pooled(pictures)
+    change(engine.backbone)
+    np.testing.assert_array_equal(engine.pooled(pictures), Engine(engine.backbone).pooled(pictures))
+
+
+def test_a_way_that_was_adopted_is_kept(tmp_path: Path) -> None:
+    engine, dataset = Engine(tiny_backbone()), striped(40)
+    engine.adopt(PLAIN)
+    extract(engine.backbone, dataset, Store(tmp_path), engine=engine)
+    assert engine.way == PLAIN

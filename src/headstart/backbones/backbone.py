@@ -112,6 +112,7 @@ class Backbone(nn.Module):
     aliases: second names of tied weights, and their first names.
     cut: how many stages are frozen.
     trains: whether the stages can be trained; what was read from a bundle answers alone (see `written`).
+    changes: how often the weights may have changed: counts calls that give them others, or make some trainable.
     classifier: weight (K, widths[-1]) and bias (K,) of the layer that told the source's classes, where it came with the weights. It is
         no part of the network.
     """
@@ -147,6 +148,7 @@ class Backbone(nn.Module):
         self.aliases = dict(aliases)
         self._fixed = fixed
         self._computes: tuple[str, ...] = ()
+        self.cut, self.changes = len(stages), 0
         self.train_from(len(stages))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -210,7 +212,11 @@ class Backbone(nn.Module):
         return torch.cat([tensor.flatten(1) for tensor in activation], dim=1)
 
     def unflatten(self, cut: int, flat: Tensor) -> Activation:
-        """The activation at `cut` again, contiguous, from its rows (N, L)."""
+        """The activation at `cut` again, contiguous, from its rows (N, L).
+
+        Raises:
+            BackboneError: the rows are of another length.
+        """
         shapes = self.activation_shapes(cut)
         lengths = [math.prod(shape) for shape in shapes]
         if flat.ndim != 2 or flat.shape[1] != sum(lengths):
@@ -231,11 +237,15 @@ class Backbone(nn.Module):
         Trainable stages go to train mode, but whatever keeps running statistics stays in eval: the statistics
         of a large source set are better than those of a small target. Later calls of `train()` and `eval()`
         keep to this cut.
+
+        Raises:
+            BackboneError: there is no such cut, or the network was read without its code.
         """
         if not 0 <= cut <= len(self.stages):
             raise BackboneError(f"cut {cut} is not within 0..{len(self.stages)}, the cuts of {self.origin.name}.")
         if cut < len(self.stages) and not self.trains:
             raise self._lacks_code("be trained")
+        self.changes += min(cut, self.cut) < len(self.stages)
         self.cut = cut
         for index, stage in enumerate(self.stages):
             for name, parameter in stage.named_parameters():
@@ -250,6 +260,7 @@ class Backbone(nn.Module):
         # The one override of a concrete method: a `model.train()` in somebody's loop reaches every submodule
         # through it, and a frozen BatchNorm that still learns is the commonest bug of transfer-learning code.
         super().train(False)
+        self.changes += mode
         self.training = mode
         for stage in self.stages[self.cut :]:
             stage.train(mode)
@@ -292,6 +303,7 @@ class Backbone(nn.Module):
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(mapping[name])
+        self.changes += 1
         mode = self.training
         super().train(True)  # modules that keep tables computed from their weights in eval mode drop them now
         self.train(mode)

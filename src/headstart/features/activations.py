@@ -142,9 +142,9 @@ def _tables(
     backbone, how = engine.backbone, settle(engine, dataset, store).before_compiling
     dtype = "uint16" if rounded or engine.settled == "bfloat16" else "float32"
     values = sum(int(np.prod(shape)) for shape in backbone.shapes[cut - 1])
-    found = {}
+    found, weights = {}, backbone.digest(cut)
     for view in views:
-        spec = key_of(backbone, cut, view, seed, dataset.mirror) | {"precision": how}
+        spec = key_of(backbone, cut, view, seed, dataset.mirror, weights) | {"precision": how}
         beside = store.table("beside", spec, "float32", sum(backbone.widths[:cut]))
         found[view] = (store.table("activations", spec, dtype, values), beside)
     return found

@@ -114,6 +114,7 @@ class Engine:
         self._exact = exact
         self.runner = runner
         self._now: _Settled | None = None
+        self.weights = ""
         self._fold = folded and can_fold(self.device)
         self._lock = threading.Lock()
 
@@ -160,7 +161,15 @@ class Engine:
 
     def adopt(self, way: Way) -> None:
         """Run the backbone, with the weights that it has now, in a way that was settled on before: nothing is compared again."""
-        self._now = _Settled(way, None, self._state())
+        self._now, self.weights = _Settled(way, None, self._state()), self.weights or self.backbone.digest()
+
+    def look(self) -> str:
+        """The digest of the weights as they are. Where they have not been looked at since the way was settled, or were others then,
+        that is undone: some optimizers change weights without a trace."""
+        found = self.backbone.digest()
+        if found != self.weights:
+            self._now, self.weights = None, found
+        return found
 
     def settle(self, pictures: NDArray[np.uint8]) -> None:
         """Decide how the backbone is run, on the first of these pictures (N, H, W, 3), unless that is decided; what a precision costs
@@ -230,7 +239,7 @@ class Engine:
         return compiled(now.way.runner, self.backbone, now.way.exact, entering, getattr(torch, now.way.precision))
 
     def hasten(self, runner: Runner, pictures: NDArray[np.uint8]) -> float:
-        """Have a compiler run the stages from now on; the seconds that this took.
+        """Have a compiler run the stages from now on, made with pictures (N, H, W, 3) uint8; the seconds that this took.
 
         Raises:
             BackboneError: where it cannot, or does not agree with plain float32; nothing has changed then.
@@ -240,12 +249,13 @@ class Engine:
         return time.perf_counter() - began
 
     def seconds(self, pictures: NDArray[np.uint8]) -> float:
-        """Wall seconds per picture of the frozen forward pass, all workers at work on pictures such as these."""
+        """Wall seconds per picture of the frozen forward pass, all workers at work on pictures (N, H, W, 3) uint8 such as these."""
         now = self._ready(pictures)
         return min(self._lap(now, pictures, 2) for _ in range(3))  # the first pays for what is set up once
 
     def pace(self, pictures: NDArray[np.uint8], count: int, least: float) -> tuple[list[float], list[float]] | None:
-        """Seconds per picture in the way in use and in float32, in turns up to the first in which float32 is not clearly faster.
+        """Seconds per picture in the way in use and in float32, in turns up to the first in which float32 is not clearly faster;
+        `pictures` are (N, H, W, 3) uint8.
 
         None where `count` pictures take less than `least` seconds, which two laps tell.
         """
@@ -323,8 +333,10 @@ class Engine:
         return Engine(backbone, precision=self.settled or "float32", exact=self.exact, device=self.device)
 
     def _state(self) -> tuple[int, ...]:
-        """Changes with every change of the weights."""
-        return tuple(tensor._version for tensor in (*self.backbone.parameters(), *self.backbone.buffers()))
+        """Changes with every change of the weights that leaves a trace; `look` finds the others."""
+        own = tuple(self.backbone.parameters())
+        versions = (tensor._version for tensor in (*own, *self.backbone.buffers()))
+        return self.backbone.changes, *versions, *(tensor.data_ptr() for tensor in own)
 
     def _parts(self, now: _Settled, start: int, stop: int) -> Iterator[tuple[Backbone, int, int]]:
         """The networks that run `stages[start:stop]`, and which of these each runs, under autocast where it is wanted."""

@@ -153,7 +153,7 @@ def extract(
     ahead: Ahead | None = None,
     progress: runtime.Progress = runtime.silent,
 ) -> Features:
-    """Pooled features of every stage for every picture, or for `only` those; what the store holds is not run again.
+    """Pooled features of every stage for every picture, or for `only` those, (M,) int64; what the store holds is not run again.
 
     Clean views that were decoded `ahead` are taken from there, and dropped at the end.
 
@@ -178,8 +178,8 @@ def extract_all(
     ahead: Ahead | None = None,
     progress: runtime.Progress = runtime.silent,
 ) -> list[Features]:
-    """`extract` for several backbones: a picture is decoded once for all that lack the same pictures, or where the device decodes once
-    for each of their transforms.
+    """`extract` for several backbones, with `only` (M,) int64 as there: a picture is decoded once for all that lack the same pictures,
+    or where the device decodes once for each of their transforms.
 
     Raises:
         UnreadableImage: where a picture cannot be decoded.
@@ -264,12 +264,17 @@ def _extracted(
 
 
 def pooled_table(engine: Engine, dataset: Dataset, store: Store, view: int, seed: int) -> Table:
-    """Where the pooled outputs of every stage of an augmented view lie."""
+    """Where the pooled outputs of every stage of an augmented view lie.
+
+    Raises:
+        StoreError: where the store cannot be written.
+    """
     return _pooled_table(engine, replace(settle(engine, dataset, store), decodes=False), dataset, store, view, seed)
 
 
 def _pooled_table(engine: Engine, way: Way, dataset: Dataset, store: Store, view: int, seed: int) -> Table:
-    spec = key_of(engine.backbone, None, view, seed, dataset.mirror) | {"precision": str(way)}
+    """The same for an engine that has just been settled."""
+    spec = key_of(engine.backbone, None, view, seed, dataset.mirror, engine.weights) | {"precision": str(way)}
     return store.table("pooled", spec, "float32", sum(engine.backbone.widths))
 
 

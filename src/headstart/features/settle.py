@@ -31,10 +31,13 @@ def transform_of(backbone: Backbone, mirror: bool = True) -> Transform:
     return Transform.of(backbone.input, flip=mirror)
 
 
-def key_of(backbone: Backbone, stop: int | None, view: int, seed: int, mirror: bool = True) -> dict[str, Any]:
-    """What the outputs of `stages[:stop]` depend on beside the pictures and the way that they are run."""
+def key_of(
+    backbone: Backbone, stop: int | None, view: int, seed: int, mirror: bool = True, weights: str | None = None
+) -> dict[str, Any]:
+    """What the outputs of `stages[:stop]` depend on beside the pictures and the way that they are run; `weights` is their digest,
+    where that is known."""
     return {
-        "weights": backbone.digest(stop),
+        "weights": weights or backbone.digest(stop),
         "stop": stop,
         "transform": transform_of(backbone, mirror).key(view, seed),
         "mean": backbone.input.mean,
@@ -50,11 +53,12 @@ def settle(engine: Engine, dataset: Dataset, store: Store, alone: Callable[[], N
     Raises:
         BackboneError: where the compiler that was named cannot run the backbone.
     """
+    weights = engine.look()
     if engine.way is None:
         # Who shares a batch moves the last bits, and names and order of files must not.
         order = sorted(range(len(dataset)), key=lambda i: dataset.digests[i])
         first = order[:SAMPLE]
-        spec = {**key_of(engine.backbone, None, 0, 0), **engine.circumstances()}
+        spec = {**key_of(engine.backbone, None, 0, 0, weights=weights), **engine.circumstances()}
         here = {
             "pictures": [dataset.digests[i] for i in first],
             "magnitude": len(dataset).bit_length(),
