@@ -98,6 +98,38 @@ def test_the_environment_of_a_measurement_is_told() -> None:
     assert runtime.cpu_count() >= 1
 
 
+def test_torch_keeps_its_threads_where_users_overlap() -> None:
+    torch.set_num_threads(3)
+    begun, ended, seen = threading.Barrier(2), threading.Event(), list[int]()
+
+    def first() -> None:
+        with runtime.threads_kept():
+            torch.set_num_threads(1)
+            begun.wait(10)
+            ended.wait(10)
+
+    def second() -> None:
+        begun.wait(10)
+        with runtime.threads_kept():
+            ended.set()
+            one.join(10)
+            torch.set_num_threads(1)
+        seen.append(torch.get_num_threads())
+
+    one, other = threading.Thread(target=first), threading.Thread(target=second)
+    try:
+        for thread in (one, other):
+            thread.start()
+        for thread in (one, other):
+            thread.join(20)
+        later = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        later.start()
+        later.join(10)
+        assert [*seen, torch.get_num_threads()] == [3, 3, 3]
+    finally:
+        torch.set_num_threads(1)
+
+
 def test_idle_threads_sleep_unless_the_person_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
         monkeypatch.setenv(name, "")  # put back afterwards

@@ -84,32 +84,35 @@ def workers(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
 
 
+_users = threading.Lock()
+_threads: list[int] = []  # torch's number before, once for each user
+_patience: list[float] = []  # the interval that was set before, once for each user
+
+
 @contextmanager
 def threads_kept() -> Iterator[None]:
-    """Afterwards torch runs on as many threads as before."""
+    """Afterwards torch runs on as many threads as before; where several use this at once, as before the first of them."""
     import torch
 
-    before = torch.get_num_threads()
+    with _users:
+        _threads.append(_threads[0] if _threads else torch.get_num_threads())
     try:
         yield
     finally:
-        torch.set_num_threads(before)
-
-
-_impatience = threading.Lock()
-_patience: list[float] = []  # the interval that was set before, once for each user
+        with _users:
+            torch.set_num_threads(_threads.pop())  # every one of them: torch has a number of its own for each thread
 
 
 @contextmanager
 def _impatient() -> Iterator[None]:
     """Between two short operations a worker need not wait 5 ms for another: 7 % faster. The last user sets it back."""
-    with _impatience:
+    with _users:
         _patience.append(_patience[0] if _patience else sys.getswitchinterval())
         sys.setswitchinterval(min(_patience[0], 5e-4))
     try:
         yield
     finally:
-        with _impatience:
+        with _users:
             before = _patience.pop()
             if not _patience:
                 sys.setswitchinterval(before)

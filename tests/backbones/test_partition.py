@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from headstart.backbones.backbone import Backbone
 from headstart.backbones.check import check_backbone
 from headstart.errors import PartitionError
 from tests.backbones.networks import Attention, ConvNet, Residual, Tokens, TwoStreams, cut, images
@@ -24,6 +27,20 @@ def test_small_networks_keep_the_whole_contract(kind: type[nn.Module]) -> None:
     backbone = cut(network)
     assert len(backbone.stages) >= 4
     check_backbone(backbone, reference)
+
+
+def test_networks_are_cut_in_several_threads() -> None:
+    called, threads = nn.Module.__call__, 3
+    begun = threading.Barrier(threads)
+
+    def work(_: int) -> Backbone:
+        begun.wait(60)
+        return [cut(ConvNet()) for _ in range(4)][-1]
+
+    with ThreadPoolExecutor(threads) as pool:
+        found = list(pool.map(work, range(threads)))
+    assert nn.Module.__call__ is called
+    assert all(backbone.names == cut(ConvNet()).names for backbone in found)
 
 
 def test_stages_follow_the_modules() -> None:

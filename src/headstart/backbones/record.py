@@ -9,6 +9,7 @@ divide.
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -209,20 +210,24 @@ class _Touched:
         return [t for t, version in zip(self.tensors, self.versions, strict=True) if t._version != version]
 
 
+_turn = threading.RLock()  # of who records: what is put in the place of a class attribute must be taken out in order
+
+
 @contextmanager
 def _calls_go_to(recorder: _Recorder) -> Iterator[None]:
     # The way torch.fx traces: the class attribute is the one place that every module call passes. Modules of
     # other networks (other threads) are told apart by identity and go straight through.
-    original = nn.Module.__call__
+    with _turn:
+        original = nn.Module.__call__
 
-    def patched(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return recorder.call(original, module, args, kwargs)
+        def patched(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            return recorder.call(original, module, args, kwargs)
 
-    nn.Module.__call__ = patched  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        nn.Module.__call__ = original  # type: ignore[method-assign]
+        nn.Module.__call__ = patched  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            nn.Module.__call__ = original  # type: ignore[method-assign]
 
 
 def record(network: nn.Module, shape: tuple[int, ...], device: torch.device) -> Recording:
