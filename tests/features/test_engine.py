@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -196,3 +200,46 @@ def test_a_gpu_runs_larger_batches() -> None:
     assert engine.batch == BATCH
     engine.device = torch.device("cuda")
     assert engine.batch == BATCH_CUDA > BATCH
+
+
+class Keeping(nn.Module):
+    """A residual block that keeps its input on itself until it needs it."""
+
+    def __init__(self, width: int, buffer: bool = False) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, 1, 1)
+        if buffer:
+            self.register_buffer("input", None, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.input = x
+        time.sleep(0.002)  # so that another thread gets here before it is read
+        return (self.conv(x) + self.input).relu()
+
+
+def keeping(buffer: bool = False) -> Backbone:
+    torch.manual_seed(0)
+    return load_module(nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), *(Keeping(8, buffer) for _ in range(3))), SPEC)
+
+
+@pytest.mark.parametrize("buffer", [False, True])
+def test_a_network_that_keeps_pictures_on_itself_runs_one_at_a_time(buffer: bool) -> None:
+    engine, batches = Engine(keeping(buffer)), np.split(pictures(24), 12)
+    assert engine.backbone.alone and copy.deepcopy(engine).backbone.alone
+    expected = [engine.pooled(batch) for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(engine.pooled, batches))
+    np.testing.assert_array_equal(found, expected)
+    assert engine.backbone.digest() == keeping(buffer).digest()
+
+
+def test_tables_that_a_network_keeps_hinder_no_thread() -> None:
+    class Table(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            self.size, self.table = x.shape, torch.arange(x.shape[-1], dtype=torch.float32, device=x.device)
+            return x + self.table
+
+    assert not load_module(
+        nn.Sequential(nn.Conv2d(3, 8, 3), Table(), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)), SPEC
+    ).alone
+    assert not tiny_backbone().alone

@@ -112,6 +112,7 @@ class Backbone(nn.Module):
     aliases: second names of tied weights, and their first names.
     cut: how many stages are frozen.
     trains: whether the stages can be trained; what was read from a bundle answers alone (see `written`).
+    alone: whether only one thread may run it at a time, since a module keeps on itself what it computes of a picture.
     changes: how often the weights may have changed: counts calls that give them others, or make some trainable.
     classifier: weight (K, widths[-1]) and bias (K,) of the layer that told the source's classes, where it came with the weights. It is
         no part of the network.
@@ -131,6 +132,7 @@ class Backbone(nn.Module):
         fixed: frozenset[str],
         *,
         trains: bool = True,
+        alone: bool = False,
     ) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
@@ -144,6 +146,7 @@ class Backbone(nn.Module):
             sum(shape[axis] for shape, axis in zip(layout.shapes, layout.axes, strict=True)) for layout in layouts
         )
         self.trains = trains
+        self.alone = alone
         self._build = build
         self.aliases = dict(aliases)
         self._fixed = fixed
@@ -318,7 +321,8 @@ class Backbone(nn.Module):
         stages = self._between(0, len(self.stages) if stop is None else stop)
         for stage, computes in zip(stages, self.computes(), strict=False):
             total.update(f"stage {stage.name}\n{computes}\n".encode())
-            for name, tensor in sorted((dict(stage.net.named_buffers()) | stage.net.state_dict()).items()):
+            computed = {} if self.alone else dict(stage.net.named_buffers())  # where they may be of the last picture
+            for name, tensor in sorted((computed | stage.net.state_dict()).items()):
                 plain = tensor.detach().cpu().contiguous()
                 total.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
                 total.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b"")

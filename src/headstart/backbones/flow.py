@@ -24,6 +24,7 @@ class Flow:
     ops: every op; place: op -> its number among all ops.
     order: the dynamic ops; a position is an index into this list.
     index: dynamic op -> position.
+    dynamic: the values that depend on the image.
     makers: static value -> the static ops that make or change it, in order.
     spans: module call -> (first, last) position of its dynamic ops; absent where it has none.
     """
@@ -34,7 +35,7 @@ class Flow:
         self.place = {op: number for number, op in enumerate(self.ops)}
         self.reads = {op: values_in(op.args, op.kwargs) for op in self.ops}
         self.made = {op: values_in(op.result) | op.changed for op in self.ops}
-        dynamic = self._dynamic_values()
+        self.dynamic = dynamic = self._dynamic_values()
         self.order = [op for op in self.ops if self.made[op] & dynamic]
         self.index = {op: position for position, op in enumerate(self.order)}
         self.makers: dict[int, list[Op]] = {}

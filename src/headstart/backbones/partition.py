@@ -18,7 +18,7 @@ from headstart.backbones.grouping import Span, Work, group
 from headstart.backbones.modules import describe, is_whole
 from headstart.backbones.ownership import Owners
 from headstart.backbones.program import Program, Step, Submodule, Value, values_in, weights_in, with_drops
-from headstart.backbones.record import Call, Op, Recording, meta_copy, record, unify
+from headstart.backbones.record import UNSEEN, Call, Op, Recording, meta_copy, record, unify
 from headstart.errors import PartitionError
 
 BATCHES = (2, 3)  # two recordings; an integer that differs between them follows the batch size
@@ -63,7 +63,8 @@ def partition(network: nn.Module, input: InputSpec, origin: Origin, *, verify: b
     owners.fill(parts)
     fixed = frozenset(name for name, p in network.named_parameters() if not p.requires_grad)
     fixed = frozenset() if len(fixed) == sum(1 for _ in network.parameters()) else fixed
-    backbone = Backbone(stages, layouts, input, origin, _Kept(network), owners.aliases, fixed)
+    alone = bool(recording.kept & (flow.dynamic | {UNSEEN}))
+    backbone = Backbone(stages, layouts, input, origin, _Kept(network), owners.aliases, fixed, alone=alone)
     _check_complete(backbone, network)
     backbone.computes()  # now: some modules keep on themselves what they have computed
     x, pooled = check_equal(backbone, network, batch=1) if verify else (None, ())

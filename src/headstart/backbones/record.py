@@ -33,6 +33,7 @@ from headstart.backbones.program import (
 )
 from headstart.errors import PartitionError
 
+UNSEEN = -1  # stands for values that have no number
 # Reading a tensor's content back into Python makes the path depend on the data.
 _READS_DATA = frozenset(
     {"item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "equal", "allclose"}
@@ -75,11 +76,13 @@ class Call:
 
 @dataclass(frozen=True)
 class Recording:
-    """The call tree of the root module, and shape and dtype of every value (value 0 is the input)."""
+    """The call tree of the root module, and shape and dtype of every value (value 0 is the input). `kept` are the values that modules
+    keep on themselves afterwards; `UNSEEN` among them is any that could not be followed."""
 
     root: Call
     shapes: dict[int, tuple[int, ...]]
     dtypes: dict[int, torch.dtype]
+    kept: frozenset[int]
 
 
 class _Flops(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -239,10 +242,19 @@ def record(network: nn.Module, shape: tuple[int, ...], device: torch.device) -> 
     recorder = _Recorder(network, device)
     x = torch.zeros(shape, device=device)
     recorder.number(x)
+    before = {id(tensor): (tensor, tensor._version) for tensor in _tensors_on(network)}
     with torch.no_grad(), recorder.flops, _calls_go_to(recorder), recorder:
         network(x)
     shapes = {number: tuple(tensor.shape) for number, tensor in enumerate(recorder.kept)}
-    return Recording(recorder.root, shapes, {number: tensor.dtype for number, tensor in enumerate(recorder.kept)})
+    dtypes = {number: tensor.dtype for number, tensor in enumerate(recorder.kept)}
+    kept = [t for t in _tensors_on(network) if id(t) not in recorder.weights and before.get(id(t)) != (t, t._version)]
+    return Recording(recorder.root, shapes, dtypes, frozenset(recorder.values.get(id(t), UNSEEN) for t in kept))
+
+
+def _tensors_on(network: nn.Module) -> list[Tensor]:
+    """Every tensor that a module keeps on itself."""
+    found = (leaf for module in network.modules() for kept in vars(module).values() for leaf in leaves(kept))
+    return [leaf for leaf in found if isinstance(leaf, Tensor)]
 
 
 def unify(one: Recording, other: Recording, batches: tuple[int, int]) -> Recording:
@@ -252,7 +264,7 @@ def unify(one: Recording, other: Recording, batches: tuple[int, int]) -> Recordi
         PartitionError: the two passes took different ways.
     """
     merged = _merge_calls(one.root, other.root, batches)
-    return Recording(merged, one.shapes, one.dtypes)
+    return Recording(merged, one.shapes, one.dtypes, one.kept & other.kept)
 
 
 def _merge_calls(one: Call, other: Call, batches: tuple[int, int]) -> Call:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal, final
 
@@ -116,14 +117,14 @@ class Engine:
         self._now: _Settled | None = None
         self.weights = ""
         self._fold = folded and can_fold(self.device)
-        self._lock = threading.Lock()
+        self._lock, self._turn = threading.Lock(), threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the lock, and what was made for these very weights."""
-        return {**vars(self), "_lock": None, "_now": None}
+        """All but the locks, and what was made for these very weights."""
+        return {**vars(self), "_lock": None, "_turn": None, "_now": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock())
+        self.__dict__.update(state, _lock=threading.Lock(), _turn=threading.RLock())
 
     @property
     def batch(self) -> int:
@@ -335,7 +336,8 @@ class Engine:
     def _state(self) -> tuple[int, ...]:
         """Changes with every change of the weights that leaves a trace; `look` finds the others."""
         own = tuple(self.backbone.parameters())
-        versions = (tensor._version for tensor in (*own, *self.backbone.buffers()))
+        every = (*own, *self.backbone.buffers())
+        versions = (0 if tensor.is_inference() else tensor._version for tensor in every)
         return self.backbone.changes, *versions, *(tensor.data_ptr() for tensor in own)
 
     def _parts(self, now: _Settled, start: int, stop: int) -> Iterator[tuple[Backbone, int, int]]:
@@ -353,9 +355,10 @@ class Engine:
     ) -> tuple[Activation, tuple[Tensor, ...]]:
         """Run `stages[start:stop]`, each at its precision; the last output, and each output pooled."""
         pooled: tuple[Tensor, ...] = ()
-        for net, first, end in self._parts(now, start, stop):
-            activation, more = net.run_and_pool(activation, first, end)
-            pooled += more
+        with self._turn if self.backbone.alone else nullcontext():
+            for net, first, end in self._parts(now, start, stop):
+                activation, more = net.run_and_pool(activation, first, end)
+                pooled += more
         return activation, pooled
 
     def pooled(self, pictures: Pictures) -> NDArray[np.float32]:
