@@ -7,9 +7,11 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm.models import densenet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -108,6 +110,17 @@ def test_maps_and_tokens_are_pooled_along_the_right_axes() -> None:
     last = backbone.run(x, 0, len(backbone.stages))
     assert isinstance(last, Tensor) and last.shape == (2, 5, 5, 7)
     assert torch.allclose(backbone(x), last.mean((1, 2)), atol=1e-6)
+
+
+def test_axes_are_told_by_what_reads_them_where_lengths_mislead() -> None:
+    swin = timm.create_model(
+        "swin_tiny_patch4_window7_224", num_classes=0, img_size=56, embed_dim=14, depths=(1, 1, 2), num_heads=(1, 2, 2)
+    )
+    rows = cut(swin, (56, 56))
+    assert rows.shapes[0] == ((14, 14, 14),) and rows.axes[:5] == ((2,),) * 5
+    dense = cut(densenet.DenseNet(8, (4, 4, 4), num_classes=0), (128, 64))
+    assert any(8 in shape[1:] for shapes in dense.shapes for shape in shapes), "as long as a layer is wide"
+    assert {axis for axes in dense.axes for axis in axes} == {0}
 
 
 def test_batch_size_in_the_code_follows_the_batch() -> None:

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from headstart.backbones import written
 from headstart.backbones.backbone import Backbone, InputSpec, Layout, Origin, Part, Stage
-from headstart.backbones.flow import Flow
+from headstart.backbones.flow import Channels, Flow
 from headstart.backbones.grouping import Span, Work, group
 from headstart.backbones.modules import describe, is_whole
 from headstart.backbones.ownership import Owners
@@ -38,7 +38,7 @@ def partition(network: nn.Module, input: InputSpec, origin: Origin, *, verify: b
     recording = _record(network, (3, *input.size), origin.name)
     flow = Flow(recording)
     owners = Owners(network, (op.target.path for op in flow.ops if isinstance(op.target, Submodule)))
-    spans = _spans(flow, owners)
+    spans, channels = _spans(flow, owners), Channels(flow, network)
     if len(spans) < 3:
         raise PartitionError(
             f"{origin.name} can be cut into {len(spans)} stages, expected at least 3: too many tensors stay in use "
@@ -57,7 +57,7 @@ def partition(network: nn.Module, input: InputSpec, origin: Origin, *, verify: b
         lenders = {path: parts[at] for path, at in _take(owners, program, index).items() if at != index}
         name = _name(items, index, [s.name for s in stages])
         stages.append(Stage(name, program, parts[index], lenders, inside, plain))
-        layouts.append(_layout(flow, span, outputs, network))
+        layouts.append(_layout(flow, span, outputs, network, channels))
         inputs = outputs
     owners.take_rest(len(spans) - 1)
     owners.fill(parts)
@@ -308,21 +308,23 @@ def _name(items: list[Op | Call], index: int, taken: list[str]) -> str:
     return name if name not in taken else f"{name}#{index}"
 
 
-def _layout(flow: Flow, span: Span, outputs: tuple[int, ...], network: nn.Module) -> Layout:
-    """Shapes of a stage's outputs and their channel axes.
-
-    The channel axis is the one as long as the last convolution, projection or norm before the cut is wide;
-    where that leaves a choice, the last axis for token sequences and the first for maps.
-    """
+def _layout(flow: Flow, span: Span, outputs: tuple[int, ...], network: nn.Module, channels: Channels) -> Layout:
+    """Shapes of a stage's outputs and their channel axes."""
     shapes = tuple(flow.recording.shapes[value][1:] for value in outputs)
-    axes = tuple(_channel_axis(shape, flow, span.stop, network) for shape in shapes)
+    told = [0 if len(shape) == 1 else channels.axis(value) for value, shape in zip(outputs, shapes, strict=True)]
+    axes = tuple(
+        _likely_axis(shape, flow, span.stop, network) if axis is None else axis
+        for shape, axis in zip(shapes, told, strict=True)
+    )
     return Layout(shapes, axes, sum(op.flops for op in flow.order[span.start : span.stop]))
 
 
-def _channel_axis(shape: tuple[int, ...], flow: Flow, stop: int, network: nn.Module) -> int:
-    if len(shape) == 1:
-        return 0
+def _likely_axis(shape: tuple[int, ...], flow: Flow, stop: int, network: nn.Module) -> int:
+    """The axis that is as long as the last module with weights before the cut is wide; where that leaves a choice, or what it made was
+    put beside something else, the last axis for token sequences and the first for maps."""
     for op in reversed(flow.order[:stop]):
+        if op.target in (torch.cat, torch.concat):
+            break
         weights = [p for p in _weights_of(op, network) if p.ndim]
         matches = {axis for p in weights[:1] for axis, length in enumerate(shape) if length == p.shape[0]}
         if len(matches) == 1:
