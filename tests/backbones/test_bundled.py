@@ -157,3 +157,18 @@ def test_the_transform_is_known_without_building_the_network(name: str) -> None:
     assert usual_transform(name) == usual_transform(f"timm:{name}") == transform_of(load_backbone(name))
     assert usual_transform(f"{name}@288") == transform_of(load_backbone(f"{name}@288"))
     assert usual_transform("resnet50") is None
+
+
+def test_files_that_hold_no_weights_are_refused_in_words(tmp_path: Path) -> None:
+    file = tmp_path / "weights.pth"
+    for text in (b"hello world\n", b"12345\n", b"", b"\0" * 1000, b"<!DOCTYPE html>", b'{"a": 1}'):
+        file.write_bytes(text)
+        with pytest.raises(WeightsError, match=r"weights\.pth cannot be read as plain weights"):
+            read_weights(file)
+    for content, words in (
+        ({0: torch.ones(2)}, "holds tensors by int, expected names"),
+        ([1], "holds list, expected names"),
+    ):
+        torch.save(content, file)
+        with pytest.raises(WeightsError, match=words):
+            read_weights(file)

@@ -42,14 +42,15 @@ def test_a_weight_in_two_stages_is_found_out() -> None:
 
 
 def test_a_buffer_that_learns_while_frozen_is_found_out() -> None:
-    class Counts(nn.Module):  # moves its buffer even in eval mode
+    class Counts(nn.Module):  # moves its buffer even in eval mode, where gradients are asked for
         def __init__(self) -> None:
             super().__init__()
             self.conv = nn.Conv2d(8, 8, 1)
             self.register_buffer("seen", torch.zeros(()))
 
         def forward(self, x: Tensor) -> Tensor:
-            self.seen += 1
+            if torch.is_grad_enabled():
+                self.seen += 1
             return self.conv(x)
 
     layers = [nn.Conv2d(3, 8, 3, 2), Counts(), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)]

@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from timm.models import densenet
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 
-from headstart.backbones.backbone import Backbone
+from headstart.backbones.backbone import Backbone, InputSpec
 from headstart.backbones.check import check_backbone
-from headstart.errors import PartitionError
+from headstart.backbones.from_module import load_module
+from headstart.errors import BackboneError, PartitionError
 from tests.backbones.networks import Attention, ConvNet, Residual, Tokens, TwoStreams, cut, images
 
 
@@ -310,3 +312,98 @@ def test_attention_blocks_are_kept_whole() -> None:
     backbone = cut(Tokens())
     held = [module for stage in backbone.stages for module in stage.modules() if isinstance(module, Attention)]
     assert len(held) == 5
+
+
+def chain(*middle: nn.Module) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 2), *middle, *(nn.Conv2d(8, 8, 3) for _ in range(3)))
+
+
+class Counting(nn.Module):
+    """Counts its calls in a buffer; `anew`: which it replaces."""
+
+    def __init__(self, anew: bool, persistent: bool) -> None:
+        super().__init__()
+        self.anew = anew
+        self.register_buffer("seen", torch.zeros(()), persistent=persistent)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.anew:
+            self.seen = self.seen + 1
+        else:
+            self.seen += 1
+        return x
+
+
+@pytest.mark.parametrize(("anew", "persistent"), [(False, True), (False, False), (True, True)])
+def test_a_network_that_changes_as_it_answers_is_refused(anew: bool, persistent: bool) -> None:
+    with pytest.raises(PartitionError, match=r"module:test changes 1\.seen.* when it answers.*as an observer"):
+        cut(chain(Counting(anew, persistent)))
+
+
+def test_a_network_that_mixes_pictures_is_refused() -> None:
+    with pytest.raises(PartitionError, match=r"depends on those beside it.*track_running_stats=True"):
+        cut(chain(nn.BatchNorm2d(8, track_running_stats=False)))
+
+
+class Cast(nn.Module):
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.inner, self.dtype = chain().to(dtype), dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x.to(self.dtype)).float()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_in_another_precision_are_refused(dtype: torch.dtype) -> None:
+    for network in (chain().to(dtype), Cast(dtype)):
+        with pytest.raises(
+            PartitionError, match=rf"weights in {dtype} \(.*weight\), expected torch.float32.*network.float"
+        ):
+            cut(network)
+
+
+def test_no_cut_is_where_another_precision_crosses() -> None:
+    class Double(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.double()
+
+    class Single(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.sqrt().float()
+
+    torch.manual_seed(0)
+    convolutions = [nn.Conv2d(8, 8, 3) for _ in range(4)]
+    backbone = cut(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), Double(), Single(), *convolutions))
+    x, seen = images(), []
+    for stage in backbone.stages:
+        x = stage(x)
+        seen.append(x.dtype)
+    assert set(seen) == {torch.float32}
+
+
+def test_state_that_is_no_tensor_is_refused() -> None:
+    class Extra(nn.Conv2d):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"a": 1}
+
+    with pytest.raises(PartitionError, match=r"keeps 1\._extra_state in its state, a dict, expected tensors alone"):
+        cut(chain(Extra(8, 8, 3)))
+
+
+def test_what_cannot_be_copied_is_refused_in_words() -> None:
+    network = chain()
+    prune.l1_unstructured(network[1], "weight", 0.3)  # type: ignore[no-untyped-call]
+    with pytest.raises(
+        BackboneError, match=r"Sequential cannot be copied: Only Tensors .*prune\.remove\(module, 'weight'\)"
+    ):
+        load_module(network, InputSpec(size=(32, 32)))
+    prune.remove(network[1], "weight")  # type: ignore[no-untyped-call]
+    load_module(network, InputSpec(size=(32, 32)))
+
+
+def test_a_compiled_network_is_taken_out_of_its_wrapping() -> None:
+    network, spec = chain(), InputSpec(size=(32, 32))
+    one, other = load_module(network, spec), load_module(torch.compile(network), spec)
+    assert (one.digest(), one.origin) == (other.digest(), other.origin)

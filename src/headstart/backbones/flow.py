@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import nn
 
 from headstart.backbones.program import Submodule, Value, leaves, values_in
@@ -72,7 +73,7 @@ class Flow:
         self.worked = self._worked(dynamic)
 
     def candidates(self, batch: int, widest: int) -> list[Candidate]:
-        """Where one to `widest` floating tensors with the batch as first axis are all that is still needed."""
+        """Where one to `widest` float32 tensors with the batch as first axis are all that is still needed."""
         found = []
         for position in range(len(self.order) - 1):
             live = self.live[position]
@@ -83,8 +84,8 @@ class Flow:
 
     def _crosses(self, value: int, batch: int) -> bool:
         shape = self.recording.shapes[value]
-        floating = self.recording.dtypes[value].is_floating_point
-        return value in self.worked and len(shape) >= 2 and shape[0] == batch and floating
+        exact = self.recording.dtypes[value] == torch.float32  # what is kept at a cut comes back in float32
+        return value in self.worked and len(shape) >= 2 and shape[0] == batch and exact
 
     def _dynamic_values(self) -> set[int]:
         """Values that depend on the image, directly or because something dependent was written into them."""

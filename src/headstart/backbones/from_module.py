@@ -30,13 +30,24 @@ def load_module(
     classifier: name of a submodule to leave out ("fc"), for a network that ends in class scores.
 
     Raises:
-        BackboneError: there is no submodule of that name. PartitionError: the network cannot be cut.
+        BackboneError: there is no submodule of that name, or the network cannot be copied. PartitionError: it cannot be cut.
     """
-    own = copy.deepcopy(network).eval()
+    network = dict(network.named_children()).get("_orig_mod", network)  # what torch.compile has wrapped
+    own = _copied(network).eval()
     if classifier is not None:
         replace_module(own, classifier, nn.Identity())
     name = f"module:{type(network).__name__}"
     return partition(own, input or InputSpec(), Origin(name, "a network given in Python", licence, "", ""))
+
+
+def _copied(network: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(network)
+    except (RuntimeError, TypeError) as error:
+        raise BackboneError(
+            f"{type(network).__name__} cannot be copied: {str(error).partition('. ')[0]}. Where weights are computed from others, "
+            "keep the result: torch.nn.utils.remove_weight_norm(module), or prune.remove(module, 'weight')."
+        ) from error
 
 
 def replace_module(network: nn.Module, path: str, module: nn.Module) -> None:

@@ -32,9 +32,11 @@ def partition(network: nn.Module, input: InputSpec, origin: Origin, *, verify: b
     run should go without.
 
     Raises:
-        PartitionError: fewer than three stages can be cut, or the stages do not equal the network.
+        PartitionError: fewer than three stages can be cut, or the stages do not equal the network; its weights are not in float32;
+            what it gives for a picture is no function of picture and weights.
     """
     network.eval()
+    _check_kinds(network, origin.name)
     recording = _record(network, (3, *input.size), origin.name)
     flow = Flow(recording)
     owners = Owners(network, (op.target.path for op in flow.ops if isinstance(op.target, Submodule)))
@@ -91,27 +93,70 @@ def check_equal(
     backbone: Backbone, reference: nn.Module, batch: int, seed: int = 0
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Compare the stages in turn with the reference's pooled output, bit by bit, on random images (eval mode); the images
-    (N, 3, H, W) and the pooled output of every stage.
+    (N, 3, H, W) and the pooled output of every stage. A single image is also compared with itself beside another one.
 
     Raises:
-        PartitionError: they differ.
+        PartitionError: they differ, or running them changes a weight.
     """
     weight = next(iter(backbone.state().values()))
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(batch, 3, *backbone.input.size, generator=generator).to(weight.device)
-    modes = backbone.training
+    other = torch.randn(1, 3, *backbone.input.size, generator=generator).to(weight.device)
+    modes, last = backbone.training, len(backbone.stages) - 1
+    before = _changes([reference, backbone])
     with torch.no_grad():
-        expected = backbone.pool(len(backbone.stages) - 1, reference(x.clone()))
+        expected = backbone.pool(last, reference(x.clone()))
+        beside = backbone.pool(last, reference(torch.cat([x, other])))[:1] if batch == 1 else expected
         backbone.eval()
         pooled = _stage_by_stage(backbone, x)
         backbone.train(modes)
+    changed = [name for name, change in _changes([reference, backbone]).items() if before.get(name, change) != change]
+    if changed:
+        raise PartitionError(
+            f"{backbone.origin.name} changes {changed[0]} when it answers, in evaluation mode, expected that only training changes "
+            "parameters and buffers: the same picture would not get the same features again. Take out what does so, as an observer."
+        )
     if not _same_bits(pooled[-1], expected):
         raise PartitionError(
             f"the stages of {backbone.origin.name} do not equal the original network at batch size {batch}, expected "
             "bit-equal features. It computes something that cannot be cut (state kept between calls, randomness, "
             "memory shared across modules). Use another backbone."
         )
+    if not torch.allclose(beside, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()), equal_nan=True):
+        raise PartitionError(
+            f"what {backbone.origin.name} gives for a picture depends on those beside it, expected that each is answered alone. Give "
+            "normalisation running statistics (track_running_stats=True), or use another backbone."
+        )
     return x, pooled
+
+
+def _changes(networks: Sequence[nn.Module]) -> dict[str, tuple[int, ...]]:
+    """What changes with every change of a parameter or buffer, by name; of computed buffers, whether they were altered in place."""
+    found: dict[str, tuple[int, ...]] = {}
+    for number, network in enumerate(networks):
+        state = network.state_dict(keep_vars=True)
+        for name, tensor in {**dict(network.named_buffers()), **state}.items():
+            version = 0 if tensor.is_inference() else tensor._version
+            # A computed buffer may be replaced, as tables are that are made when they are first needed.
+            key = name if name in state else f"{name} (buffer {id(tensor)})"
+            found[f"{key}{' of a stage' * number}"] = (version, id(tensor) if name in state else 0)
+    return found
+
+
+def _check_kinds(network: nn.Module, name: str) -> None:
+    """Refuse state that is no tensor, and weights that are not in float32."""
+    for key, tensor in network.state_dict().items():
+        if not isinstance(tensor, Tensor):
+            raise PartitionError(
+                f"{name} keeps {key} in its state, a {type(tensor).__name__}, expected tensors alone (get_extra_state). Give the "
+                "network without it."
+            )
+    for key, parameter in network.named_parameters():
+        if parameter.is_floating_point() and parameter.dtype != torch.float32:
+            raise PartitionError(
+                f"{name} has weights in {parameter.dtype} ({key}), expected torch.float32: Headstart rounds by itself, where that is "
+                "faster and exact enough. Give network.float()."
+            )
 
 
 def _stage_by_stage(backbone: Backbone, x: Any) -> tuple[Tensor, ...]:

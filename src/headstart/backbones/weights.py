@@ -14,6 +14,17 @@ from headstart.backbones.backbone import Origin
 from headstart.errors import WeightsError
 
 COUNTER = "num_batches_tracked"
+# What torch.load raises for files that it has not written.
+_UNREADABLE = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    OverflowError,
+)
 _WRAPPERS = (
     "state_dict",
     "model",
@@ -45,7 +56,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             raise WeightsError(f"{path} is not a safetensors file ({error}). Download it again.") from error
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except _UNREADABLE as error:
         raise WeightsError(
             f"{path} cannot be read as plain weights; files that would run code are refused ({_first_line(error)}). "
             "Convert it on the machine where it was made, with safetensors.torch.save_file(state_dict, path)."
@@ -54,6 +65,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         loaded = next((loaded[key] for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), loaded)
     if not isinstance(loaded, Mapping) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
         raise WeightsError(f"{path} holds {type(loaded).__name__}, expected names with tensors. Save a state_dict.")
+    if not all(isinstance(name, str) for name in loaded):
+        raise WeightsError(
+            f"{path} holds tensors by {type(next(iter(loaded))).__name__}, expected names. Save a state_dict."
+        )
     parallel = all(name.startswith("module.") for name in loaded)  # saved from DataParallel
     return {name.removeprefix("module.") if parallel else name: tensor for name, tensor in loaded.items()}
 
