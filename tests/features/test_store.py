@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def row(number: int) -> NDArray[np.float32]:
     return np.random.default_rng(number).standard_normal(WIDTH).astype(np.float32)
 
 
-def fill(table: Table, numbers: range) -> None:
+def fill(table: Table, numbers: Sequence[int]) -> None:
     table.append([digest(n) for n in numbers], np.stack([row(n) for n in numbers]))
 
 
@@ -194,6 +195,44 @@ def test_what_another_run_used_just_now_is_not_dropped(tmp_path: Path) -> None:
     fill(table, range(10))
     Store(tmp_path, limit=1).make_room(1000)
     assert right(Store(tmp_path).table("pooled", SPEC, "float32", WIDTH), range(10))
+
+
+def test_a_table_that_is_used_for_long_is_not_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = Store(tmp_path).table("pooled", SPEC, "float32", WIDTH)
+    monkeypatch.setattr("headstart.features.store._TOUCHED", 0)
+    for use in (lambda: fill(table, range(10)), lambda: table.read(np.arange(10))):
+        aged(table.folder, 2 * _RECENT)
+        use()
+        Store(tmp_path, limit=1).make_room(1000)
+        assert table.folder.exists()
+
+
+@pytest.mark.parametrize("limit", [None, 10**9])
+def test_room_is_made_before_the_disk_is_said_to_be_full(
+    limit: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = Store(tmp_path).table("pooled", SPEC, "uint8", 10**5)
+    table.append([digest(n) for n in range(5)], np.zeros((5, 10**5), np.uint8))
+    aged(table.folder, 2 * _RECENT)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10**5))
+    store = Store(tmp_path, limit)
+    store.make_room(10**5)
+    with pytest.raises(StoreError, match="needs 1 MB more"):
+        store.make_room(10**6)
+    assert table.folder.exists(), "dropping it would not have been enough"
+    store.make_room(4 * 10**5)
+    assert not table.folder.exists()
+
+
+def test_a_table_that_was_cleared_and_filled_again_is_not_mixed_up(tmp_path: Path) -> None:
+    table = Store(tmp_path).table("pooled", SPEC, "float32", WIDTH)
+    fill(table, [0, 1, 2])
+    Store(tmp_path).clear()
+    again = Store(tmp_path).table("pooled", SPEC, "float32", WIDTH)
+    fill(again, [1, 0, 2])  # the last row is where it was
+    with pytest.raises(StoreError, match="was cleared while this run used it"):
+        fill(table, [3])
+    assert right(table, range(3)) and right(again, range(3))
 
 
 def test_entries_tell_kind_and_size_and_clear_frees_them(store: Store) -> None:

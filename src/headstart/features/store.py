@@ -15,10 +15,12 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import mmap
 import os
 import shutil
 import time
+import uuid
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +42,7 @@ _RESIDENT = 64 * 2**20  # bytes of a table that are mapped at a time, more or le
 _AROUND = 2**21  # bytes that the system may map around each page that is asked for
 _CHECKED = 64  # rows whose checksums are looked at, about, and as many of the last
 _RECENT = 900.0  # seconds; younger tables may be in use by another run and are not evicted
+_TOUCHED = 60.0  # seconds after which a table that is in use is touched again
 
 
 def spec_digest(spec: Mapping[str, Any]) -> str:
@@ -85,7 +88,9 @@ class Table:
         self._rows: dict[bytes, int] = {}
         self._entries: NDArray[Any] = np.empty(0, _ENTRY)
         self._map: NDArray[Any] = np.empty((0, width), dtype)
-        self._touched = 0  # bytes read from the map since its pages were let go
+        self._resident = 0  # bytes read from the map since its pages were let go
+        self._used = time.monotonic()  # when it was last touched
+        self._spec = self._read_spec()
         self._load()
 
     @property
@@ -110,7 +115,12 @@ class Table:
         return wanted
 
     def read(self, rows: NDArray[np.int64]) -> NDArray[Any]:
-        """A copy (M, width) of the given rows, in their order."""
+        """A copy (M, width) of the given rows, in their order.
+
+        Raises:
+            StoreError: a row is asked for that is not there.
+        """
+        self._in_use()
         if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
             raise StoreError(f"{self.folder}: a row was asked for that the table does not hold; run again.")
         found = np.empty((len(rows), self.width), self.dtype)
@@ -118,11 +128,11 @@ class Table:
         for start in range(0, len(rows), step):
             part = rows[start : start + step]
             found[start : start + step] = self._map[part]
-            self._touched += len(np.unique(part * self.row_bytes // _AROUND)) * max(self.row_bytes, _AROUND)
-            if self._touched > _RESIDENT and hasattr(mmap, "MADV_DONTNEED"):
+            self._resident += len(np.unique(part * self.row_bytes // _AROUND)) * max(self.row_bytes, _AROUND)
+            if self._resident > _RESIDENT and hasattr(mmap, "MADV_DONTNEED"):
                 # What was read stays in the system's cache, but does not count as this process's memory.
                 self._file.madvise(mmap.MADV_DONTNEED)
-                self._touched = 0
+                self._resident = 0
         return found
 
     def content(self, rows: NDArray[np.int64]) -> str:
@@ -130,7 +140,11 @@ class Table:
         return hashlib.blake2b(self._entries["digest"][rows].tobytes(), digest_size=16).hexdigest()
 
     def append(self, digests: Sequence[str], rows: NDArray[Any]) -> None:
-        """Add one row per digest; rows that are there already are left as they are."""
+        """Add one row per digest; rows that are there already are left as they are.
+
+        Raises:
+            StoreError: the rows are of another shape, the table was cleared meanwhile, or it cannot be written.
+        """
         rows = np.ascontiguousarray(rows, dtype=self.dtype)
         if rows.shape != (len(digests), self.width):
             raise StoreError(f"rows of shape {rows.shape} do not fit {len(digests)} pictures × {self.width} values")
@@ -149,6 +163,7 @@ class Table:
             _write_at(self.folder / "rows.bin", count * self.row_bytes, taken.data)
             _write_at(self.folder / "index.bin", count * _ENTRY.itemsize, entries.tobytes())
             self._load()
+        self._in_use()
 
     def verify(self, rows: NDArray[np.int64]) -> bool:
         """Whether the stored checksums of these rows still hold."""
@@ -171,9 +186,24 @@ class Table:
     def _lock(self) -> FileLock:
         return FileLock(self.folder / "lock", timeout=60)
 
+    def _in_use(self) -> None:
+        """Keep another run from evicting the table."""
+        if time.monotonic() - self._used > _TOUCHED:
+            _touch(self.folder)
+            self._used = time.monotonic()
+
+    def _read_spec(self) -> bytes:
+        """The table's spec, in which a number stands that was drawn when it was made."""
+        with contextlib.suppress(FileNotFoundError), _reading(self.folder):
+            return (self.folder / "spec.json").read_bytes()
+        return b""
+
     def _still_there(self) -> bool:
-        """Whether the last row known is where it was; behind a cleared table, appending would leave a hole of zeros."""
+        """Whether it is the table that was opened, and the last row known is where it was; behind a cleared one, appending would leave
+        a hole of zeros, and in one that was made anew other rows stand where these were."""
         index, known = self.folder / "index.bin", len(self._entries)
+        if self._read_spec() != self._spec:
+            return False
         if not known:
             return True
         if not index.is_file():
@@ -226,7 +256,11 @@ class Artifact:
         return record, arrays
 
     def save(self, record: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Write record and arrays, atomically."""
+        """Write record and arrays, atomically.
+
+        Raises:
+            StoreError: where they cannot be written.
+        """
         with _writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # The process number keeps two runs at once from writing the same temporary file.
@@ -275,9 +309,7 @@ class Store:
         with _writing(self.root):
             folder.mkdir(parents=True, exist_ok=True)
             if not (folder / "spec.json").exists():
-                part = folder / f"spec.{os.getpid()}.part"
-                part.write_text(json.dumps(full, indent=1, sort_keys=True), encoding="utf-8")
-                part.replace(folder / "spec.json")
+                _write_spec(folder, full)
             _touch(folder)
         self._open.add(folder)
         return Table(folder, np.dtype(dtype), width)
@@ -309,29 +341,30 @@ class Store:
         return sum(entry.bytes for entry in self.entries() if entry.path in self._open)
 
     def make_room(self, wanted: int) -> None:
-        """Drop least recently used entries until `wanted` more bytes fit under the limit, or nothing is left that may be dropped: what
-        is in use stays, and the planner asks for no more than it leaves (`in_use`).
+        """Drop least recently used entries until `wanted` more bytes fit under the limit and on the disk, or nothing is left that may
+        be dropped: what is in use stays, and the planner asks for no more than it leaves (`in_use`).
 
         Raises:
             StoreError: where the disk has no such room.
         """
-        if self.root.exists() or self.root.parent.exists():
-            free = shutil.disk_usage(self.root if self.root.exists() else self.root.parent).free
-            if wanted > free:
-                raise StoreError(
-                    f"The store needs {wanted / 1e6:,.0f} MB more at {self.root}, and {free / 1e6:,.0f} MB are free. "
-                    "Free some space, or set HEADSTART_CACHE to a folder with room."
-                )
-        if self.limit is None:
+        limit = math.inf if self.limit is None else self.limit
+        where = self.root if self.root.exists() else self.root.parent
+        free = shutil.disk_usage(where).free if where.exists() else math.inf
+        if self.limit is None and wanted <= free:
             return
         entries = self.entries()
         total = sum(entry.bytes for entry in entries)
-        for entry in entries:
-            if total + wanted <= self.limit:
+        spare = [each for each in entries if each.path not in self._open and time.time() - each.used > _RECENT]
+        if wanted > free + sum(entry.bytes for entry in spare):
+            raise StoreError(
+                f"The store needs {wanted / 1e6:,.0f} MB more at {self.root}, and {free / 1e6:,.0f} MB are free. "
+                "Free some space, or set HEADSTART_CACHE to a folder with room."
+            )
+        for entry in spare:
+            if total + wanted <= limit and wanted <= free:
                 return
-            if entry.path not in self._open and time.time() - entry.used > _RECENT:
-                _remove(entry.path)
-                total -= entry.bytes
+            _remove(entry.path)
+            total, free = total - entry.bytes, free + entry.bytes
 
     def clear(self) -> int:
         """Drop everything; returns the bytes freed.
@@ -369,6 +402,16 @@ class Recall:
         if records:
             rows = np.frombuffer(b"".join(records.values()), np.uint8).reshape(len(records), -1)
             self._table.append(list(records), rows)
+
+
+def _write_spec(folder: Path, spec: Mapping[str, Any]) -> None:
+    """Write a table's spec, once, and beside it what tells the table from one that is made anew after it was cleared."""
+    with FileLock(folder / "lock", timeout=60):
+        if not (folder / "spec.json").exists():
+            part = folder / "spec.part"
+            made = {"made": uuid.uuid4().hex}
+            part.write_text(json.dumps({**spec, **made}, indent=1, sort_keys=True), encoding="utf-8")
+            part.replace(folder / "spec.json")
 
 
 def _touch(path: Path) -> None:
