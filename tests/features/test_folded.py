@@ -14,7 +14,7 @@ from headstart.backbones.catalog import load_backbone
 from headstart.backbones.from_module import load_module
 from headstart.features.engine import BATCH, Engine
 from headstart.features.folded import Folded, can_fold, fold
-from headstart.features.precision import SAME, has_fast_bfloat16
+from headstart.features.precision import SAME, has_fast_bfloat16, same
 from tests.toys import SPEC, Twice, settle_statistics, stripes, tiny_backbone
 
 CPU = torch.device("cpu")
@@ -73,6 +73,29 @@ def test_a_copy_that_would_compute_something_else_is_not_used() -> None:
     pictures = stripes(6)[0]
     assert np.array_equal(engine.pooled(pictures), plain.pooled(pictures))
     assert str(engine.way) == "float32"
+
+
+@pytest.mark.parametrize("hooked", [0, 1])
+def test_what_a_hook_does_is_not_lost(hooked: int) -> None:
+    def net() -> nn.Sequential:
+        torch.manual_seed(0)
+        return nn.Sequential(*(nn.Sequential(nn.Conv2d(width, 8, 3), nn.BatchNorm2d(8)) for width in (3, 8, 8)))
+
+    network = net()
+    network[-1][hooked].register_forward_hook(lambda module, given, result: 2 * result)
+    backbone = load_module(network, SPEC)
+    pictures = stripes(4)[0]
+    expected = Engine(backbone, precision="float32", folded=False).pooled(pictures)
+    engine = Engine(backbone, precision="float32")
+    np.testing.assert_allclose(engine.pooled(pictures), expected, rtol=1e-3, atol=1e-4)
+    assert str(engine.way) == "float32 folded" and count(fold(backbone)[0]) == 2
+
+
+def test_features_of_another_length_are_not_the_same() -> None:
+    truth = [torch.randn(2, 8), torch.randn(2, 4)]
+    assert same(truth, [stage * (1 + 1e-5) for stage in truth])
+    assert not same(truth, [truth[0], truth[1] * 1.1])
+    assert not same(truth, [truth[0], truth[1] * torch.nan])
 
 
 @pytest.mark.parametrize("act", [nn.ReLU(), nn.ReLU6(), nn.SiLU(), nn.Hardswish(), nn.GELU(), nn.LeakyReLU(0.2)])

@@ -21,7 +21,6 @@ from headstart.backbones.program import code_text, leaves, told
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     kind.__name__: kind for kind in (nn.Identity, nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish)
 }
-_NORMS = ("BatchNorm2d", "BatchNormAct2d")  # torch's, and timm's with an activation inside
 
 
 class Record(BaseModel):
@@ -132,12 +131,10 @@ def _two(given: Sequence[Any]) -> tuple[int, int]:
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether a module is a convolution and no more: subclasses may change their weights before they use them."""
-    if not isinstance(module, nn.Conv2d) or module.padding_mode != "zeros":
+    """Whether a module is a convolution and no more: subclasses, and hooks, may change its weights, or what it takes and gives."""
+    if not isinstance(module, nn.Conv2d) or module.padding_mode != "zeros" or _is_hooked(module):
         return False
-    same = type(module) is Conv2dSame or (
-        type(module).__name__ == "Conv2dSame" and type(module).__module__.startswith("timm.")
-    )
+    same = type(module) is Conv2dSame or _is_of_timm(module, "Conv2dSame")
     return (same and module.dilation == (1, 1)) or (type(module) is nn.Conv2d and not isinstance(module.padding, str))
 
 
@@ -145,10 +142,20 @@ def is_norm(module: nn.Module) -> bool:
     """Whether a module normalises each channel by running statistics, and at most applies an activation after that."""
     return (
         isinstance(module, nn.BatchNorm2d)
-        and type(module).__name__ in _NORMS
+        and (type(module) in (nn.BatchNorm2d, BatchNormAct2d) or _is_of_timm(module, "BatchNormAct2d"))
         and module.running_mean is not None
         and isinstance(getattr(module, "drop", None) or nn.Identity(), nn.Identity)
+        and not _is_hooked(module)
     )
+
+
+def _is_of_timm(module: nn.Module, name: str) -> bool:
+    """Whether its class is timm's of that name: by name, since timm is not imported for it."""
+    return type(module).__name__ == name and type(module).__module__.startswith("timm.")
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def lacking(conv: nn.Conv2d, size: Sequence[int]) -> list[int]:

@@ -20,7 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from headstart.backbones.backbone import Backbone
 from headstart.backbones.modules import is_norm, is_plain, lacking
-from headstart.features.precision import SAME, agreement
+from headstart.features.precision import same
 from headstart.features.rounding import leaves, lost, rounded
 
 # What oneDNN can do to the result of a convolution at no cost, by the class of the module that would do it.
@@ -70,7 +70,7 @@ def fold(backbone: Backbone, *dtypes: torch.dtype) -> tuple[Backbone, ...]:
             _replace(made, pair.norm, nn.Identity())
         if not copies:
             with torch.inference_mode():
-                if not agreement([stage[:1] for stage in truth], made.pooled(images[:1])) >= SAME:  # not: perhaps NaN
+                if not same([stage[:1] for stage in truth], made.pooled(images[:1])):
                     return ()
         copies.append(made)
     return tuple(copies)
@@ -135,10 +135,10 @@ def pairs_of(backbone: Backbone, images: Tensor) -> tuple[list[_Pair], tuple[Ten
     calls: dict[str, int] = {}
     last: list[Any] = ["", None, None]  # the convolution that ran last, its output and input
 
-    def watch(name: str) -> Any:
+    def watch(name: str, convolves: bool) -> Any:
         def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             calls[name] = calls.get(name, 0) + 1
-            if is_plain(module):
+            if convolves:
                 last[:] = [name, output, inputs[0]]
             elif inputs and inputs[0] is last[1] and name.split(".")[:2] == last[0].split(".")[:2]:
                 found.append(_Pair(last[0], name, tuple(last[2].shape[2:]), last[2].mean((0, 2, 3))))
@@ -146,7 +146,7 @@ def pairs_of(backbone: Backbone, images: Tensor) -> tuple[list[_Pair], tuple[Ten
         return hook
 
     handles = [
-        module.register_forward_hook(watch(name))
+        module.register_forward_hook(watch(name, is_plain(module)))
         for name, module in backbone.named_modules()
         if is_plain(module) or is_norm(module)
     ]

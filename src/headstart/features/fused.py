@@ -20,7 +20,7 @@ from torch.nn import functional
 from headstart.backbones.backbone import Backbone
 from headstart.backbones.modules import is_plain, padded
 from headstart.features.folded import FUSED, can_fold, drawn, pairs_of
-from headstart.features.precision import SAME, agreement
+from headstart.features.precision import same
 
 # Activations whose gradient can be told from what they gave.
 _LEARNT = ("Identity", "ReLU", "ReLU6")
@@ -170,7 +170,7 @@ def _agreeing(backbone: Backbone, cut: int, low: bool) -> list[_Step]:
         pairs, truth = pairs_of(backbone, image)
         steps = _patched(backbone, cut, {pair.conv: pair.norm for pair in pairs}, low)
         with torch.inference_mode():
-            if agreement(truth, backbone.pooled(image)) >= SAME:
+            if same(truth, backbone.pooled(image)):
                 return steps
         _restore(steps)
         return _patched(backbone, cut, {}, low)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 Precision = Literal["float32", "bfloat16"]
 SAME = 1 - 1e-5  # agreement of what differs by rounding in float32 only
+_NEAR = 1e-3  # how far apart its numbers are at most, beside their size and that of the largest
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
@@ -40,6 +41,12 @@ def agreement(truth: Sequence[Tensor], found: Sequence[Tensor]) -> float:
         torch.cosine_similarity(a, b, dim=1).where((a != b).any(dim=1), 1.0) for a, b in zip(truth, found, strict=True)
     ]
     return float(torch.stack(cosines).min())
+
+
+def same(truth: Sequence[Tensor], found: Sequence[Tensor]) -> bool:
+    """Whether pooled features of every stage, (N, width) each, differ by rounding in float32 only, in direction and in length."""
+    near = (torch.allclose(b, a, _NEAR, _NEAR * float(a.abs().max())) for a, b in zip(truth, found, strict=True))
+    return agreement(truth, found) >= SAME and all(near)
 
 
 def _cpu_flags() -> frozenset[str]:
