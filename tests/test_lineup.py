@@ -253,7 +253,7 @@ def test_fit_races_the_networks_that_came_with_it(tmp_path: Path) -> None:
     import json
 
     (tmp_path / "plan.json").write_text(json.dumps(plan))
-    run = hs.fit((pictures, labels), tmp_path / "run", Options(plan=str(tmp_path / "plan.json"), budget=math.inf))
+    run = hs.fit((pictures, labels), tmp_path / "run", Options(plan=str(tmp_path / "plan.json"), budget=None))
     log = (tmp_path / "run" / "log.txt").read_text()
     assert "backbones: " in log and "tf_efficientnet_lite2" in log
     model = hs.load(tmp_path / "run")

@@ -1,4 +1,8 @@
-"""Task: what is learnt from labelled samples. The rooms after this one know a task only by this contract."""
+"""Task: what is learnt from labelled samples, and by which metrics.
+
+Single-label classification is the only one so far. The metrics are asked for by name; other rooms use its functions directly, and
+would have to ask a `Task` for them before there can be a second one.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,7 @@ class Metric(Protocol):
 
 
 class Task(Protocol):
-    """One kind of question. A new kind is one file that fulfils this and one line in `catalog.TASKS`."""
+    """One kind of question; `catalog.TASKS` holds those that there are."""
 
     @property
     def name(self) -> str:
