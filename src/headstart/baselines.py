@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from headstart import runtime
@@ -14,8 +13,8 @@ from headstart.data.images import Transform
 from headstart.data.splits import thinned
 from headstart.features.extract import batches
 from headstart.features.store import Store, Table
-from headstart.heads import Head, Kind, fit_head, logistic_scores, subject
-from headstart.solvers import SOLVER, Axes, one_hot, principal_axes, ridge_by_gram, ridge_by_hat
+from headstart.heads import Head, Kind, fit_head, logistic_scores, ridge_scores, subject
+from headstart.solvers import SOLVER, principal_axes
 from headstart.tasks.classification import fit_temperature
 
 _STRENGTHS = (1e-2, 1e-3, 1e-4, 1e-5)  # of the L2 penalty on pixels, which are less to the point than features
@@ -94,27 +93,12 @@ def fit_pixels(
         return Head(kind, (0,), record["strength"], arrays["weight"], arrays["bias"]), record["temperature"]
     with progress("Linear model on pixels", 2, "fits") as advance:
         features = pixel_features(thumbs.read(pool))
-        axes = principal_axes(features)
-        if many:
-            strength, logits = _STRENGTH, _ridge_logits(axes, labels, folds, classes)
-        else:
-            score, *_ = logistic_scores(axes, labels, folds, classes, (0,), strengths=_STRENGTHS)
-            strength, logits = score.strength, score.logits
+        given = principal_axes(features), labels, folds, classes, (0,)
+        found = ridge_scores(*given, strengths=(_STRENGTH,)) if many else logistic_scores(*given, strengths=_STRENGTHS)
+        score = found[0]
         advance(1)
-        # Of scores that are no log-probabilities the scale is far from what a temperature can reach.
-        some = np.arange(0, len(labels), 1 + len(labels) * classes // (4 * ANSWERS))
-        scale = fit_temperature(logits[some], labels[some]) if many else 1.0
-        head = fit_head(features, labels, classes, kind, (0,), strength, scale)
-        heat = fit_temperature(logits[some] / scale, labels[some])
+        head = fit_head(features, labels, classes, kind, (0,), score.strength, score.temperature)
+        heat = fit_temperature(score.logits, labels)
         advance(1)
-    memo.save({"strength": strength, "temperature": heat}, {"weight": head.weight, "bias": head.bias})
+    memo.save({"strength": score.strength, "temperature": heat}, {"weight": head.weight, "bias": head.bias})
     return head, heat
-
-
-def _ridge_logits(axes: Axes, labels: NDArray[np.int64], folds: NDArray[np.int64], classes: int) -> NDArray[np.float32]:
-    """Out-of-fold answers (N, K) of ridge regression onto one-hot targets, in closed form."""
-    targets = one_hot(labels, classes, axes.z.device)
-    outs = [torch.from_numpy(folds == fold).to(axes.z.device) for fold in np.unique(folds)]
-    by = ridge_by_hat if max(int(out.sum()) for out in outs) <= axes.z.shape[1] else ridge_by_gram
-    (logits,) = by(axes, targets, outs, [_STRENGTH * len(labels)])
-    return np.asarray(logits.cpu().numpy(), np.float32)

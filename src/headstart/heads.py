@@ -149,6 +149,7 @@ def ridge_scores(
     classes: int,
     taps: tuple[int, ...],
     views: int = 0,
+    strengths: tuple[float, ...] = RIDGE_STRENGTHS,
 ) -> list[Score]:
     """Out-of-fold scores of ridge regression onto one-hot targets at several strengths, the most accurate first.
 
@@ -158,12 +159,12 @@ def ridge_scores(
     """
     targets = one_hot(np.tile(labels, 1 + views), classes, axes.z.device)
     outs = [torch.from_numpy(np.tile(folds == fold, 1 + views)).to(axes.z.device) for fold in np.unique(folds)]
-    penalties = [strength * len(targets) for strength in RIDGE_STRENGTHS]
+    penalties = [strength * len(targets) for strength in strengths]
     by = ridge_by_hat if max(int(out.sum()) for out in outs) <= axes.z.shape[1] else ridge_by_gram
     found = [logits[: len(labels)] for logits in by(axes, targets, outs, penalties)]
     scores = [
         replace(_score("ridge", taps, strength, logits, labels, _temperature(logits, labels)), views=views)
-        for strength, logits in zip(RIDGE_STRENGTHS, found, strict=True)
+        for strength, logits in zip(strengths, found, strict=True)
     ]
     return sorted(scores, key=lambda score: (-score.accuracy, score.log_loss))
 

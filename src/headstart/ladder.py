@@ -217,7 +217,11 @@ class Ladder:
         if late or diverged:  # of several, what is judged would not be what is kept
             found = replace(found, kept=False, cleared=None)
         told = said(rung, found)
-        if len(trained) < len(splits):
+        if diverged:
+            told = _DIVERGED
+        elif late:
+            told = f"dropped: the time was used up after {ended} of {len(outcomes)} trainings"
+        elif len(trained) < len(splits):
             told += f"; judged on {len(trained)} of {len(splits)} folds, as at their pace there was no time for all"
         after = []
         for split, each in zip(splits, trained, strict=False):
@@ -235,11 +239,7 @@ class Ladder:
             complete,
             tuple(outcome.curve for outcome in outcomes),
             time.monotonic() - began,
-            _DIVERGED
-            if diverged
-            else f"dropped: the time was used up after {ended} of {len(outcomes)} trainings"
-            if late
-            else told,
+            told,
             found.together,
             found.with_head,
             found.posterior,

@@ -60,8 +60,7 @@ def transfer(
     runtime.seed_everything(options.seed)
     pool = dataset.indices("train")
 
-    def engine_of(network: str | nn.Module, weights: Path | None = None) -> Engine:
-        backbone = load_backbone(network, weights=weights, input=input)
+    def engine_of(backbone: Backbone) -> Engine:
         return Engine(backbone, precision=options.precision, runner=options.engine)
 
     def raced(found: Features) -> Race:
@@ -72,7 +71,7 @@ def transfer(
     with story.phase("network"):
         weights = None if options.weights is None else Path(options.weights)
         name, others = first_and_others(options.backbone)
-        engine = engine_of(name if module is None else module, weights)
+        engine = engine_of(load_backbone(name if module is None else module, weights=weights, input=input))
     with story.phase("extract"):
         unsealed = np.flatnonzero(dataset.split != "test")
         features = extract(
@@ -96,7 +95,7 @@ def transfer(
                 dataset,
                 store,
                 others,
-                engine_of,
+                lambda other: engine_of(load_backbone(other)),
                 deadline=deadline,
                 budget=options.budget,
                 pair=options.pair,
