@@ -124,6 +124,13 @@ def test_intervals_of_balanced_accuracy_cover_where_classes_have_few_pictures(
     assert covered >= 0.91 * 200  # resampling alone covers 77 to 89 in 100
 
 
+def test_one_answer_to_everything_has_one_balanced_accuracy() -> None:
+    labels = np.repeat(np.arange(4), 20)
+    found = evaluate(labels, {"final": np.tile([0.7, 0.1, 0.1, 0.1], (80, 1))}, resamples=200).models["final"]
+    assert found.balanced_accuracy == Interval(value=0.25, low=0.25, high=0.25)
+    assert found.accuracy.low < 0.25 < found.accuracy.high
+
+
 @pytest.mark.parametrize("heat", [1.0, 0.3])
 def test_an_error_of_calibration_is_held_against_what_chance_would_show(heat: float) -> None:
     """`heat` 1 is a calibrated model, 0.3 one that is far too sure."""

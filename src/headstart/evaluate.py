@@ -319,7 +319,8 @@ def _scores(
     often = right.reshape(-1, len(unit)).mean(0)
     low, high = exact_share(float(often.sum()), len(unit))
     found["accuracy"] = _widest([found["accuracy"], Interval(value=found["accuracy"].value, low=low, high=high)])
-    found["balanced_accuracy"] = _widest([found["balanced_accuracy"], _balanced(often, labels[: len(unit)])])
+    if len(np.unique(belief.argmax(1))) > 1:  # who answers all alike has the same mean recall on any pictures
+        found["balanced_accuracy"] = _widest([found["balanced_accuracy"], _balanced(often, labels[: len(unit)])])
     if right.all() or not right.any():
         # Resampling answers without an exception gives no exception; that is not yet a proof of none.
         pairs = np.unique(np.stack([labels[: len(unit)], unit]), axis=1)
