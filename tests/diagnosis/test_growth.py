@@ -140,12 +140,6 @@ def test_few_pictures_lean_on_the_prior_and_many_on_what_was_measured() -> None:
     assert moved["few"] > 0.75 > moved["many"]
 
 
-def test_an_accuracy_that_was_flattered_makes_the_curve_flatter() -> None:
-    right, _ = worlds(1, 300, seed=3)[0]
-    accuracy = float(right[-1].mean())
-    assert slopes(right, accuracy - 0.03)[1][0] < slopes(right, accuracy)[1][0]
-
-
 def test_what_is_cleared_of_choice_is_cleared_along_the_whole_curve() -> None:
     right = np.arange(240) < np.array([[214], [217], [220], [222]])
     assert cleared(right, 222 / 240) == pytest.approx(right.mean(1))
@@ -154,6 +148,8 @@ def test_what_is_cleared_of_choice_is_cleared_along_the_whole_curve() -> None:
         "it never seems to fall for being cleared at its end alone"
     )
     assert (lowered < right.mean(1)).all()
+    (odds, exponent), (worse, alike) = slopes(right, 222 / 240), slopes(right, 0.911)
+    assert (worse > odds).all() and alike == pytest.approx(exponent)
     assert all(
         0 <= share <= 1 for share in cleared(np.zeros((4, 20), bool), 0.0) + cleared(np.ones((4, 20), bool), 0.9)
     )

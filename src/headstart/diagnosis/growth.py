@@ -32,10 +32,10 @@ _DRAWS = 2000
 
 @dataclass(frozen=True)
 class Prior:
-    """The exponent before anything is measured, `exponent` ± `spread`, as seven data sets have it (`benchmarks/growth.py`), and by how
-    much the one to come may differ from the one that is measured, `drift`: the data sets hardly tell values below 0.2 apart."""
+    """The exponent before anything is measured, `exponent` ± `spread`, as fits seven data sets best (`benchmarks/growth.py`), and by
+    how much the one to come may differ from the one that is measured, `drift`: the data sets hardly tell values below 0.2 apart."""
 
-    exponent: float = 0.4
+    exponent: float = 0.25
     spread: float = 0.4
     drift: float = 0.1
 
@@ -156,13 +156,23 @@ def answered(
 
 
 def cleared(right: NDArray[np.bool_], told: float) -> list[float]:
-    """Accuracies (S,) of the same head fitted to ever more pictures, all lowered by the log-odds by which `told` lies below the last:
-    it answers the pictures that it was chosen on wherever it is fitted. `right` and `told` as for `slopes`."""
+    """Accuracies (S,) of the same head fitted to ever more pictures, all lowered by `optimism`. `right` and `told` as for `slopes`."""
     count = right.shape[1]
-    odds = logit((count * (1 - right.mean(1)) + 0.5) / (count + 1))
-    odds += logit((count * (1 - told) + 0.5) / (count + 1)) - odds[-1]
+    odds = _odds(1 - right.mean(1), count) - optimism(right, told)
     lowered = 1 - (expit(odds[:-1]) * (count + 1) - 0.5) / count
     return [*np.clip(lowered, 0.0, 1.0).tolist(), told]
+
+
+def optimism(right: NDArray[np.bool_], told: float) -> float:
+    """Log-odds by which the last accuracy lies above `told`: the head answers the pictures that it was chosen on, wherever it is
+    fitted. `right` and `told` as for `slopes`."""
+    mistaken, true = _odds(1 - np.array([right[-1].mean(), told]), right.shape[1])
+    return float(mistaken - true)
+
+
+def _odds(wrong: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """Log-odds of these shares of `count` pictures, with half a picture of each sort more, so that none is infinite."""
+    return np.asarray(logit((count * wrong + 0.5) / (count + 1)))
 
 
 def slopes(right: NDArray[np.bool_], told: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -179,8 +189,7 @@ def slopes(right: NDArray[np.bool_], told: float) -> tuple[NDArray[np.float64], 
     weight = np.bincount(sort.reshape(-1), np.repeat([1.0, 0.5], [count, sizes + 1]))
     drawn = np.random.default_rng(0).dirichlet(weight, _DRAWS)
     odds = logit(np.stack([weight / weight.sum(), *drawn]) @ wrong)
-    mistakes = count * (1 - np.array([told, right[-1].mean()]))
-    odds[:, -1] -= np.diff(logit((mistakes + 0.5) / (count + 1)))
+    odds -= optimism(right, told)
     steps = np.log(np.arange(1, sizes + 1) / sizes)
     centred = steps - steps.mean()
     return odds[:, -1], -odds @ centred / np.square(centred).sum()
