@@ -54,7 +54,7 @@ def of_speed(results: Results) -> Iterator[str]:
     if sizes is not None:
         cases = list(sizes["cases"].values())
         paces = [case["phases"]["extract"] / case["pictures"] for case in cases]
-        yield at_most(f"extraction a picture, {_range(cases)}: slowest over fastest", 1.15, [max(paces) / min(paces)])
+        yield at_most(f"extraction per picture, {_range(cases)}: slowest over fastest", 1.15, [max(paces) / min(paces)])
         memory = {case["pictures"]: case["peak_memory_bytes"] for case in cases}
         yield at_most("peak memory at 100,000 pictures over that at 10,000", 1.3, [memory[100_000] / memory[10_000]])
 

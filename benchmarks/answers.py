@@ -26,7 +26,7 @@ import torch  # isort: skip
 
 RESULTS = Path(__file__).parent / "results" / "answers.json"
 DRAWS, SEEDS = (*SIZES, "600"), (0, 1)
-DRAWN = 0.1  # nats a picture that a class pays for a factor of e, or a constant of one
+DRAWN = 0.1  # nats per picture that a class pays for a factor of e, or a constant of one
 WAYS = (
     "as it is", "with the mirror image", "with three augmented views", "scaled by class", "scaled, with the mirror image",
     "at the best temperature in hindsight",

@@ -1,5 +1,5 @@
 """What runs the frozen stages: torch as it is, OpenVINO, torch.compile; the last also on the folded copies, which no run does.
-Milliseconds a picture in turns, all cores at work, and what it takes to set each up. Each machine has cases of its own.
+Milliseconds per picture in turns, all cores at work, and what it takes to set each up. Each machine has cases of its own.
 
     python benchmarks/engines.py --data ../shared/data
 """

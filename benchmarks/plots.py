@@ -36,14 +36,14 @@ def accuracy_against_time(
 
 
 def pace_and_memory(cases: dict[str, Any], path: Path) -> None:
-    """Milliseconds a picture and peak memory against the number of pictures."""
+    """Milliseconds per picture and peak memory against the number of pictures."""
     pyplot = plain_plots()
     figure, (pace, memory) = pyplot.subplots(1, 2, figsize=(9.6, 3.4), layout="constrained")
     counts = [case["pictures"] for case in cases.values()]
     for phase, share in (("audit", 1.0), ("extract", EXTRACTED), ("head", EXTRACTED)):
         times = [1000 * case["phases"][phase] / (share * case["pictures"]) for case in cases.values()]
         pace.plot(counts, times, marker="o", label=phase)
-    pace.set(xscale="log", ylim=(0, None), xlabel="pictures", ylabel="ms a picture")
+    pace.set(xscale="log", ylim=(0, None), xlabel="pictures", ylabel="ms per picture")
     pace.legend(frameon=False)
     memory.plot(counts, [case["peak_memory_bytes"] / 1e9 for case in cases.values()], marker="o", color="#1f4fbf")
     memory.set(xscale="log", ylim=(0, None), xlabel="pictures", ylabel="peak memory, GB")

@@ -102,7 +102,8 @@ def medians(rounds: list[dict[str, Any]]) -> dict[str, Any]:
 def scaled(cases: dict[str, Any]) -> list[str]:
     """One row per size: milliseconds a picture by phase, and memory."""
     rows = headed(
-        "| pictures | rounds | audit, ms a picture | extraction, ms a picture | heads, s | s to a usable model | s in all | peak GB | "
+        "| pictures | rounds | audit, ms per picture | extraction, ms per picture | heads, s | "
+        "s to a usable model | s in all | peak GB | "
         "store GB | test accuracy |"
     )
     for case in cases.values():

@@ -51,7 +51,7 @@ def kept(cases: Mapping[str, Any]) -> list[str]:
 
 def handed(cases: Mapping[str, Any]) -> list[str]:
     """What runs the frozen stages: milliseconds a picture, agreement and seconds to set up."""
-    rows = headed("| case | asked for | taken | ms a picture | least cosine | set up, s |")
+    rows = headed("| case | asked for | taken | ms per picture | least cosine | set up, s |")
     for name, ways in cases.items():
         for way in ways:
             agreement = "" if way["agreement"] is None else f"{way['agreement']:.5f}"
@@ -157,7 +157,7 @@ def phases(found: Mapping[str, float]) -> str:
 def epochs_against_limits(cases: Mapping[str, Any]) -> list[str]:
     """An epoch of partial fine-tuning beside one of the whole network, against what it could be."""
     rows = headed(
-        "| case | frozen share of the forward pass | epoch of the whole network, ms a picture | from the store | "
+        "| case | frozen share of the forward pass | epoch of the whole network, ms per picture | from the store | "
         "the same in float32 | times as fast | 1/(1 − share) |"
     )
     for name, case in cases.items():

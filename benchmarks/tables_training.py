@@ -14,7 +14,7 @@ from standings import SAID
 
 def without_room(cases: dict[str, list[dict[str, Any]]]) -> list[str]:
     """Test accuracy of a rung by what is cached for it, and bytes of that, a picture."""
-    rows = headed("| case | frozen head | cut | kept in | views | kB a picture | test accuracy |")
+    rows = headed("| case | frozen head | cut | kept in | views | kB per picture | test accuracy |")
     for case, ways in cases.items():
         for way in ways:
             rows.append(
