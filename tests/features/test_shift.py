@@ -70,6 +70,25 @@ def test_there_is_none_where_the_statistics_are_the_sources_own(settled: Backbon
     assert np.mean(own) < np.mean(darker[0]) < np.mean(darker[1]) < 1
 
 
+def test_a_batch_may_hold_a_single_value_of_a_channel() -> None:
+    class Pooled(Net):
+        def __init__(self) -> None:
+            super().__init__(norms=False)
+            self.last = nn.BatchNorm1d(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(super().forward(x))
+
+    torch.manual_seed(0)
+    net, spec = Pooled().eval(), InputSpec((SIDE, SIDE))
+    some = pictures()[:17]  # sixteen and one
+    with torch.no_grad():
+        values = Net.forward(net, normalize(some, spec, torch.device("cpu")))
+    net.last.running_mean, net.last.running_var = values.mean(0), values.var(0, correction=0)
+    found = [each for each in statistics_shift(load_backbone(net, input=spec), some) if each is not None]
+    assert found == [pytest.approx(0, abs=1e-6)]
+
+
 def test_nothing_is_moved_and_no_hook_stays(settled: Backbone) -> None:
     before = copy.deepcopy(settled.state())
     statistics_shift(settled, pictures(seed=3))

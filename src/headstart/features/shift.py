@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import entr
 from torch import Tensor, nn
+from torch.nn import functional
 
 from headstart import runtime
 from headstart.backbones.backbone import Backbone
@@ -131,10 +132,15 @@ def _watched(layers: list[nn.Module]) -> Iterator[dict[nn.Module, tuple[Tensor, 
         if kept.ndim != 1 or not given or given[0].ndim < 2 or given[0].shape[1] != len(kept):
             return  # no batch normalisation over axis 1
         values = given[0].detach().float()
-        others = [axis for axis in range(values.ndim) if axis != 1]
         count, total, squares = sums.get(layer, (0, torch.zeros(()), torch.zeros(())))
         more = values.numel() // values.shape[1]
-        variance, mean = (each.double() for each in torch.var_mean(values, others, correction=0))
+        mean, variance = torch.zeros(2, len(kept), device=values.device)
+        # What training replaces running statistics by, at momentum 1: several times as fast as `var_mean` over three axes on a CPU.
+        if more > 1:
+            functional.batch_norm(values, mean, variance, training=True, momentum=1.0)
+        else:
+            mean = values.flatten()
+        mean, variance = mean.double(), variance.double() * (more - 1) / more  # they keep the unbiased one
         sums[layer] = (count + more, total + more * mean, squares + more * (variance + mean.square()))
 
     handles = [layer.register_forward_pre_hook(look) for layer in layers]
