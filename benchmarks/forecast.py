@@ -174,6 +174,7 @@ def learnt(cases: Mapping[str, Any], *, without: str | None = None) -> dict[str,
         "error": round(constant, 5), "error_slope": round(slope, 5),
         "shift": _range(case["shift"] for case in cases.values()),
         "each": _range(case["images"] / case["classes"] for case in cases.values()),
+        "room": max(_range(_terms(case)[0] for case in cases.values())),
         "rungs": len(recorded.gain), "cases": len(cases), "sets": sorted(set(recorded.source.tolist())),
     }  # fmt: skip
 

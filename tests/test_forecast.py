@@ -56,6 +56,10 @@ def test_beyond_what_was_recorded_the_nearest_counts() -> None:
     assert forecast(0.5, 0.0, 100, 5) == forecast(0.5, near, 100, 5)
     assert forecast(0.5, 0.9, 100, 5) == forecast(0.5, far, 100, 5)
     assert forecast(0.5, 0.05, 10**6, 5) == forecast(0.5, 0.05, 10**7, 5)
+    # 300 classes leave room for twice as much as any recorded head did not know.
+    usual, many, more = (forecast(loss, 0.1, 20 * k, k) for loss, k in ((1.5, 10), (2.0, 300), (3.0, 300)))
+    assert usual.gain == pytest.approx(many.gain) == pytest.approx(more.gain)
+    assert usual.error < many.error < more.error
 
 
 def test_pictures_correct_what_is_expected_as_far_as_they_are_sure() -> None:

@@ -75,13 +75,16 @@ def forecast(
 
     `log_loss` is that of the head on frozen features, in nats, on held-out pictures; `shift` the squared Hellinger distance of channel
     statistics from the source's (features/shift.py); `images` and `classes` are those of the training set. Where runs of this
-    `backbone` were not recorded, the standard error is doubled. `learnt` stands in for the numbers that come with the package.
+    `backbone` were not recorded, the standard error is doubled; it grows with the room beyond what was recorded, the gain does not.
+    `learnt` stands in for the numbers that come with the package.
     """
     learnt = learnt or coefficients()
     (near, far), (few, many) = learnt["shift"], learnt["each"]
     each = min(max(images / max(1, classes), few), many)  # beyond what was recorded, the nearest that was
     known = terms(log_loss, min(max(shift, near), far), each, classes)
-    gain = sum(weight * term for weight, term in zip(learnt["weights"], known, strict=True))
+    # All terms grow with the room. With hundreds of classes there can be far more of it than in any run.
+    within = min(1.0, learnt["room"] / max(known[0], 1e-12))
+    gain = within * sum(weight * term for weight, term in zip(learnt["weights"], known, strict=True))
     carried = backbone != learnt["backbone"]
     error = math.hypot(learnt["error"], learnt["error_slope"] * known[0])
     return Forecast(gain, error * (1 + carried), carried)
