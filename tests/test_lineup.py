@@ -231,10 +231,10 @@ def test_a_finetuned_network_answers_together_with_the_one_beside_it(dataset: Da
     assert (tuned.logits.argmax(1) == dataset.labels[tuned.held]).mean() > 0.5
 
 
-def test_better_beyond_chance_takes_more_than_a_picture_or_two() -> None:
+def test_better_beyond_chance_takes_more_than_a_few_pictures() -> None:
     labels = np.arange(60) % 3
     sure = (4.0 * np.eye(3)[labels]).astype(np.float32)
-    for wrong, better in ((0, False), (2, False), (3, True), (12, True)):
+    for wrong, better in ((0, False), (3, False), (4, True), (12, True)):
         other = sure.copy()
         other[:wrong] = np.roll(other[:wrong], 1, axis=1)
         assert clearly_better(sure, other, labels) is better

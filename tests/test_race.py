@@ -45,14 +45,13 @@ def raced(stages: list[Floats], y: Labels, copies: int = 1, grouped: bool = Fals
 def test_the_mean_of_the_finalists_yields_only_to_what_is_clearly_better() -> None:
     kept_against_better = yielded = 0
     for seed in range(8):
-        x, y = clouds(count=60, apart=0.8, seed=seed)
-        z, _ = clouds(count=60, apart=0.0, seed=seed + 100)
-        noise = np.random.default_rng(seed).standard_normal((60, 30)).astype(np.float32)
-        found = raced([noise, x, z], y)
+        x, y = clouds(count=150, apart=0.8, seed=seed)
+        below, above = np.random.default_rng(seed).standard_normal((2, 150, 30)).astype(np.float32)
+        found = raced([below, x, above], y)
         usual = next(score for score in found.candidates if score.parts)
         top = max((s for s in found.candidates if not s.parts), key=lambda score: (score.accuracy, -score.log_loss))
         gain, error = paired_gain(top.logits, usual.logits, y)
-        pays = gain > max(error, 2.5 / len(y))
+        pays = gain > max(2 * error, 2.5 / len(y))
         assert found.best is (top if pays else usual)
         assert ("no single head is clearly better" in found.reason) == (found.best is usual)
         assert (found.last.kind, found.last.taps) == ("logistic", (2,))

@@ -105,7 +105,7 @@ def line_up(
     def better(one: Race, other: Race, indices: NDArray[np.int64]) -> bool:
         """Whether one is surely right more often."""
         labels, group = dataset.labels[indices], numbered(dataset.groups[indices])
-        return clearly_better(one.best.logits, other.best.logits, labels, errors=2.0, group=group)
+        return clearly_better(one.best.logits, other.best.logits, labels, group)
 
     def left_out(name: str, other: Engine) -> str:
         """Why `other` is not tried on the whole sample; empty where it is."""

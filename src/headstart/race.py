@@ -156,7 +156,7 @@ class _Course:
 
     def better(self, one: Score, other: Score) -> bool:
         """Whether one is right clearly more often."""
-        return clearly_better(one.logits, other.logits, self.labels, group=self.group)
+        return clearly_better(one.logits, other.logits, self.labels, self.group)
 
     def ways_as_scored(self, scores: Sequence[Score]) -> Ways:
         """They as ways of answering, by the temperatures that they have."""
@@ -182,7 +182,7 @@ def _race(whole: _Course, store: Store | None, progress: runtime.Progress) -> Ra
     Ridge scores every stage (the depth profile) and the combinations, cheaply; the last stage, the best stage and the best
     combination go on to logistic regression. Their heads and the best ridge are the finalists. Where there are augmented views,
     these are fitted to them as well, and stay so unless the labels are clearly likelier without. The finalists' blend wins unless
-    another beats it by more than one standard error of the paired difference, and by three pictures. Of more than `RACED`
+    another beats it by more than two standard errors of the paired difference, and by three pictures. Of more than `RACED`
     pictures a sample races, and none in more views.
     """
     course = whole.thinned()
