@@ -8,13 +8,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from headstart.backbones.backbone import Backbone
+from headstart.backbones.backbone import Backbone, InputSpec
 from headstart.errors import BackboneError, WeightsError
 from tests.backbones.networks import ConvNet, Tokens, cut, images
 
@@ -221,3 +222,17 @@ def test_flops_are_those_of_the_layers(backbone: Backbone) -> None:
     assert backbone.flops[0] == 2 * 3 * 8 * 9 * 16 * 16
     assert backbone.flops[1] == 2 * 8 * 8 * 9 * 16 * 16
     assert backbone.flops[2] == 2 * 8 * 8 * 9 * 8 * 8
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"size": 224}, r"InputSpec\(size=224\): expected \(height, width\), such as \(224, 224\)"),
+        ({"size": (3, 224, 224)}, r"InputSpec\(size=\(3, 224, 224\)\): expected \(height, width\)"),
+        ({"mean": 0.5}, r"InputSpec\(mean=0.5\): expected one number per channel"),
+        ({"std": (0.5,)}, r"InputSpec\(std=\(0.5,\)\): expected one number per channel"),
+    ],
+)
+def test_an_input_of_another_shape_is_refused_where_it_is_named(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(BackboneError, match=said):
+        InputSpec(**given)

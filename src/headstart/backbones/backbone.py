@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -24,6 +24,9 @@ class InputSpec:
 
     `size` (height, width) in pixels; `mean` and `std` per channel (RGB) of values in 0..1; `interpolation`
     "bicubic", "bilinear", ...; `crop` the side of the centre crop as a share of the resized image.
+
+    Raises:
+        BackboneError: for a size that is not two numbers, or a mean or std that is not three.
     """
 
     size: tuple[int, int] = (224, 224)
@@ -31,6 +34,16 @@ class InputSpec:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     interpolation: str = "bicubic"
     crop: float = 0.875
+
+    def __post_init__(self) -> None:
+        for name, count, example in (
+            ("size", 2, "(height, width), such as (224, 224)"),
+            ("mean", 3, "one number per channel, such as (0.5, 0.5, 0.5)"),
+            ("std", 3, "one number per channel, such as (0.5, 0.5, 0.5)"),
+        ):
+            value: object = getattr(self, name)
+            if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != count:
+                raise BackboneError(f"InputSpec({name}={value!r}): expected {example}.")
 
 
 @dataclass(frozen=True)
