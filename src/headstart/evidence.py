@@ -17,7 +17,7 @@ from headstart.features.engine import Engine
 from headstart.features.extract import Features, decode_seconds
 from headstart.features.settle import settle
 from headstart.features.shift import shift
-from headstart.features.store import Store
+from headstart.features.store import Artifact, Store
 from headstart.forecast import forecast
 from headstart.options import Options
 from headstart.plan import Budget, Evidence, Plan, load_plan
@@ -71,7 +71,7 @@ def planned(
         return Plan.model_validate(stored[0]["plan"])
     hopeful = mode == "auto" and (options.budget is None or spent < options.budget)
     far = shift(backbone, dataset, features.of(0), store, progress).distance if hopeful else None
-    evidence = measured(dataset, engines, heads, store, cached=cached, far=far)
+    evidence = measured(dataset, engines, heads, store, cached=cached, far=far, progress=progress)
     budget = Budget(seconds=options.budget, spent_seconds=spent, store_bytes=_room(options, store))
     plan = decide(evidence, budget, backbone=backbone.origin.name, mode=mode, seed=options.seed)
     memo.save({"plan": plan.model_dump(mode="json")}, {})
@@ -79,7 +79,14 @@ def planned(
 
 
 def measured(
-    dataset: Dataset, engines: Sequence[Engine], heads: Race, store: Store, *, cached: Sequence[int], far: float | None
+    dataset: Dataset,
+    engines: Sequence[Engine],
+    heads: Race,
+    store: Store,
+    *,
+    cached: Sequence[int],
+    far: float | None,
+    progress: runtime.Progress = runtime.silent,
 ) -> Evidence:
     """What is known before any rung; `far` is how far the pictures lie from the source, None where that was not looked at."""
     engine, backbone = engines[0], engines[0].backbone
@@ -87,6 +94,7 @@ def measured(
     gains = None
     if far is not None:
         gains = forecast(loss, far, len(pool), len(dataset.classes), backbone=backbone.origin.name)
+    forward, training, scratch, *beside = _speeds(engines, store, progress)
     return Evidence(
         images=len(pool),
         classes=len(dataset.classes),
@@ -104,17 +112,17 @@ def measured(
             activation_bytes(backbone, cut, engine.settled or "float32") for cut in range(1, len(backbone.names) + 1)
         ],
         activation_dtype=engine.settled or "float32",
-        forward_seconds=_speed(engine, store, "forward", engine.stage_seconds).tolist(),
-        training_seconds=_speed(engine, store, "training", lambda: stage_seconds(backbone, engine.device)).tolist(),
+        forward_seconds=forward.tolist(),
+        training_seconds=training.tolist(),
         decode_seconds=decode_seconds(dataset, engine.backbone),
-        scratch_seconds=float(_speed(engine, store, "scratch", lambda: [scratch_seconds()])[0]),
+        scratch_seconds=float(scratch[0]),
         views=heads.last.views,
         cached=list(cached),
         folds=len(np.unique(dataset.fold[pool])),
         head_log_loss=loss,
         shift=far,
         forecast=gains,
-        beside_seconds=float(sum(_speed(other, store, "forward", other.stage_seconds).sum() for other in engines[1:])),
+        beside_seconds=float(sum(each.sum() for each in beside)),
     )
 
 
@@ -146,8 +154,30 @@ def _room(options: Options, store: Store) -> int | None:
     return None if options.store_limit is None else max(0, options.store_limit - store.in_use())
 
 
-def _speed(engine: Engine, store: Store, what: str, measure: Callable[[], Sequence[float]]) -> NDArray[np.float64]:
-    """Seconds per picture on this machine, of each stage or of all; measured once and remembered."""
+def _speeds(engines: Sequence[Engine], store: Store, progress: runtime.Progress) -> list[NDArray[np.float64]]:
+    """Seconds per picture on this machine: of each stage of the first network, run and then trained; of the small network's training;
+    of each stage of every other network. Measured once and remembered."""
+    first = engines[0]
+    measures: list[tuple[Engine, str, Callable[[], Sequence[float]]]] = [
+        (first, "forward", first.stage_seconds),
+        (first, "training", lambda: stage_seconds(first.backbone, first.device)),
+        (first, "scratch", lambda: [scratch_seconds()]),
+        *((other, "forward", other.stage_seconds) for other in engines[1:]),
+    ]
+    memos = [_speed(engine, store, what) for engine, what, _ in measures]
+    known = {place: stored[1]["seconds"] for place, memo in enumerate(memos) if (stored := memo.load()) is not None}
+    unknown = [place for place in range(len(measures)) if place not in known]
+    if unknown:
+        with progress("Timing this machine", len(unknown), "speeds") as advance:
+            for place in unknown:
+                known[place] = np.array(measures[place][2]())
+                memos[place].save({}, {"seconds": known[place]})
+                advance(1)
+    return [known[place] for place in range(len(measures))]
+
+
+def _speed(engine: Engine, store: Store, what: str) -> Artifact:
+    """Where a speed of `engine` on this machine is remembered."""
     spec = {
         "what": what,
         "stages": list(engine.backbone.names),
@@ -160,10 +190,4 @@ def _speed(engine: Engine, store: Store, what: str, measure: Callable[[], Sequen
         "torch": torch.__version__,
         "version": 2,
     }
-    memo = store.artifact("speed", spec)
-    stored = memo.load()
-    if stored is not None:
-        return stored[1]["seconds"]
-    measured = np.array(measure())
-    memo.save({}, {"seconds": measured})
-    return measured
+    return store.artifact("speed", spec)
