@@ -235,6 +235,15 @@ def test_inspect_shows_a_table_or_json(headstart: Headstart, trained: Trained, t
     assert strict.code == 1
 
 
+def test_inspect_names_a_single_item_once(headstart: Headstart, tmp_path: Path) -> None:
+    pictures = folder(tmp_path / "pictures", 9)
+    shutil.copy(pictures / "turn0" / "000.png", pictures / "turn0" / "again.png")
+    (pictures / "turn1" / "bad.png").write_bytes(b"")
+    shown = headstart("inspect", pictures).out
+    assert "1 picture is an exact copy" in shown and "    turn0/again.png = turn0/000.png" in shown
+    assert shown.count("turn1/bad.png") == 1
+
+
 def test_evaluate_measures_another_labelled_set(headstart: Headstart, trained: Trained, tmp_path: Path) -> None:
     fresh = folder(tmp_path / "fresh", 12, seed=9, contrast=22)
     said = headstart("evaluate", trained.run, fresh, "--json")
