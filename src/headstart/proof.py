@@ -173,8 +173,13 @@ def baselines(
     # First whom the verdict needs most: the others hardly take time.
     trained = answers(each, scratch)
     rivals = {"majority": answers(each, majority), "pixels": answers(each, pixels), "scratch_cnn": trained}
-    if short is not None and not all(run.complete for run in runs):
-        why = f"{short} epochs at the usual rate, all that there was time for; fair would have been {why}"
+    if not all(run.complete for run in runs):
+        had = (
+            "as long as there was time"
+            if short is None
+            else f"{short} epochs at the usual rate, all that there was time for"
+        )
+        why = f"{had}; fair would have been {why}"
     return Baselines(thumbs, each, rivals, tuple(runs), why)
 
 
