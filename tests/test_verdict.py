@@ -223,7 +223,9 @@ def test_an_opponent_that_ran_out_of_time_is_not_beaten() -> None:
     assert verdict.sentence.startswith(
         "Whether transfer helped cannot be told, as a small network trained from scratch had no time to end: 95.0 %"
     )
-    assert verdict.warnings[0].startswith("Time ran out before a small network trained from scratch had its share")
+    assert verdict.warnings[0].startswith(
+        "Time ran out before a small network trained from scratch was trained as long as is fair: its result"
+    )
 
 
 def test_a_test_of_one_class_shows_nothing() -> None:

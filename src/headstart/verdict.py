@@ -230,8 +230,8 @@ def _warnings(report: TestReport, final: str, gain: Difference, unfinished: str 
     warnings = []
     if unfinished is not None:
         warnings.append(
-            f"Time ran out before {BASELINES[unfinished]} had its share: its result is a lower bound, and nothing can be "
-            "shown to be better. Give more --budget."
+            f"Time ran out before {BASELINES[unfinished]} was trained as long as is fair: its result is a lower bound, and nothing "
+            "can be shown to be better. Give more --budget."
         )
     shown = [row.name for row in report.classes if row.support]
     if len(shown) == 1:
