@@ -126,6 +126,20 @@ def test_a_model_that_finds_the_rare_class_is_not_called_useless(rare: int, foun
     assert all("it should not be used" not in each for each in warned) or "it should not be used" in said
 
 
+def test_a_model_that_too_few_groups_show_to_be_better_is_not_told_to_find_rare_classes() -> None:
+    images = 48  # two classes of equal size in four groups
+    right = {"final": np.arange(images) % 12 > 0, "majority": labelled(images) == 0}
+    beliefs = {name: belief(values) for name, values in right.items()}
+    report = evaluate(labelled(images), beliefs, groups=np.arange(images) // 12)
+    warned = " ".join(decide_verdict(report).warnings)
+    assert "This model is right more often than always answering the commonest class, by 41.7 points (" in warned
+    assert (
+        "but too few groups of images say so: the sign test gives p = 0.062, above 0.050. Add pictures of other"
+        in warned
+    )
+    assert "rare" not in warned and "it should not be used" not in warned
+
+
 def test_few_discordant_images_do_not_decide() -> None:
     # Four of thirty images, all in favour: the bootstrap alone would say so, the sign test does not.
     verdict = judged(30, {"final": 1.0, "scratch_cnn": 26 / 30, "majority": 0.3})

@@ -181,8 +181,7 @@ def _behind(report: TestReport, final: str, simple: str) -> str:
 
 
 def _decided(gain: Difference, outcome: Outcome, baselines: int) -> str:
-    p = 1.0 if gain.p is None else gain.p
-    said = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    said = _chance(gain)
     if outcome != "not distinguishable":
         return f"The paired 95 % interval leaves out zero, and the sign test agrees ({said})."
     if gain.low <= 0 <= gain.high:
@@ -193,6 +192,11 @@ def _decided(gain: Difference, outcome: Outcome, baselines: int) -> str:
         f"The paired interval leaves out zero, but too few images decide it: the sign test gives {said}, "
         f"above {level:.3f}{against}."
     )
+
+
+def _chance(difference: Difference) -> str:
+    p = 1.0 if difference.p is None else difference.p
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
 def _added(added: Difference) -> str:
@@ -208,12 +212,20 @@ def _added(added: Difference) -> str:
 def _no_better(report: TestReport, final: str) -> str:
     """Of a model that is not surely right more often than the commonest class."""
     commonest = max(report.classes, key=lambda row: row.support, default=None)
-    balanced = report.difference(final, "majority", "balanced_accuracy")
+    balanced, above = report.difference(final, "majority", "balanced_accuracy"), _paired(report, final, "majority")
     if commonest is not None and report.images - commonest.support < DECIDES:
         return (
             f"All but {report.images - commonest.support} of the {report.images:,} images tested are of one class, "
             f"'{commonest.name}': accuracy cannot show "
             "whether this model finds the others. Add pictures of them."
+        )
+    if above.low > 0:
+        few, more = (
+            ("images", "pictures") if report.groups is None else ("groups of images", "pictures of other groups")
+        )
+        return (
+            f"This model is right more often than {BASELINES['majority']}, by {points(above)}, but too few {few} say so: the sign "
+            f"test gives {_chance(above)}, above {LEVEL:.3f}. Add {more}."
         )
     if balanced is not None and balanced.low > 0:
         return (
