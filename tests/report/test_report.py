@@ -104,13 +104,21 @@ def test_document_says_what_the_data_say(html: str) -> None:
         "roses/s11.jpg ~ roses/t11.jpg",
         "and 19 more, see metrics.json",
         "IMG_2041.jpg",
-        "17 of 640 training pictures are listed here, which the best frozen head",
+        "17 of 640 training pictures are worth a second look: the best frozen head",
+        "answers against their label, 6 of them with confidence: at least 75 % sure, and as sure as it is of that class",
         "IMG_4101.jpg",
         "about 95.6 % (93.7 to 97.1) out of fold, instead of 94.3 %",
         f"{100 * data.test.models['pixels'].accuracy.value:.1f} %",
         "94.3 ± 0.8 %",
     ):
         assert said in text, said
+
+
+def test_doubts_of_which_only_the_confident_are_listed_are_not_said_to_be_all() -> None:
+    text = Document(render(replace(sample(), doubtful=(6, 6, 640)))).text.replace("\u00a0", " ")
+    assert "answers against their label with confidence: at least 75 % sure" in text
+    assert "What it answers against its label with less confidence is left out." in text
+    assert "is left out" not in Document(render(sample())).text
 
 
 def test_findings_stand_below_the_verdict_with_warnings_before_notes(html: str) -> None:
