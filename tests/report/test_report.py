@@ -121,6 +121,10 @@ def test_doubts_of_which_only_the_confident_are_listed_are_not_said_to_be_all() 
     assert "is left out" not in Document(render(sample())).text
 
 
+def test_names_that_are_shortened_already_are_not_cut_again(html: str) -> None:
+    assert "text-overflow" not in html
+
+
 def test_findings_stand_below_the_verdict_with_warnings_before_notes(html: str) -> None:
     data, document = sample(), Document(html)
     text = document.text.replace("\u00a0", " ")
