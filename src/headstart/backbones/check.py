@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from headstart.backbones.backbone import Backbone
-from headstart.backbones.partition import check_equal
+from headstart.backbones.equality import check_equal
 from headstart.backbones.record import meta_copy
 from headstart.errors import PartitionError
 
