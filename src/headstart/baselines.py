@@ -12,7 +12,8 @@ from headstart.data.dataset import Dataset
 from headstart.data.images import Transform
 from headstart.data.splits import thinned
 from headstart.features.extract import batches
-from headstart.features.store import Store, Table
+from headstart.features.store import Store
+from headstart.features.table import Table
 from headstart.heads import Head, Kind, fit_head, logistic_scores, ridge_scores, subject
 from headstart.solvers import SOLVER, principal_axes
 from headstart.tasks.classification import fit_temperature

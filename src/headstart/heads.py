@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from headstart.features.extract import Features, columns
-from headstart.features.store import Table
+from headstart.features.table import Table
 from headstart.solvers import (
     BLOCK,
     Axes,

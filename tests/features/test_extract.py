@@ -25,7 +25,8 @@ from headstart.features.activations import Cached, activation_bytes, cache_activ
 from headstart.features.engine import BATCH, PLAIN, Engine, normalize
 from headstart.features.extract import Features, columns, extract, extract_all, together, with_views
 from headstart.features.settle import settle, transform_of
-from headstart.features.store import Store, Table
+from headstart.features.store import Store
+from headstart.features.table import Table
 from headstart.features.writer import Writer
 from tests.toys import SPEC, TinyNet, folder, striped, stripes, tiny_backbone
 

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from headstart.errors import StoreError
-from headstart.features.store import _RECENT, Recall, Store, Table, spec_digest
+from headstart.features.store import _RECENT, Recall, Store, spec_digest
+from headstart.features.table import Table
 from headstart.features.writer import Writer
 
 WIDTH = 5
@@ -59,7 +60,7 @@ def test_rows_come_back_as_they_were_put_in(store: Store) -> None:
 
 
 def test_rows_are_right_however_often_their_pages_are_let_go(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["headstart.features.store"], "_RESIDENT", 1)
+    monkeypatch.setattr(sys.modules["headstart.features.table"], "_RESIDENT", 1)
     table = store.table("pooled", SPEC, "float32", WIDTH)
     for start in range(0, 40, 8):
         fill(table, range(start, start + 8))
@@ -199,7 +200,7 @@ def test_what_another_run_used_just_now_is_not_dropped(tmp_path: Path) -> None:
 
 def test_a_table_that_is_used_for_long_is_not_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = Store(tmp_path).table("pooled", SPEC, "float32", WIDTH)
-    monkeypatch.setattr("headstart.features.store._TOUCHED", 0)
+    monkeypatch.setattr("headstart.features.table._TOUCHED", 0)
     for use in (lambda: fill(table, range(10)), lambda: table.read(np.arange(10))):
         aged(table.folder, 2 * _RECENT)
         use()

@@ -18,7 +18,8 @@ from headstart.errors import StoreError
 from headstart.features.engine import Engine
 from headstart.features.extract import batches, pooled_table
 from headstart.features.settle import key_of, settle, transform_of
-from headstart.features.store import Store, Table
+from headstart.features.store import Store
+from headstart.features.table import Table
 from headstart.features.writer import Writer
 
 _Tables = dict[int, tuple[Table, Table]]  # by view: activations, and the pooled outputs of the stages before them

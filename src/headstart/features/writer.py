@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.errors import StoreError
-from headstart.features.store import Table
+from headstart.features.table import Table
 
 _WAITING, _PATIENCE = 2**25, 2.0  # bytes and seconds of rows that may wait to be written together
 
