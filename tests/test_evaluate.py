@@ -9,7 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from headstart.errors import DataError
-from headstart.evaluate import Interval, TestReport, evaluate, sign_test
+from headstart.evaluate import TestReport, evaluate
+from headstart.intervals import Interval, sign_test
 from headstart.tasks.catalog import TASKS
 from headstart.tasks.classification import softmax
 from headstart.tasks.resampling import bootstrap

@@ -16,8 +16,8 @@ SOURCE = Path(headstart.__file__).parent
 ROOMS = (
     "options", "data", "tasks", "backbones", "features", "request", "folder", "solvers", "heads", "choice", "winner", "race",
     "lineup", "views", "unknown", "model", "forecast", "plan", "cost", "planner", "suffix", "train", "tuning", "judge",
-    "ladder", "baselines", "scratch", "evidence", "evaluate", "verdict", "proof", "diagnosis", "card", "bundle", "report",
-    "story", "run", "transfer", "fit", "serve", "demo", "show", "cli",
+    "ladder", "baselines", "scratch", "evidence", "intervals", "evaluate", "verdict", "proof", "diagnosis", "card", "bundle",
+    "report", "story", "run", "transfer", "fit", "serve", "demo", "show", "cli",
 )  # fmt: skip
 SEEN_BY_ALL = ("errors", "runtime")
 UNWANTED = {"utils", "helpers", "common", "manager", "misc"}

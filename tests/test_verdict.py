@@ -7,7 +7,8 @@ import pytest
 from numpy.typing import NDArray
 
 from headstart.errors import DataError
-from headstart.evaluate import Difference, Interval, Scores, TestReport, evaluate
+from headstart.evaluate import Difference, Scores, TestReport, evaluate
+from headstart.intervals import Interval
 from headstart.verdict import Verdict, decide_verdict, points
 
 Bools = NDArray[np.bool_]

@@ -8,31 +8,32 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
-from scipy.special import bdtr, betaincinv, expit, logit
 
 from headstart.errors import DataError
+from headstart.intervals import (
+    Interval,
+    balanced,
+    balanced_tail,
+    by_chance,
+    calibration,
+    exact_share,
+    exact_tail,
+    percentiles,
+    sign_test,
+    unshifted,
+    widest,
+)
 from headstart.tasks import classification
 from headstart.tasks.catalog import TASKS
 from headstart.tasks.resampling import Beliefs, Draws, bootstrap
 
 Protocol = Literal["sealed test", "repeated cross-validation", "given pictures"]
 DIFFERENCE_METRICS = ("accuracy", "log_loss", "balanced_accuracy")
-_TAIL = 0.025
 RESAMPLED_GROUPS = 10  # of images: fewer hardly differ from resample to resample, and tell little of new ones
-_BORROWED = 2.0  # pictures of the overall accuracy that a class counts where its own say little of how it varies
-_CALIBRATED = 1000  # draws of what a perfectly calibrated model would show, fewer of very many pictures
 
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Interval(_Record):
-    """A measured value with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 class Scores(_Record):
@@ -216,89 +217,6 @@ def _pairs(names: Sequence[str], final: str) -> list[tuple[str, str]]:
     return pairs + [pair for pair in asked if set(pair) <= set(names) and pair[0] != final]
 
 
-def _widest(found: Sequence[Interval]) -> Interval:
-    """Of several of one value, from the least end to the greatest."""
-    return Interval(value=found[0].value, low=min(each.low for each in found), high=max(each.high for each in found))
-
-
-def _percentiles(value: float, draws: NDArray[np.float64]) -> Interval:
-    low, high = np.quantile(draws, [_TAIL, 1 - _TAIL])
-    return Interval(value=value, low=min(float(low), value), high=max(float(high), value))
-
-
-def _unshifted(value: float, draws: NDArray[np.float64]) -> Interval:
-    """Percentiles less the bias of resampling, for macro-F1, which loses with every rare class that a resample lacks."""
-    found = _percentiles(value, draws - (draws.mean() - value))
-    return Interval(value=value, low=max(0.0, found.low), high=min(1.0, found.high))
-
-
-def _calibration(value: float, draws: NDArray[np.float64], chance: NDArray[np.float64]) -> Interval:
-    """Of an error of calibration, in which |noise| never cancels: every resample overstates the value, and the value as much again.
-
-    `chance`: what a perfectly calibrated model shows. Where that is as much as the value, nothing speaks against an error of 0.
-    """
-    bias = float(draws.mean()) - value
-    low, high = np.quantile(draws, [_TAIL, 1 - _TAIL])
-    below = 0.0 if value <= np.quantile(chance, 1 - _TAIL) else max(0.0, float(low) - 2 * bias)
-    return Interval(value=value, low=min(value, below), high=min(1.0, max(value, float(high) - bias)))
-
-
-def _by_chance(belief: NDArray[np.floating], seed: int) -> NDArray[np.float64]:
-    """The ECE of perfectly calibrated models as confident as `belief` (N, K): one for each draw of which answers are right."""
-    confidence = belief.max(1).astype(np.float64)
-    place = classification.confidence_bin(confidence)
-    bins = np.zeros((classification.ECE_BINS, len(place)))
-    bins[place, np.arange(len(place))] = 1.0
-    draw, wanted = np.random.default_rng(seed), min(_CALIBRATED, max(100, 20_000_000 // len(place)))
-    block = max(1, 4_000_000 // len(place))
-    found = []
-    for start in range(0, wanted, block):
-        right = draw.random((len(place), min(block, wanted - start))) < confidence[:, None]
-        found.append(np.abs(bins @ (right - confidence[:, None])).sum(0) / len(place))
-    return np.concatenate(found)
-
-
-def exact_share(right: float, count: float) -> tuple[float, float]:
-    """The exact 95 % interval of a share of which `right` of `count` speak (Clopper & Pearson 1934)."""
-    low = betaincinv(right, count - right + 1, _TAIL) if right > 0 else 0.0
-    high = betaincinv(right + 1, count - right, 1 - _TAIL) if right < count else 1.0
-    return float(low), float(high)
-
-
-def _balanced(right: NDArray[np.float64], labels: NDArray[np.int64]) -> Interval:
-    """Mean recall of how often each picture was answered right (N,), with an interval on the logit's scale.
-
-    A recall of two pictures varies by more than they show: its variance counts `_BORROWED` more, of the overall accuracy.
-    """
-    count = np.bincount(labels)
-    hits, count = np.bincount(labels, right)[count > 0], count[count > 0]
-    value, overall = float((hits / count).mean()), (hits.sum() + 1) / (count.sum() + 2)
-    shrunk = (hits + _BORROWED * overall) / (count + _BORROWED)
-    error = float((shrunk * (1 - shrunk) / count).sum() ** 0.5) / len(count)
-    inner = float(np.clip(value, 0.5 / count.sum(), 1 - 0.5 / count.sum()))
-    reach = 1.96 * error / (inner * (1 - inner))
-    low, high = expit(logit(inner) - reach), expit(logit(inner) + reach)
-    return Interval(value=value, low=min(value, float(low)), high=max(value, float(high)))
-
-
-def _exact_tail(units: int) -> float:
-    """The least share that still gives `units` of `units` with a chance of 2.5 %."""
-    return float(_TAIL ** (1 / units))
-
-
-def _balanced_tail(counts: NDArray[np.int64]) -> float:
-    """The least mean of shares p, one for each of the `counts` n, that still gives all of all with a chance of 2.5 %.
-
-    Σ n log p is bounded, and the mean is convex in log p, so that it is least where every p is as many times n, and 1 at most.
-    """
-    low, high = 0.0, 1.0
-    for _ in range(60):
-        middle = 0.5 * (low + high)
-        chance = float(counts @ np.log(np.minimum(1.0, middle * counts)))
-        low, high = (middle, high) if chance < np.log(_TAIL) else (low, middle)
-    return float(np.minimum(1.0, high * counts).mean())
-
-
 def _scores(
     labels: NDArray[np.int64],
     belief: NDArray[np.floating],
@@ -308,25 +226,25 @@ def _scores(
 ) -> Scores:
     right = belief.argmax(1) == labels
     found: dict[str, Interval] = {}
-    chance = _by_chance(belief, len(labels))
+    chance = by_chance(belief, len(labels))
     for name, metric in TASKS["classification"].metrics.items():
         value = metric(labels, belief)
         if name == "ece":
-            found[name] = _widest([_calibration(value, each[name], chance) for each in draws])
+            found[name] = widest([calibration(value, each[name], chance) for each in draws])
         else:
-            ends = _unshifted if name == "macro_f1" else _percentiles
-            found[name] = _widest([ends(value, each[name]) for each in draws])
+            ends = unshifted if name == "macro_f1" else percentiles
+            found[name] = widest([ends(value, each[name]) for each in draws])
     often = right.reshape(-1, len(unit)).mean(0)
     low, high = exact_share(float(often.sum()), len(unit))
-    found["accuracy"] = _widest([found["accuracy"], Interval(value=found["accuracy"].value, low=low, high=high)])
+    found["accuracy"] = widest([found["accuracy"], Interval(value=found["accuracy"].value, low=low, high=high)])
     if len(np.unique(belief.argmax(1))) > 1:  # who answers all alike has the same mean recall on any pictures
-        found["balanced_accuracy"] = _widest([found["balanced_accuracy"], _balanced(often, labels[: len(unit)])])
+        found["balanced_accuracy"] = widest([found["balanced_accuracy"], balanced(often, labels[: len(unit)])])
     if right.all() or not right.any():
         # Resampling answers without an exception gives no exception; that is not yet a proof of none.
         pairs = np.unique(np.stack([labels[: len(unit)], unit]), axis=1)
-        by_class = _balanced_tail(np.unique(pairs[0], return_counts=True)[1])
+        by_class = balanced_tail(np.unique(pairs[0], return_counts=True)[1])
         for name, tail in (
-            ("accuracy", _exact_tail(int(unit.max()) + 1)),
+            ("accuracy", exact_tail(int(unit.max()) + 1)),
             ("balanced_accuracy", by_class),
             ("macro_f1", by_class),
         ):
@@ -334,9 +252,9 @@ def _scores(
             found[name] = Interval(value=found[name].value, low=low, high=high)
     if raw is not None:
         value = classification.ece(labels, raw)
-        chance_of_raw = _by_chance(raw, len(labels))
-        found["ece_uncalibrated"] = _widest(
-            [_calibration(value, each["ece_uncalibrated"], chance_of_raw) for each in draws]
+        chance_of_raw = by_chance(raw, len(labels))
+        found["ece_uncalibrated"] = widest(
+            [calibration(value, each["ece_uncalibrated"], chance_of_raw) for each in draws]
         )
     return Scores(**found, ece_expected=float(chance.mean()))
 
@@ -353,24 +271,17 @@ def _difference(
     """The paired difference of one metric; see `evaluate`."""
     measure = TASKS["classification"].metrics[metric]
     value = measure(labels, beliefs[a]) - measure(labels, beliefs[b])
-    found = _widest([_percentiles(value, each[a][metric] - each[b][metric]) for each in draws])
+    found = widest([percentiles(value, each[a][metric] - each[b][metric]) for each in draws])
     unit = np.tile(unit, len(labels) // len(unit))
     right = [np.bincount(unit, beliefs[name].argmax(1) == labels) for name in (a, b)]
     wins, losses = int((right[0] > right[1]).sum()), int((right[0] < right[1]).sum())
     same = np.array_equal(beliefs[a], beliefs[b])
     if metric != "log_loss" and wins + losses == 0 and not same:
         # Two different models that never differed on n groups of images may still differ on the next ones.
-        reach = 1 - _exact_tail(len(right[0]))
+        reach = 1 - exact_tail(len(right[0]))
         found = Interval(value=value, low=min(found.low, -reach), high=max(found.high, reach))
     p = sign_test(wins, losses) if metric == "accuracy" else None
     return Difference(a=a, b=b, metric=metric, value=value, low=found.low, high=found.high, p=p)
-
-
-def sign_test(wins: int, losses: int) -> float:
-    """Two-sided mid-p value of `wins` against `losses` where both are equally likely (Lancaster 1961)."""
-    number, fewer = wins + losses, min(wins, losses)
-    # P(X ≤ k) + P(X < k) = 2 P(X ≤ k) − P(X = k): twice the mid-p tail.
-    return float(min(1.0, bdtr(fewer, number, 0.5) + (bdtr(fewer - 1, number, 0.5) if fewer else 0.0)))
 
 
 def _class_rows(labels: NDArray[np.int64], predicted: NDArray[np.int64], names: Sequence[str]) -> tuple[ClassRow, ...]:

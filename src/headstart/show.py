@@ -18,8 +18,9 @@ from headstart.report.text import MODELS
 if TYPE_CHECKING:
     from headstart.backbones.catalog import Entry
     from headstart.data.audit import Audit
-    from headstart.evaluate import Interval, TestReport
+    from headstart.evaluate import TestReport
     from headstart.features.store import Store
+    from headstart.intervals import Interval
     from headstart.run import Run
 
 _COLOURS = {"error": "bold red", "warning": "yellow", "note": "dim"}

@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import binom
 
 from headstart.diagnosis.telling import LeftOut, Telling
-from headstart.evaluate import exact_share
+from headstart.intervals import exact_share
 
 
 def test_a_mean_over_classes_is_called_one_and_has_its_range() -> None:

@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 
 from headstart.data.dataset import Dataset
-from headstart.evaluate import exact_share
 from headstart.features.extract import Features
 from headstart.features.store import Store
 from headstart.heads import subject
+from headstart.intervals import exact_share
 from headstart.model import Model
 from headstart.proof import Proof
 from headstart.race import Race

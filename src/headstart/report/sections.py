@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from headstart.evaluate import ClassRow, Difference, Interval, Scores, TestReport, exact_share
+from headstart.evaluate import ClassRow, Difference, Scores, TestReport
+from headstart.intervals import Interval, exact_share
 from headstart.report.charts import (
     Axis,
     Line,
