@@ -12,7 +12,7 @@ from headstart.data.dataset import Dataset
 from headstart.folder import LOG
 
 if TYPE_CHECKING:
-    from headstart.features.engine import Way
+    from headstart.features.way import Way
     from headstart.ladder import Finetuned
     from headstart.lineup import Lineup
     from headstart.plan import Plan

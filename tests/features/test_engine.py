@@ -17,8 +17,9 @@ from torchvision.transforms import Normalize
 from headstart.backbones.backbone import Backbone, InputSpec
 from headstart.backbones.from_module import load_module
 from headstart.features import engine as room
-from headstart.features.engine import AGREES, BATCH, BATCH_CUDA, COSINE, PLAIN, Engine, as_activation, normalize
+from headstart.features.engine import AGREES, BATCH, BATCH_CUDA, COSINE, Engine, as_activation, normalize
 from headstart.features.folded import can_fold
+from headstart.features.way import PLAIN
 from tests.toys import SPEC, needs_bfloat16, stripes, tiny_backbone
 
 CPU = torch.device("cpu")

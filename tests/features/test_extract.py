@@ -22,11 +22,12 @@ from headstart.data.images import decode, load_view
 from headstart.data.load import load_dataset
 from headstart.errors import BackboneError, DamagedStore, StoreError, UnreadableImage
 from headstart.features.activations import Cached, activation_bytes, cache_activations
-from headstart.features.engine import BATCH, PLAIN, Engine, normalize
+from headstart.features.engine import BATCH, Engine, normalize
 from headstart.features.extract import Features, columns, extract, extract_all, together, with_views
 from headstart.features.settle import settle, transform_of
 from headstart.features.store import Store
 from headstart.features.table import Table
+from headstart.features.way import PLAIN
 from headstart.features.writer import Writer
 from tests.toys import SPEC, TinyNet, folder, striped, stripes, tiny_backbone
 

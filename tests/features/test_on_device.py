@@ -24,11 +24,12 @@ from headstart.data.load import load_dataset
 from headstart.data.sources import FileImages
 from headstart.errors import UnreadableImage
 from headstart.features import on_device, settle
-from headstart.features.engine import SAMPLE, Engine, Way, normalize
+from headstart.features.engine import SAMPLE, Engine, normalize
 from headstart.features.extract import Features, extract, extract_all
 from headstart.features.on_device import load_there
 from headstart.features.precision import agreement
 from headstart.features.store import Store
+from headstart.features.way import Way
 from tests.toys import SPEC, stripes, tiny_backbone
 
 CPU = torch.device("cpu")

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from headstart.features import engine as room
 from headstart.features import settle as settling
-from headstart.features.engine import CLEARLY, PLAIN, TURNS, Engine
+from headstart.features.engine import CLEARLY, TURNS, Engine
 from headstart.features.extract import extract
 from headstart.features.folded import fold
 from headstart.features.settle import PACED, settle
 from headstart.features.store import Store
+from headstart.features.way import PLAIN
 from tests.toys import striped, stripes, tiny_backbone
 
 CPU = torch.device("cpu")

@@ -11,9 +11,10 @@ import numpy as np
 from headstart.data.audit import Finding, finding
 from headstart.data.dataset import Dataset
 from headstart.errors import UnreadableImage
-from headstart.features.engine import PLAIN, Engine
+from headstart.features.engine import Engine
 from headstart.features.extract import extract_all, together
 from headstart.features.store import Store
+from headstart.features.way import PLAIN
 from headstart.intervals import sign_test
 from headstart.model import Model
 from headstart.proof import Proof

@@ -20,6 +20,7 @@ from headstart.errors import BackboneError
 from headstart.features.compiled import Program, Runner, compiled, version
 from headstart.features.folded import can_fold, fold
 from headstart.features.precision import SAME, Precision, agreement, autocast, has_fast_bfloat16, synchronize
+from headstart.features.way import PLAIN, ROUNDED, Way
 
 COSINE = 0.999  # the least agreement with float32, per picture and stage, that a faster precision must keep
 AGREES = 0.9995  # what it must reach on the sample, so that other pictures keep that as well
@@ -31,7 +32,6 @@ TURNS, CLEARLY = 4, 1.25
 # a GPU likes best has not been measured; it likes more.
 BATCH, BATCH_CUDA = 4, 64
 Pictures = NDArray[np.uint8] | Tensor  # (N, H, W, 3) uint8; a tensor where they were decoded on the device
-_ROUNDED = "means kept"  # how folded weights are rounded (`rounding`): features depend on it
 
 
 def normalize(pictures: Pictures, spec: InputSpec, device: torch.device) -> Tensor:
@@ -42,34 +42,6 @@ def normalize(pictures: Pictures, spec: InputSpec, device: torch.device) -> Tens
     # A row of pixels at a time: a last axis of three numbers is slow. The permuted view of an (N, H, W, 3) tensor is channels_last.
     rows = pixels.flatten(2).to(torch.float32).div_(scale.repeat(pixels.shape[2])).sub_(shift.repeat(pixels.shape[2]))
     return rows.view(pixels.shape).permute(0, 3, 1, 2)
-
-
-@dataclass(frozen=True)
-class Way:
-    """How a backbone is run: `stages[:exact]` in float32, the others at `precision`; whether in folded copies; the least cosine of any
-    picture's pooled features of any stage with plain float32 (None where nothing was compared); what runs the others; and whether the
-    device decodes JPEG files."""
-
-    precision: Precision
-    exact: int = 0
-    folded: bool = False
-    agreement: float | None = None
-    runner: Runner = "eager"
-    decodes: bool = False
-
-    def __str__(self) -> str:
-        runner = "" if self.runner == "eager" else f" {self.runner}"
-        return f"{self.before_compiling}{runner}{', decoded there' * self.decodes}"
-
-    @property
-    def before_compiling(self) -> str:
-        """The way of activations at a cut, which no compiler runs and whose pictures Pillow decodes, as text."""
-        after = f" after {self.exact}" if self.precision != "float32" and self.exact else ""
-        folded = " folded" if self.precision == "float32" else f" folded, {_ROUNDED}"
-        return f"{self.precision}{after}{folded * self.folded}"
-
-
-PLAIN = Way("float32")
 
 
 @dataclass(frozen=True)
@@ -155,7 +127,7 @@ class Engine:
             "fold": self._fold,
             "runner": "eager" if self.runner == "auto" else f"{self.runner} {version(self.runner)}",
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device),
-            "bfloat16": has_fast_bfloat16(self.device) and f"{_ROUNDED}, every stage within {AGREES}",
+            "bfloat16": has_fast_bfloat16(self.device) and f"{ROUNDED}, every stage within {AGREES}",
             "machine": runtime.machine(),
             "torch": torch.__version__,
         }

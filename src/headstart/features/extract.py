@@ -18,10 +18,11 @@ from headstart.data.ahead import Ahead
 from headstart.data.dataset import Dataset, Images
 from headstart.data.images import Transform, load_view, load_views
 from headstart.errors import BackboneError
-from headstart.features.engine import BATCH, Engine, Pictures, Way
+from headstart.features.engine import BATCH, Engine, Pictures
 from headstart.features.settle import key_of, settle, there, transform_of
 from headstart.features.store import Store
 from headstart.features.table import Table
+from headstart.features.way import Way
 from headstart.features.writer import Writer
 
 T = TypeVar("T")

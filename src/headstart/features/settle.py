@@ -17,9 +17,10 @@ from headstart.data.dataset import Dataset, Images
 from headstart.data.images import Transform, load_view
 from headstart.errors import BackboneError, MissingExtra
 from headstart.features.compiled import WORTH, WORTH_ROUNDED, Gain, compilers, version
-from headstart.features.engine import AGREES, CLEARLY, SAMPLE, TURNS, Engine, Pictures, Way
+from headstart.features.engine import AGREES, CLEARLY, SAMPLE, TURNS, Engine, Pictures
 from headstart.features.precision import agreement, synchronize
 from headstart.features.store import Artifact, Store
+from headstart.features.way import Way
 
 DECODERS = ("cuda",)  # devices that are tried as decoders of JPEG files
 DECODED = 64  # pictures that decide whether they are used
