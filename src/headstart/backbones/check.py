@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from headstart.backbones.backbone import Backbone
-from headstart.backbones.equality import check_equal
+from headstart.backbones.equality import check_equal, same_bits
 from headstart.backbones.record import meta_copy
 from headstart.errors import PartitionError
 
@@ -127,14 +127,9 @@ def _check_cut(trial: Backbone, cut: int, device: str) -> None:
     F.cross_entropy(trial(x), torch.tensor([0, 1], device=device)).backward()  # type: ignore[no-untyped-call]
     torch.optim.AdamW(trainable, lr=1e-4).step()
     ids = {id(p) for p in trainable}
-    moved = [name for name, tensor in everything if not _same(before[name], tensor)]
+    moved = [name for name, tensor in everything if not same_bits(before[name], tensor)]
     stray = [name for name, tensor in everything if name in moved and id(tensor) not in ids]
     if stray:
         raise _broken(trial, f"{promise} frozen weights and all buffers stay as they are", f"{stray[:3]} changed")
     if not moved:
         raise _broken(trial, f"{promise} a step moves the trainable weights", "none moved")
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    """Bit for bit, NaNs included."""
-    return torch.equal(a.reshape(-1).view(torch.uint8), b.detach().contiguous().reshape(-1).view(torch.uint8))

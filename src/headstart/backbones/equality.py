@@ -40,7 +40,7 @@ def check_equal(
             f"{backbone.origin.name} changes {changed[0]} when it answers, in evaluation mode, expected that only training changes "
             "parameters and buffers: the same picture would not get the same features again. Take out what does so, as an observer."
         )
-    if not _same_bits(pooled[-1], expected):
+    if not same_bits(pooled[-1], expected):
         raise PartitionError(
             f"the stages of {backbone.origin.name} do not equal the original network at batch size {batch}, expected "
             "bit-equal features. It computes something that cannot be cut (state kept between calls, randomness, "
@@ -82,7 +82,7 @@ def reads_the_same(backbone: Backbone, x: Tensor, pooled: tuple[Tensor, ...]) ->
         text = found.model_dump_json(exclude_defaults=True)
         again = written.read(written.Written.model_validate_json(text), tensors, backbone.input, backbone.origin)
         with torch.no_grad():
-            return all(map(_same_bits, _stage_by_stage(again, x), pooled))
+            return all(map(same_bits, _stage_by_stage(again, x), pooled))
     except Exception:  # whatever a function asks of who calls it: such a network keeps its code
         return False
 
@@ -96,8 +96,10 @@ def _stage_by_stage(backbone: Backbone, x: Any) -> tuple[Tensor, ...]:
     return tuple(pooled)
 
 
-def _same_bits(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and torch.equal(one.view(torch.int32), other.view(torch.int32))
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one type are equal bit for bit, NaNs included."""
+    bits = (tensor.detach().reshape(-1).view(torch.uint8) for tensor in (one, other))
+    return one.shape == other.shape and torch.equal(*bits)
 
 
 def _changes(networks: Sequence[nn.Module]) -> dict[str, tuple[int, ...]]:
