@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import os
 import struct
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from headstart.data.images import decode
@@ -422,6 +424,11 @@ def test_arrays_in_memory() -> None:
         (np.full((4, 8, 8), "x"), [0] * 4, "got images of type <U1"),
         (np.zeros((0, 8, 8)), [], "no pictures in it"),
         (np.zeros((4, 8, 8)), np.array(["a", None, "b", None], object), "2 of 4 labels are None"),
+        (np.zeros((4, 8, 8)), np.array(["a", math.nan, "b", math.nan], object), "2 of 4 labels are nan"),
+        (np.zeros((4, 8, 8)), ["a", math.nan, "b", "b"], "1 of 4 labels are nan"),
+        (np.zeros((4, 8, 8)), [0.0, 1.0, math.nan, 1.0], "1 of 4 labels are nan"),
+        (torch.zeros(4, 8, 8, requires_grad=True), [0] * 4, r"make no array: .* tensor\.detach\(\)\.cpu\(\)\.float"),
+        (torch.zeros(4, 8, 8, dtype=torch.bfloat16), [0] * 4, r"make no array: .* tensor\.detach\(\)"),
         ([np.zeros((4, 4)), np.zeros((5, 4))], [0, 1], "make no array: .* Bring pictures to one size"),
     ],
 )

@@ -173,6 +173,13 @@ def _checked(images: ArrayLike, labels: ArrayLike, what: str) -> tuple[NDArray[n
         raise DataError(
             f"{what}: the images (or labels) make no array: {error}. Bring pictures to one size, or give a folder or a table of files."
         ) from error
+    except (
+        TypeError,
+        RuntimeError,
+    ) as error:  # a tensor that is to be trained, lies on a device, or has a dtype of torch alone
+        raise DataError(
+            f"{what}: the images (or labels) make no array: {error} Give arrays, or such as  tensor.detach().cpu().float()"
+        ) from error
     if pixels.ndim not in (3, 4) or (pixels.ndim == 4 and pixels.shape[3] not in (1, 3, 4)):
         channels_first = pixels.ndim == 4 and pixels.shape[1] in (1, 3, 4)
         hint = " Move the channels last:  numpy.moveaxis(images, 1, -1)" if channels_first else ""
@@ -186,13 +193,18 @@ def _checked(images: ArrayLike, labels: ArrayLike, what: str) -> tuple[NDArray[n
         )
     if names.dtype.kind == "f" and np.array_equal(names, np.rint(names)):
         names = names.astype(np.int64)
-    if names.dtype.kind == "O" and any(name is None for name in names):
-        raise DataError(
-            f"{what}: {sum(name is None for name in names)} of {len(names)} labels are None. Leave these pictures out."
-        )
+    # NumPy makes text of all labels, of nan too, where some are text already: the list as it was given still tells.
+    missing = [name for name in (labels if isinstance(labels, list | tuple) else names.tolist()) if _is_missing(name)]
+    if missing:
+        raise DataError(f"{what}: {len(missing)} of {len(names)} labels are {missing[0]}. Leave these pictures out.")
     if names.dtype.kind not in "iuUbO":
         raise DataError(f"{what}: got labels of type {names.dtype}. Expected integers or strings.")
     return _to_bytes(pixels, what), names
+
+
+def _is_missing(label: object) -> bool:
+    """Whether a label is none: None, or what pandas puts in its place (nan, NaT, NA)."""
+    return label is None or (not isinstance(label, str) and str(label) in ("nan", "NaT", "<NA>"))
 
 
 def _to_bytes(pixels: NDArray[np.generic], what: str) -> NDArray[np.uint8]:
