@@ -401,6 +401,14 @@ def test_options_that_cannot_be_are_refused_before_anything_is_read(wrong: dict[
         hs.fit("nowhere", None, Options(**wrong))
 
 
+def test_options_may_be_paths_and_numbers_of_numpy(tmp_path: Path, quick: None) -> None:
+    plan = head_plan(tmp_path / "plan.json", "module:TinyNet", ["stem", "blocks.0", "blocks.1", "blocks.2", "blocks.3"])
+    given: dict[str, Any] = {"plan": Path(plan), "seed": np.int64(3), "budget": np.float32(60)}
+    hs.fit(stripes(124, classes=2), tmp_path / "run", Options(**given), module=TinyNet())
+    kept = json.loads((tmp_path / "run" / "config.json").read_text())["options"]
+    assert (kept["plan"], kept["seed"], kept["budget"]) == (plan, 3, 60.0)
+
+
 def test_another_network_of_one_s_own_is_another_run(tmp_path: Path, quick: None) -> None:
     pictures, labels = stripes(30)
     chosen, run = Options(plan="head", budget=60.0), tmp_path / "run"

@@ -4,8 +4,11 @@ folder is said at once, and pictures are decoded meanwhile."""
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable
+from dataclasses import fields, replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,7 +53,7 @@ def fit(
     Raises:
         HeadstartError: with what was got, what was expected, and what to do next.
     """
-    options = options or Options()
+    options = _plain(options or Options())
     plan = _checked(options, module)
     story = Story(tell)
     network = None if module is None else _described(module, input)
@@ -80,6 +83,17 @@ def fit(
                 ahead=ahead,
                 progress=progress,
             )
+
+
+def _plain(options: Options) -> Options:
+    """The same as files keep it: paths as text, numbers as Python's own in place of NumPy's."""
+    plain: dict[str, str | int | float] = {}
+    for name, value in ((each.name, getattr(options, each.name)) for each in fields(options)):
+        if isinstance(value, os.PathLike):
+            plain[name] = os.fsdecode(value)
+        elif isinstance(value, Real) and not isinstance(value, int | float):
+            plain[name] = int(value) if isinstance(value, Integral) else float(value)
+    return replace(options, **plain)  # type: ignore[arg-type]
 
 
 def _checked(options: Options, module: nn.Module | None) -> Plan | None:
