@@ -293,6 +293,24 @@ def test_a_picture_that_breaks_later_is_named(tmp_path: Path) -> None:
         features(dataset, tiny_backbone())
 
 
+def test_a_picture_that_changes_later_is_not_kept_for_what_it_was(tmp_path: Path) -> None:
+    root = folder(tmp_path / "pictures", 12)
+    dataset = load_dataset(root)
+    path = root / dataset.names[5]
+    kept = path.read_bytes()
+    shutil.copy(root / dataset.names[0], path)
+    with pytest.raises(UnreadableImage, match=r"\.png: it has changed since the data were read"):
+        extract(tiny_backbone(), dataset, Store(tmp_path / "store"))
+    path.write_bytes(kept)
+    found = [extract(tiny_backbone(), dataset, Store(tmp_path / name)).stages((4,)) for name in ("store", "other")]
+    assert np.array_equal(*found)
+    pictures, labels = stripes(12)
+    dataset = load_dataset((pictures, labels))
+    pictures[5] = 0
+    with pytest.raises(UnreadableImage, match=r"images\[5\]: it has changed since the data were read"):
+        extract(tiny_backbone(), dataset, Store(tmp_path / "store"))
+
+
 @pytest.mark.parametrize("mirror", [True, False])
 def test_activations_are_cached_per_view_and_read_back_as_they_were(passes: Passes, mirror: bool) -> None:
     dataset, backbone = replace(striped(30), mirror=mirror), tiny_backbone()

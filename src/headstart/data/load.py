@@ -26,6 +26,7 @@ from headstart.data.dataset import SPLITS, Dataset, Particulars
 from headstart.data.facts import Facts, Memory, measure
 from headstart.data.listing import Columns, Listing, natural
 from headstart.data.readers import read
+from headstart.data.sources import Unchanged
 from headstart.data.splits import assign_folds, assign_test, fold_count
 from headstart.errors import DataError, TooLittleData, UnreadableImage
 from headstart.options import allowed
@@ -217,14 +218,15 @@ def _dataset(
     names = [listing.labels[i] for i in kept]
     classes = tuple(sorted(set(names), key=natural))
     index = {name: number for number, name in enumerate(classes)}
+    digests = tuple(facts.digests[i] for i in kept)
     return Dataset(
-        images=listing.images.select(kept.tolist()),
+        images=Unchanged(listing.images.select(kept.tolist()), digests),
         labels=np.array([index[name] for name in names], dtype=np.int64),
         classes=classes,
         split=split,
         fold=np.full(len(kept), -1, dtype=np.int64),
         groups=np.unique(groups, return_inverse=True)[1].astype(np.int64).reshape(-1),
-        digests=tuple(facts.digests[i] for i in kept),
+        digests=digests,
         source=listing.source,
         given=frozenset(set(listing.split) - {""}),
         particulars=Particulars(

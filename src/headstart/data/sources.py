@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from headstart.data.dataset import Images
 from headstart.data.images import quiet_pillow, reason
 from headstart.errors import UnreadableImage
 
@@ -167,6 +168,39 @@ class RowImages:
         if not isinstance(path, str):
             raise UnreadableImage(f"{self.names[index]}: the row holds neither bytes nor a path")
         return FileImages((Path(path),), (self.names[index],))._read(0)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Unchanged:
+    """Pictures of any source that were looked at before, when their contents had these `digests`. Whatever is computed of one is kept
+    under its digest, so that one which is another by now must not be taken for it.
+    """
+
+    images: Images
+    digests: tuple[str, ...]
+
+    @property
+    def names(self) -> Sequence[str]:
+        return self.images.names
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def content(self, index: int) -> str:
+        return self.images.content(index)
+
+    def open(self, index: int) -> Image.Image:
+        return self.fetch(index)[1]()
+
+    def fetch(self, index: int) -> tuple[str, Callable[[], Image.Image]]:
+        content, open_picture = self.images.fetch(index)
+        if content != self.digests[index]:
+            raise UnreadableImage(f"{self.names[index]}: it has changed since the data were read. Read them again.")
+        return content, open_picture
+
+    def select(self, indices: Sequence[int]) -> Unchanged:
+        return Unchanged(self.images.select(indices), tuple(self.digests[i] for i in indices))
 
 
 def _named(name: str, content: bytes) -> Image.Image:
