@@ -168,9 +168,26 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     (root / "bird").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     (root / "cat" / "back").symlink_to(root, target_is_directory=True)
     (root / "cat" / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (root / "cat" / "self.jpg").symlink_to("self.jpg")
+    (root / "self").symlink_to("self")
     listing = read(root)
-    assert sorted(listing.labels) == ["bird"] * 3 + ["cat"] * 2 + ["dog"]
-    assert dict(listing.ignored) == {"links that lead back": 1}
+    assert sorted(listing.labels) == ["bird"] * 3 + ["cat"] * 3 + ["dog"]
+    assert dict(listing.ignored) == {"links that lead back": 1, "not regular files": 1}
+
+
+def test_a_folder_that_goes_away_meanwhile_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (class_folders(tmp_path, {"cat": 1, "dog": 1}) / "gone").mkdir()
+    scandir = os.scandir
+
+    def before_it_went(path: Path) -> list[os.DirEntry[str]]:
+        found = list(scandir(path))
+        if path == tmp_path:
+            (tmp_path / "gone").rmdir()
+        return found
+
+    monkeypatch.setattr("headstart.data.folders.os.scandir", before_it_went)
+    with pytest.raises(DataError, match=r"gone: cannot list this folder \(No such file"):
+        read(tmp_path)
 
 
 def test_a_named_pipe_is_passed_by(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -188,30 +189,51 @@ def _walk(path: Path, ignored: Counter[str], above: tuple[tuple[int, int], ...])
     try:
         entries = sorted(os.scandir(path), key=lambda entry: natural(entry.name))
     except OSError as error:
-        raise DataError(f"{path}: cannot list this folder ({error.strerror}). Check its permissions.") from error
+        raise _unlisted(path, error) from error
     tree = _Tree(path)
-    info = path.stat()
-    above = (*above, (info.st_dev, info.st_ino))
+    above = (*above, _identity(path))
     for entry in entries:
         here = path / entry.name
         ending = here.suffix.lower()
         if entry.name.startswith(".") or entry.name.lower() in _CLUTTER:
             ignored["hidden"] += 1
-        elif entry.is_dir():
-            inner = here.stat()
-            if (inner.st_dev, inner.st_ino) in above:
+        elif _leads_to(entry.is_dir):
+            if _identity(here) in above:
                 ignored["links that lead back"] += 1
             else:
                 tree.folders.append(_walk(here, ignored, above))
-        elif ending in extensions() and (entry.is_file() or entry.is_symlink()):
+        elif ending in extensions() and (_leads_to(entry.is_file) or entry.is_symlink()):
             tree.pictures.append(here)  # a broken link stays: the audit names it as unreadable
-        elif not entry.is_file():
+        elif not _leads_to(entry.is_file):
             ignored["not regular files"] += 1
         else:
             ignored[f"{ending} files" if ending else "files without an ending"] += 1
             if ending in TABLES:
                 tree.tables.append(here)
     return tree
+
+
+def _leads_to(kind: Callable[[], bool]) -> bool:
+    """Whether an entry is of that kind; a link that leads to itself, or where no one may look, is of none, as a broken one."""
+    try:
+        return kind()
+    except OSError:
+        return False
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """What two names of one folder have in common."""
+    try:
+        info = path.stat()
+    except OSError as error:  # it went away meanwhile
+        raise _unlisted(path, error) from error
+    return info.st_dev, info.st_ino
+
+
+def _unlisted(path: Path, error: OSError) -> DataError:
+    return DataError(
+        f"{path}: cannot list this folder ({error.strerror}). Check that it is there, and its permissions."
+    )
 
 
 def _hint(tree: _Tree) -> str:
