@@ -332,6 +332,18 @@ def test_a_table_in_another_encoding_says_so(tmp_path: Path) -> None:
         read(tmp_path / "t.parquet")
 
 
+def test_cells_of_parquet_that_cannot_be_told_say_so(tmp_path: Path) -> None:
+    latin = pyarrow.array([b"\xe9.png"], pyarrow.binary())
+    paths = pyarrow.Array.from_buffers(pyarrow.string(), 1, latin.buffers())
+    for columns in (
+        {"path": paths, "label": ["x"]},
+        {"path": ["a.png"], "label": ["x"], "taken": pyarrow.array([2**62], pyarrow.timestamp("us"))},
+    ):
+        pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "t.parquet")
+        with pytest.raises(DataError, match="cannot be read as Parquet"):
+            read(tmp_path / "t.parquet")
+
+
 def idx(array: NDArray[np.uint8]) -> bytes:
     return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
 

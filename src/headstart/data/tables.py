@@ -97,8 +97,13 @@ def _parquet(table: Path) -> tuple[list[str], Rows]:
         raise MissingExtra(f"The table {table.name}", "parquet", "pyarrow") from error
     try:
         content = pyarrow.parquet.read_table(table)
-    except (OSError, pyarrow.ArrowException) as error:
+        values = [["" if cell is None else str(cell) for cell in column.to_pylist()] for column in content.columns]
+    except (
+        OSError,
+        ValueError,
+        OverflowError,
+        pyarrow.ArrowException,
+    ) as error:  # text in no UTF-8, times that no calendar has
         raise DataError(f"{table}: cannot be read as Parquet: {error}") from error
     names = [str(name) for name in content.column_names]
-    values = [["" if cell is None else str(cell) for cell in column.to_pylist()] for column in content.columns]
     return names, [dict(zip(names, cells, strict=True)) for cells in zip(*values, strict=True)]
