@@ -301,6 +301,9 @@ def test_columns_of_a_table_by_option(tmp_path: Path) -> None:
         DataError, match=r"no column 'path' among file, species\. Name the right one with --path-column NAME"
     ):
         read(tmp_path / "t.csv")
+    (tmp_path / "t.csv").write_text(",".join(f"c{i}" for i in range(2000)))
+    with pytest.raises(DataError, match=r"among c0, c1, [c0-9, ]*, c19, … \(2,000 columns\)\. Name"):
+        read(tmp_path / "t.csv")
 
 
 @pytest.mark.parametrize(

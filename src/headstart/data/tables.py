@@ -11,6 +11,7 @@ from headstart.data.sources import FileImages
 from headstart.errors import DataError, MissingExtra
 
 TABLES = (".csv", ".tsv", ".parquet")
+SHOWN = 20  # columns that a message names
 Rows = Sequence[Mapping[str, str]]
 
 
@@ -30,8 +31,9 @@ def read_table(table: Path, columns: Columns) -> Listing:
         ("group", columns.group, columns.group != usual.group),
     ):
         if name is not None and name not in header and needed:
+            more = f", … ({len(header):,} columns)" if len(header) > SHOWN else ""
             raise DataError(
-                f"{table}: no column '{name}' among {', '.join(header) or 'no columns'}. "
+                f"{table}: no column '{name}' among {', '.join(header[:SHOWN]) or 'no columns'}{more}. "
                 f"Name the right one with --{what}-column NAME, or {what}_column=... in Options."
             )
     if not rows:
