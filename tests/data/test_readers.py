@@ -311,16 +311,18 @@ def test_columns_of_a_table_by_option(tmp_path: Path) -> None:
     [
         ("path,label\n", "the table has a header and no rows"),
         ("", "no column 'path' among no columns"),
-        ("path,label\na.png,\n", r"row 2: the cell 'label' is empty"),
-        ("path,label\na.png,x\n,y\n", r"row 3: the cell 'path' is empty"),
+        ("path,label\na.png,\n", r"line 2: the cell 'label' is empty"),
+        ("path,label\na.png,x\n,y\n", r"line 3: the cell 'path' is empty"),
         (
             "path,label,split\na.png,x,trian\n",
-            r"row 2: split is 'trian'\. Expected train, val or test in every row",
+            r"line 2: split is 'trian'\. Expected train, val or test in every row",
         ),
-        ("path,label,split\na.png,x,train\nb.png,x,\n", r"row 3: split is ''"),
+        ("path,label,split\na.png,x,train\nb.png,x,\n", r"line 3: split is ''"),
+        ('path,label\n\n"a\n.png",x\n\nb.png,\n', r"line 6: the cell 'label' is empty"),
+        ("path,label, label\na.png,x,y\n", r"got 2 columns named 'label', expected one\. Rename"),
     ],
 )
-def test_tables_that_cannot_be_read_name_the_row(tmp_path: Path, text: str, words: str) -> None:
+def test_tables_that_cannot_be_read_name_the_line(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(DataError, match=words):
         read(tmp_path / "t.csv")

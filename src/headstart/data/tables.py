@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from headstart.data.listing import Columns, Listing, printable, split_of
@@ -12,17 +14,32 @@ from headstart.errors import DataError, MissingExtra
 
 TABLES = (".csv", ".tsv", ".parquet")
 SHOWN = 20  # columns that a message names
-Rows = Sequence[Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A table as it was read: each row's cells by column, and where it begins: "line 3" of a text, whose cells may span several."""
+
+    path: Path
+    header: list[str]
+    rows: list[dict[str, str]]
+    places: Sequence[int]
+    unit: str
+
+    def at(self, number: int) -> str:
+        """Where the row of that number, from 0, is found."""
+        return f"{self.path}, {self.unit} {self.places[number]}"
 
 
 def read_table(table: Path, columns: Columns) -> Listing:
     """Pictures named by a table, by absolute paths or relative to its folder; split and group may be missing.
 
     Raises:
-        DataError: for a missing column, an empty cell or an unknown split, with the row's number.
+        DataError: for a column that is missing or there twice, an empty cell or an unknown split, with its line.
         MissingExtra: for a Parquet table without pyarrow.
     """
-    header, rows = _parquet(table) if table.suffix.lower() == ".parquet" else _csv(table)
+    found = _parquet(table) if table.suffix.lower() == ".parquet" else _csv(table)
+    header, rows = found.header, found.rows
     usual = Columns()
     for what, name, needed in (
         ("path", columns.path, True),
@@ -36,49 +53,58 @@ def read_table(table: Path, columns: Columns) -> Listing:
                 f"{table}: no column '{name}' among {', '.join(header[:SHOWN]) or 'no columns'}{more}. "
                 f"Name the right one with --{what}-column NAME, or {what}_column=... in Options."
             )
+        if name is not None and header.count(name) > 1:
+            raise DataError(
+                f"{table}: got {header.count(name)} columns named '{name}', expected one. Rename the others."
+            )
     if not rows:
         raise DataError(f"{table}: the table has a header and no rows. Expected one row per picture.")
-    paths = [table.parent / _cell(table, rows, n, columns.path) for n in range(len(rows))]
+    paths = [table.parent / _cell(found, n, columns.path) for n in range(len(rows))]
     return Listing(
         images=FileImages(tuple(paths), tuple(printable(row[columns.path].strip()) for row in rows)),
-        labels=tuple(printable(_cell(table, rows, n, columns.label)) for n in range(len(rows))),
-        split=_split(table, rows, columns.split) if columns.split in header else ("",) * len(rows),
+        labels=tuple(printable(_cell(found, n, columns.label)) for n in range(len(rows))),
+        split=_split(found, columns.split) if columns.split in header else ("",) * len(rows),
         group=tuple((row[columns.group] or "").strip() if columns.group in header else "" for row in rows),
         source=str(table),
         layout="table",
     )
 
 
-def _split(table: Path, rows: Rows, column: str) -> tuple[str, ...]:
-    given = [row[column].strip() for row in rows]
+def _split(table: _Table, column: str) -> tuple[str, ...]:
+    given = [row[column].strip() for row in table.rows]
     if not any(given):
-        return ("",) * len(rows)
+        return ("",) * len(given)
     found = [split_of(name) for name in given]
-    for number, (name, split) in enumerate(zip(given, found, strict=True), start=2):
+    for number, (name, split) in enumerate(zip(given, found, strict=True)):
         if split is None:
             raise DataError(
-                f"{table}, row {number}: split is {name!r}. Expected train, val or test in every row, "
-                "or no split at all."
+                f"{table.at(number)}: split is {name!r}. Expected train, val or test in every row, or no split at all."
             )
     return tuple(split or "" for split in found)
 
 
-def _cell(table: Path, rows: Rows, number: int, column: str) -> str:
-    text = rows[number][column].strip()
+def _cell(table: _Table, number: int, column: str) -> str:
+    text = table.rows[number][column].strip()
     if not text:
-        raise DataError(f"{table}, row {number + 2}: the cell '{column}' is empty. Fill it in, or remove the row.")
+        raise DataError(f"{table.at(number)}: the cell '{column}' is empty. Fill it in, or remove the row.")
     return text
 
 
-def _csv(table: Path) -> tuple[list[str], Rows]:
+def _csv(table: Path) -> _Table:
     try:
         with table.open(encoding="utf-8-sig", newline="") as stream:
             first = stream.readline()
             delimiter = "\t" if table.suffix.lower() == ".tsv" else max(",;\t", key=first.count)
             stream.seek(0)
-            reader = csv.DictReader(stream, delimiter=delimiter, restval="", restkey=None)
-            rows = [{name: value or "" for name, value in row.items() if name is not None} for row in reader]
-            return [name.strip() for name in reader.fieldnames or []], _stripped(rows)
+            reader = csv.reader(stream, delimiter=delimiter)
+            header = [name.strip() for name in next(reader, [])]
+            rows, lines, line = list[dict[str, str]](), list[int](), reader.line_num + 1
+            for cells in reader:
+                if cells:  # not a blank line
+                    rows.append(dict(zip_longest(header, cells[: len(header)], fillvalue="")))
+                    lines.append(line)
+                line = reader.line_num + 1
+            return _Table(table, header, rows, lines, "line")
     except UnicodeDecodeError as error:
         raise DataError(
             f"{table}: not UTF-8 text ({error.reason} at byte {error.start}). Save it as UTF-8 CSV."
@@ -87,11 +113,7 @@ def _csv(table: Path) -> tuple[list[str], Rows]:
         raise DataError(f"{table}: cannot be read as a table: {error}") from error
 
 
-def _stripped(rows: Rows) -> Rows:
-    return [{name.strip(): value for name, value in row.items()} for row in rows]
-
-
-def _parquet(table: Path) -> tuple[list[str], Rows]:
+def _parquet(table: Path) -> _Table:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -108,4 +130,5 @@ def _parquet(table: Path) -> tuple[list[str], Rows]:
     ) as error:  # text in no UTF-8, times that no calendar has
         raise DataError(f"{table}: cannot be read as Parquet: {error}") from error
     names = [str(name) for name in content.column_names]
-    return names, [dict(zip(names, cells, strict=True)) for cells in zip(*values, strict=True)]
+    rows = [dict(zip(names, cells, strict=True)) for cells in zip(*values, strict=True)]
+    return _Table(table, names, rows, range(1, len(rows) + 1), "row")
