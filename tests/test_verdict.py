@@ -243,6 +243,15 @@ def test_an_opponent_that_ran_out_of_time_is_not_beaten() -> None:
     )
 
 
+def test_how_well_the_difference_is_known_is_as_measured() -> None:
+    rivals = {"final": 0.9, "scratch_cnn": 0.5}
+    report = evaluate(labelled(26), {name: belief(np.arange(26) < share * 26) for name, share in rivals.items()})
+    gain = report.difference("final", "scratch_cnn")
+    assert gain is not None and gain.high - gain.low > 0.3
+    said = next(each for each in decide_verdict(report).warnings if "difference" in each)
+    assert f"known only to ±{50 * (gain.high - gain.low):.0f} points with 26 images" in said
+
+
 def test_a_test_of_one_class_shows_nothing() -> None:
     alike = np.tile([0.9, 0.1], (24, 1))
     report = evaluate(

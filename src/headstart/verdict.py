@@ -267,8 +267,8 @@ def _warnings(report: TestReport, final: str, gain: Difference, unfinished: str 
         warnings.append(_no_better(report, final))
     if gain.high - gain.low > WIDE:
         warnings.append(
-            f"The difference is known to no better than ±10 points with {report.images:,} images: read the verdict with care, and "
-            "label more to sharpen it."
+            f"The difference is known only to ±{50 * (gain.high - gain.low):.0f} points with {report.images:,} images: read the "
+            "verdict with care, and label more to sharpen it."
         )
     if report.protocol != "sealed test":
         warnings.append(
