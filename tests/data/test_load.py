@@ -392,11 +392,16 @@ def test_16_bit_pictures_that_use_little_of_their_range_are_told(tmp_path: Path)
 
 
 def test_classes_of_few_pictures_are_named() -> None:
-    pictures = noise(30, 1)[0]
-    assert kinds(load_dataset((pictures, [0] * 20 + [1] * 8 + [2] * 2)).audit)["few"].items == (
-        "1: 8",
-        "2: 2",
-    )
+    pictures = noise(50, 1)[0]
+    found = kinds(load_dataset((pictures[:30], [0] * 20 + [1] * 8 + [2] * 2)).audit)["few"]
+    assert found.items == ("1: 8", "2: 2")
+    assert found.message == "2 classes have fewer than 10 pictures (1: 8; 2: 2)."
+    assert found.next_step.startswith("Figures for them ")
+    found = kinds(load_dataset((pictures[:28], [0] * 20 + [1] * 8)).audit)["few"]
+    assert found.message == "1 class has fewer than 10 pictures (1: 8)."
+    assert found.next_step.startswith("Figures for it ")
+    found = kinds(load_dataset((pictures, [0] * 20 + [1] * 8 + [2] * 8 + [3] * 7 + [4] * 7)).audit)["few"]
+    assert found.message == "4 classes have fewer than 10 pictures (1: 8; 2: 8; 3: 7; …)."
 
 
 def test_the_audit_is_json_and_comes_back(tmp_path: Path) -> None:

@@ -315,12 +315,13 @@ def class_findings(counts: dict[str, int]) -> list[Finding]:
         )
     small = [f"{name}: {count}" for name, count in counts.items() if 2 <= count < FEW]
     if small:
+        shown = "; ".join([*small[:3], *(["…"] if len(small) > 3 else [])])
         found.append(
             finding(
                 "few",
                 "warning",
-                f"{plural(len(small), 'class has', 'classes have')} fewer than {FEW} pictures.",
-                "Figures for them will be rough. Add pictures, or merge classes.",
+                f"{plural(len(small), 'class has', 'classes have')} fewer than {FEW} pictures ({shown}).",
+                f"Figures for {'it' if len(small) == 1 else 'them'} will be rough. Add pictures, or merge classes.",
                 small,
             )
         )
