@@ -409,6 +409,14 @@ def test_options_may_be_paths_and_numbers_of_numpy(tmp_path: Path, quick: None) 
     assert (kept["plan"], kept["seed"], kept["budget"]) == (plan, 3, 60.0)
 
 
+def test_what_is_no_options_is_refused_and_shown_how() -> None:
+    for wrong in ({"budget": 1}, {}, 60):
+        with pytest.raises(
+            TypeError, match=rf"type {type(wrong).__name__}, expected headstart\.Options: fit\(data, options=h"
+        ):
+            hs.fit("nowhere", None, wrong)  # type: ignore[arg-type]
+
+
 def test_another_network_of_one_s_own_is_another_run(tmp_path: Path, quick: None) -> None:
     pictures, labels = stripes(30)
     chosen, run = Options(plan="head", budget=60.0), tmp_path / "run"

@@ -52,8 +52,15 @@ def fit(
 
     Raises:
         HeadstartError: with what was got, what was expected, and what to do next.
+        TypeError: `options` are none.
     """
-    options = _plain(options or Options())
+    options = Options() if options is None else options
+    if not isinstance(options, Options):
+        raise TypeError(
+            f"Got options of the type {type(options).__name__}, expected headstart.Options: "
+            "fit(data, options=headstart.Options(budget=60))."
+        )
+    options = _plain(options)
     plan = _checked(options, module)
     story = Story(tell)
     network = None if module is None else _described(module, input)
