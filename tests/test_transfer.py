@@ -27,6 +27,7 @@ from headstart.data.dataset import Dataset
 from headstart.data.sources import FileImages
 from headstart.errors import OptionError, OutputError, PlanError, TooLittleData, UnknownBackbone
 from headstart.features.store import Store
+from headstart.folder import Folder
 from headstart.options import Options
 from headstart.plan import Plan, Rung
 from headstart.report.gather import _thumbnails
@@ -407,6 +408,16 @@ def test_options_may_be_paths_and_numbers_of_numpy(tmp_path: Path, quick: None) 
     hs.fit(stripes(124, classes=2), tmp_path / "run", Options(**given), module=TinyNet())
     kept = json.loads((tmp_path / "run" / "config.json").read_text())["options"]
     assert (kept["plan"], kept["seed"], kept["budget"]) == (plan, 3, 60.0)
+
+
+def test_a_run_on_other_arrays_is_not_replaced_without_a_word(tmp_path: Path) -> None:
+    with Folder.claim(tmp_path, stripes(30), Options()) as folder:
+        folder.write("model.json", "of other arrays")
+        folder.is_of("their digest")
+    with pytest.raises(OutputError, match=r"holds a run on other data\. Give another folder, or overwrite=True"):
+        hs.fit(stripes(30), tmp_path, Options())
+    assert (tmp_path / "model.json").read_text() == "of other arrays"
+    assert json.loads((tmp_path / "config.json").read_text())["data"] == "their digest"
 
 
 def test_what_is_no_options_is_refused_and_shown_how() -> None:

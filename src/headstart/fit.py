@@ -72,6 +72,7 @@ def fit(
         store = Store(limit=options.store_limit)
         with story.phase("audit"):
             dataset = audited(source, options, store, progress)
+            folder.is_for(dataset.digest)
             story.dataset(dataset)
         first, _ = first_and_others(options.backbone)
         with Ahead.of(dataset, None if module is not None else usual_transform(first)) as ahead:

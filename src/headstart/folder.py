@@ -28,8 +28,9 @@ WRITTEN = (SEEN, "audit.json", "plan.json", "predictions.csv", "doubts.csv", "re
 class Folder:
     """The run folder while this process writes it; `path` is None for a run that is kept in memory.
 
-    `stale`: what lies here is another run's, to be replaced; it stays until `begin`. `title`: what the run is called: after its
-    data, or after its folder where they lie in memory; "" where there is neither.
+    `stale`: what lies here is another run's, to be replaced; it stays until `begin`. `bound`: only a run on the same data, which lie
+    in memory and have no name, may replace what lies here. `title`: what the run is called: after its data, or after its folder where
+    they lie in memory; "" where there is neither.
     """
 
     path: Path | None
@@ -38,6 +39,7 @@ class Folder:
     _made: bool = field(default=False, repr=False)
     resumed: bool = False
     stale: bool = False
+    bound: bool = False
     data: str = ""
     title: str = ""
 
@@ -85,7 +87,7 @@ class Folder:
             ) from error
         claimed = cls(path, config, lock, made, title=title)
         try:
-            claimed = claimed._settled(overwrite)
+            claimed = replace(claimed._settled(overwrite), bound=not overwrite and not isinstance(source, str | Path))
         except BaseException:
             claimed.__exit__()  # a folder that is not ours keeps no trace of the question
             raise
@@ -116,6 +118,17 @@ class Folder:
             found = json.loads((self.path / CONFIG).read_text(encoding="utf-8"))
             return found if isinstance(found, dict) else None
         return None
+
+    def is_for(self, data: str) -> None:
+        """Stop before what lies here is replaced by a run on other data, by their digest, where they lie in memory and have no name.
+
+        Raises:
+            OutputError: where that would happen.
+        """
+        if self.bound and self.data not in ("", data):
+            raise OutputError(
+                f"'{self.path}' holds a run on other data. Give another folder, or overwrite=True to replace it."
+            )
 
     def begin(self) -> None:
         """Remove what another run left here, as there will be a model in its place: what is interrupted from here on must not leave
