@@ -140,6 +140,21 @@ def test_standard_output_that_takes_nothing_is_said(
             write_predictions(model, Asked([str(picture)]), None, as_json=False)
 
 
+def test_standard_input_that_breaks_off_is_no_fault_of_the_output(
+    model: Model, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(io.RawIOBase):
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, _: object) -> int:
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(Broken())))
+    with pytest.raises(DataError, match=r"Cannot read standard input: Input/output error\. Check"):
+        write_predictions(model, Asked([str(picture), "-"]), None, as_json=False)
+
+
 @pytest.mark.parametrize("as_json", [False, True])
 def test_letters_that_an_encoding_lacks_are_written_with_a_backslash(
     model: Model, picture: Path, monkeypatch: pytest.MonkeyPatch, as_json: bool

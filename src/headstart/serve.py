@@ -51,7 +51,7 @@ class Asked:
     none stands for itself, which cannot be read, and has its reason in `why`.
 
     Raises:
-        DataError: where a folder or a glob holds no picture and is all that was asked.
+        DataError: where a folder or a glob holds no picture and is all that was asked, or where the paths cannot be read.
     """
 
     arguments: Sequence[str]
@@ -59,6 +59,13 @@ class Asked:
     why: dict[str, str] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[str]:
+        try:
+            yield from self._paths()
+        except OSError as error:
+            name = "standard input" if error.filename is None else f"'{error.filename}'"
+            raise DataError(f"Cannot read {name}: {error.strerror or error}. Check what gives the paths.") from error
+
+    def _paths(self) -> Iterator[str]:
         for path in self.arguments:
             if path == "-":
                 # Names are bytes; what no encoding explains stays as it is, as everywhere in `os`.
