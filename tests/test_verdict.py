@@ -139,6 +139,7 @@ def test_a_model_that_too_few_groups_show_to_be_better_is_not_told_to_find_rare_
         in warned
     )
     assert "rare" not in warned and "it should not be used" not in warned
+    assert "too few groups decide it: the sign test gives p = 0.062" in decide_verdict(report).reasons[0]
 
 
 def test_few_discordant_images_do_not_decide() -> None:

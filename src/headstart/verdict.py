@@ -65,7 +65,10 @@ def decide_verdict(
     found = _outcome(gain, len(present))
     outcome: Outcome = "not distinguishable" if found == "helped" and unfinished is not None else found
     simple = _simple_tie(report, final, present)
-    decided = [_decided(gain, found, len(present)), *([_instead(BASELINES[best])] if outcome == "hurt" else [])]
+    decided = [
+        _decided(gain, found, len(present), grouped=report.groups is not None),
+        *([_instead(BASELINES[best])] if outcome == "hurt" else []),
+    ]
     return Verdict(
         outcome=outcome,
         overkill=simple is not None,
@@ -180,7 +183,7 @@ def _behind(report: TestReport, final: str, simple: str) -> str:
     return f"which is at most {100 * most:.1f} points worse" if most else "which is no worse"
 
 
-def _decided(gain: Difference, outcome: Outcome, baselines: int) -> str:
+def _decided(gain: Difference, outcome: Outcome, baselines: int, *, grouped: bool) -> str:
     said = _chance(gain)
     if outcome != "not distinguishable":
         return f"The paired 95 % interval leaves out zero, and the sign test agrees ({said})."
@@ -188,8 +191,9 @@ def _decided(gain: Difference, outcome: Outcome, baselines: int) -> str:
         return f"The paired 95 % interval holds zero (sign test: {said})."
     level = LEVEL if gain.value > 0 else LEVEL / baselines
     against = "" if gain.value > 0 else f", its level for the best of {baselines} baselines"
+    few = "groups" if grouped else "images"
     return (
-        f"The paired interval leaves out zero, but too few images decide it: the sign test gives {said}, "
+        f"The paired interval leaves out zero, but too few {few} decide it: the sign test gives {said}, "
         f"above {level:.3f}{against}."
     )
 

@@ -151,9 +151,7 @@ def _without_leaks(
     found = []
     if len(loser):
         message = f"{plural(len(np.unique(loser)), 'picture')} nearly the same as one in a more sealed split."
-        found.append(
-            finding("near_leak", "warning", message, "They are not used; the test pictures stay sealed.", items)
-        )
+        found.append(finding("near_leak", "warning", message, "Left out; the test pictures stay sealed.", items))
     return kept[stays], Pairs(moved[inside.index].astype(np.int64), inside.alike), found
 
 
