@@ -46,9 +46,8 @@ def show_audit(audit: Audit) -> None:
         console.print(
             f"[{_COLOURS[found.severity]}]{found.severity}[/] {escape(found.message)} [dim]{escape(found.next_step)}[/]"
         )
-        if found.total > 1 or not all(
-            item in found.message for item in found.items
-        ):  # a message may name its only item
+        named = all(item in found.message for item in found.items)  # as a message may do with its only one
+        if found.total > 1 or not named:
             for item in found.items[:_ITEMS]:
                 console.print(f"    [dim]{escape(item)}[/]", soft_wrap=True)
             if found.total > _ITEMS:

@@ -173,10 +173,8 @@ def _checked(images: ArrayLike, labels: ArrayLike, what: str) -> tuple[NDArray[n
         raise DataError(
             f"{what}: the images (or labels) make no array: {error}. Bring pictures to one size, or give a folder or a table of files."
         ) from error
-    except (
-        TypeError,
-        RuntimeError,
-    ) as error:  # a tensor that is to be trained, lies on a device, or has a dtype of torch alone
+    except (TypeError, RuntimeError) as error:
+        # A tensor that is to be trained, lies on a device, or has a dtype of torch alone.
         raise DataError(
             f"{what}: the images (or labels) make no array: {error} Give arrays, or such as  tensor.detach().cpu().float()"
         ) from error

@@ -122,12 +122,8 @@ def _parquet(table: Path) -> _Table:
     try:
         content = pyarrow.parquet.read_table(table)
         values = [["" if cell is None else str(cell) for cell in column.to_pylist()] for column in content.columns]
-    except (
-        OSError,
-        ValueError,
-        OverflowError,
-        pyarrow.ArrowException,
-    ) as error:  # text in no UTF-8, times that no calendar has
+    except (OSError, ValueError, OverflowError, pyarrow.ArrowException) as error:
+        # Text in no UTF-8, and times that no calendar has, too.
         raise DataError(f"{table}: cannot be read as Parquet: {error}") from error
     names = [str(name) for name in content.column_names]
     rows = [dict(zip(names, cells, strict=True)) for cells in zip(*values, strict=True)]
