@@ -40,11 +40,16 @@ def partition(network: nn.Module, input: InputSpec, origin: Origin, *, verify: b
     recording = _record(network, (3, *input.size), origin.name)
     flow = Flow(recording)
     owners = Owners(network, (op.target.path for op in flow.ops if isinstance(op.target, Submodule)))
+    if not isinstance(recording.root.result, Value) or not flow.order:
+        raise PartitionError(
+            f"{origin.name} must return one tensor that depends on the image; it returned something else. "
+            "Give a module whose forward returns its features, or its logits, alone."
+        )
     spans, channels = _spans(flow, owners), Channels(flow, network)
     if len(spans) < 3:
         raise PartitionError(
-            f"{origin.name} can be cut into {len(spans)} stages, expected at least 3: too many tensors stay in use "
-            "along its whole depth. Use another backbone; `headstart backbones` lists some."
+            f"{origin.name} can be cut into {len(spans)} stages, expected at least 3: it has too few layers, or too many "
+            "tensors stay in use along its whole depth. Use another backbone; `headstart backbones` lists some."
         )
     parts: list[Part] = [Part() for _ in spans]
     stages: list[Stage] = []
@@ -126,10 +131,6 @@ def _record(network: nn.Module, image: tuple[int, ...], name: str) -> Recording:
 
 def _spans(flow: Flow, owners: Owners) -> list[Span]:
     """Where each stage begins and ends."""
-    if not isinstance(flow.recording.root.result, Value) or not flow.order:
-        raise PartitionError(
-            "the network must return one tensor that depends on the image; it returned something else."
-        )
     fresh: list[int] = []
     counted: set[str] = set()
     for op in flow.order:
