@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from headstart import runtime
 from headstart.baselines import Thumbnails, fit_pixels, majority_logits, pixel_features, thumbnails
 from headstart.cost import JUDGES, judgings, refitting, scratch_affordable, scratch_epochs, seconds_of
+from headstart.data.audit import plural
 from headstart.data.dataset import Dataset
 from headstart.data.splits import assign_folds, by_likeness, fold_count
 from headstart.evaluate import TestReport, evaluate
@@ -177,7 +178,7 @@ def baselines(
         had = (
             "as long as there was time"
             if short is None
-            else f"{short} epochs at the usual rate, all that there was time for"
+            else f"{plural(short, 'epoch')} at the usual rate, all that there was time for"
         )
         why = f"{had}; fair would have been {why}"
     return Baselines(thumbs, each, rivals, tuple(runs), why)
