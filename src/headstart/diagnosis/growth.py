@@ -158,7 +158,7 @@ def answered(
 def cleared(right: NDArray[np.bool_], told: float) -> list[float]:
     """Accuracies (S,) of the same head fitted to ever more pictures, all lowered by `optimism`. `right` and `told` as for `slopes`."""
     count = right.shape[1]
-    odds = _odds(1 - right.mean(1), count) - optimism(right, told)
+    odds = _odds(1 - right.mean(1), count) + optimism(right, told)
     lowered = 1 - (expit(odds[:-1]) * (count + 1) - 0.5) / count
     return [*np.clip(lowered, 0.0, 1.0).tolist(), told]
 
@@ -166,8 +166,8 @@ def cleared(right: NDArray[np.bool_], told: float) -> list[float]:
 def optimism(right: NDArray[np.bool_], told: float) -> float:
     """Log-odds by which the last accuracy lies above `told`: the head answers the pictures that it was chosen on, wherever it is
     fitted. `right` and `told` as for `slopes`."""
-    mistaken, true = _odds(1 - np.array([right[-1].mean(), told]), right.shape[1])
-    return float(mistaken - true)
+    seen, true = _odds(1 - np.array([right[-1].mean(), told]), right.shape[1])
+    return float(true - seen)
 
 
 def _odds(wrong: NDArray[np.float64], count: int) -> NDArray[np.float64]:
@@ -189,7 +189,7 @@ def slopes(right: NDArray[np.bool_], told: float) -> tuple[NDArray[np.float64], 
     weight = np.bincount(sort.reshape(-1), np.repeat([1.0, 0.5], [count, sizes + 1]))
     drawn = np.random.default_rng(0).dirichlet(weight, _DRAWS)
     odds = logit(np.stack([weight / weight.sum(), *drawn]) @ wrong)
-    odds -= optimism(right, told)
+    odds += optimism(right, told)
     steps = np.log(np.arange(1, sizes + 1) / sizes)
     centred = steps - steps.mean()
     return odds[:, -1], -odds @ centred / np.square(centred).sum()
