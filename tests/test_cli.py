@@ -454,7 +454,8 @@ def test_the_demo_is_the_whole_path(
     pictures, labels = digits()
     few = np.concatenate([np.flatnonzero(labels == digit)[:16] for digit in range(10)])
     monkeypatch.setattr("headstart.demo.digits", lambda: (pictures[few], labels[few]))
-    monkeypatch.setattr("headstart.planner.LADDER", ())
+    monkeypatch.setattr("headstart.planner.FEW_LADDER", (0.75,))
+    monkeypatch.setattr("headstart.planner.epochs_for", lambda images: 1)
     monkeypatch.setattr("headstart.proof.scratch_epochs", lambda *_: (1, "one epoch"))
     said = headstart("demo", "--out", tmp_path / "demo")
     assert said.code == 0 and "small network from scratch" in said.out

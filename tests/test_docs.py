@@ -120,8 +120,11 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def desk(tmp_path: Path, cache: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with the pictures in it, as a reader of the documents sits before."""
+    """A working folder with the pictures in it, as a reader of the documents sits before; what trains there trains briefly."""
     monkeypatch.setenv("HEADSTART_CACHE", str(shared_cache))
+    monkeypatch.setattr("headstart.planner.epochs_for", lambda images: 2)
+    monkeypatch.setattr("headstart.proof.RATES", (3e-3,))
+    monkeypatch.setattr("headstart.proof.scratch_epochs", lambda *_: (1, "one epoch"))
     monkeypatch.setattr("webbrowser.open", lambda url: True)
     lay_out(tmp_path)
     monkeypatch.chdir(tmp_path)

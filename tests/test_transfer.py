@@ -428,7 +428,10 @@ def test_what_is_no_options_is_refused_and_shown_how() -> None:
             hs.fit("nowhere", None, wrong)  # type: ignore[arg-type]
 
 
-def test_another_network_of_one_s_own_is_another_run(tmp_path: Path, quick: None) -> None:
+def test_another_network_of_one_s_own_is_another_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None
+) -> None:
+    monkeypatch.setattr("headstart.proof.scratch_epochs", lambda *_: (1, "one epoch"))
     pictures, labels = stripes(30)
     chosen, run = Options(plan="head", budget=60.0), tmp_path / "run"
     hs.fit((pictures, labels), run, chosen, module=TinyNet(1))
