@@ -220,6 +220,10 @@ def test_inspect_shows_a_table_or_json(headstart: Headstart, trained: Trained, t
     table = headstart("inspect", trained.pictures)
     assert table.code == 0
     assert "130 of 130 images usable" in table.out and "turn2" in table.out
+    rows = [f"{path},{path.parent.name},plant {place // 5}" for place, path in enumerate(some(trained, 20))]
+    (tmp_path / "plants.csv").write_text("\n".join(["path,label,plant", *rows]))
+    grouped = headstart("inspect", tmp_path / "plants.csv", "--group-column", "plant")
+    assert "20 of 20 images usable, in 4 groups" in " ".join(grouped.out.split())
     few = folder(tmp_path / "few", 9)
     shutil.copy(few / "turn0" / "000.png", few / "turn0" / "again.png")
     (few / "turn1" / "bad.png").write_bytes(b"\x89PNG bad")

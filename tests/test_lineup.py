@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -94,6 +95,16 @@ def test_a_better_network_takes_the_first_place(dataset: Dataset, store: Store) 
     assert found.engines[0] is seeing
     assert "alone" in found.reasons[-1]
     assert found.heads.best.accuracy > 0.5
+
+
+def test_of_a_sample_that_is_larger_than_a_race_some_race(
+    dataset: Dataset, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of some hundred classes: each has twenty pictures in the sample."""
+    monkeypatch.setattr(import_module("headstart.race"), "RACED", 90)
+    seeing = engine(1)
+    found = lined_up(blind(), {"seeing": seeing}, dataset, store)
+    assert len(found.heads.pool) < len(dataset.indices("train")) and found.engines[0] is seeing
 
 
 def test_a_network_that_adds_nothing_is_left_out(dataset: Dataset, store: Store) -> None:

@@ -95,30 +95,7 @@ def line_up(
     same `budget` decides the same.
     """
     pool = dataset.indices("train")
-    sample, few = (pool[thinned(dataset.labels[pool], most)] for most in (TRIED, SIFTED))
-    unsealed = np.flatnonzero(dataset.split != "test")
-
-    def raced(found: Features, indices: NDArray[np.int64]) -> Race:
-        labels, folds, groups = dataset.labels[indices], dataset.fold[indices], dataset.groups[indices]
-        return race(found, labels, folds, len(dataset.classes), indices, groups=groups, store=store, progress=progress)
-
-    def better(one: Race, other: Race, indices: NDArray[np.int64]) -> bool:
-        """Whether one is surely right more often."""
-        labels, group = dataset.labels[indices], numbered(dataset.groups[indices])
-        return clearly_better(one.best.logits, other.best.logits, labels, group)
-
-    def left_out(name: str, other: Engine) -> str:
-        """Why `other` is not tried on the whole sample; empty where it is."""
-        pace = _pace(other, dataset, store, sample, progress)
-        needed = len(unsealed) * pace
-        if needed > PASS_SHARE * (deadline - time.monotonic()):
-            return f"{name} was not tried: to run all pictures through it would take about {needed:.0f} s"
-        if pace * (len(sample) - len(few)) > LONG:
-            found = extract(other.backbone, dataset, store, engine=other, only=few, progress=progress)
-            if better(raced(features, few), raced(found, few), few):
-                return f"{name} was dropped after {len(few)} training pictures: it is surely less right"
-        return ""
-
+    ground = _Ground(dataset, store, pool[thinned(dataset.labels[pool], TRIED)], progress)
     spec = {
         "data": dataset.digest,
         "first": engine.backbone.digest(),
@@ -127,74 +104,145 @@ def line_up(
         "pair": pair,
     }
     memo = store.artifact("lineup", spec)
-    stored = memo.load()
-    names, reasons = (names, []) if stored is None else (stored[0]["tried"], stored[0]["reasons"])
-    candidates = [_Candidate(_named(engine), engine, features, raced(features, sample))]
-    entering: list[tuple[str, Engine]] = []
+    given = _Candidate(_named(engine), engine, features, ground.raced(features, ground.sample))
+    if (stored := memo.load()) is None:
+        entering, reasons = _entering(given, ground, names, load, deadline)
+    else:
+        entering, reasons = _loaded(stored[0]["tried"], load, stored[0]["reasons"])
+    entering.sort(key=lambda each: sum(each[1].backbone.flops))
+    candidates = [given, *_on_sample(entering, ground, reasons)]
+    if stored is None:
+        memo.save({"tried": [each.name for each in candidates[1:]], "reasons": reasons}, {})
+    return _chosen(candidates, ground, reasons, pair)
+
+
+@dataclass(frozen=True, eq=False)
+class _Ground:
+    """Where candidates are tried: on the pictures `sample` (M,) of the training pictures."""
+
+    dataset: Dataset
+    store: Store
+    sample: NDArray[np.int64]
+    progress: runtime.Progress
+
+    @property
+    def unsealed(self) -> NDArray[np.int64]:
+        return np.flatnonzero(self.dataset.split != "test")
+
+    def raced(self, found: Features, indices: NDArray[np.int64]) -> Race:
+        data = self.dataset
+        labels, folds, groups = data.labels[indices], data.fold[indices], data.groups[indices]
+        classes = len(data.classes)
+        return race(found, labels, folds, classes, indices, groups=groups, store=self.store, progress=self.progress)
+
+    def better(self, one: Race, other: Race) -> bool:
+        """Whether one is surely right more often, on the same pictures."""
+        pictures = one.pool
+        group = numbered(self.dataset.groups[pictures])
+        return clearly_better(one.best.logits, other.best.logits, self.dataset.labels[pictures], group)
+
+
+def _entering(
+    first: _Candidate, ground: _Ground, names: Sequence[str], load: Callable[[str], Engine], deadline: float
+) -> tuple[list[tuple[str, Engine]], list[str]]:
+    """Those of the networks that are worth trying on the whole sample, and why the others are not."""
+    entering, reasons = list[tuple[str, Engine]](), list[str]()
     last = time.monotonic() + _ROOM * (deadline - time.monotonic())
     for place, name in enumerate(names):
-        if stored is None and time.monotonic() > last:
+        if time.monotonic() > last:
             rest = f"{', '.join(names[place:])} {'was' if names[place:] == names[-1:] else 'were'} not tried"
-            reasons.append(
-                f"{rest}: {'other networks had taken their share of the time' if place else 'no time is left'}"
-            )
-            break
+            why = "other networks had taken their share of the time" if place else "no time is left"
+            return entering, [*reasons, f"{rest}: {why}"]
         try:
             other = load(name)
-            reason = left_out(name, other) if stored is None else ""
+            reason = _left_out(name, other, first, ground, deadline)
         except BackboneError as error:
-            reason = f"{name} was not tried: {error}"
+            reason = _not_tried(name, error)
         if reason:
             reasons.append(reason)
         else:
             entering.append((name, other))
-    entering.sort(key=lambda each: sum(each[1].backbone.flops))
+    return entering, reasons
+
+
+def _loaded(
+    names: Sequence[str], load: Callable[[str], Engine], told: Sequence[str]
+) -> tuple[list[tuple[str, Engine]], list[str]]:
+    """Those that an earlier run tried; `told` is why it left others out."""
+    entering, reasons = list[tuple[str, Engine]](), list(told)
+    for name in names:
+        try:
+            entering.append((name, load(name)))
+        except BackboneError as error:
+            reasons.append(_not_tried(name, error))
+    return entering, reasons
+
+
+def _left_out(name: str, other: Engine, first: _Candidate, ground: _Ground, deadline: float) -> str:
+    """Why `other` is not tried on the whole sample; empty where it is."""
+    dataset, store, progress = ground.dataset, ground.store, ground.progress
+    pool = dataset.indices("train")
+    few = pool[thinned(dataset.labels[pool], SIFTED)]
+    pace = _pace(other, dataset, store, ground.sample, progress)
+    needed = len(ground.unsealed) * pace
+    if needed > PASS_SHARE * (deadline - time.monotonic()):
+        return f"{name} was not tried: to run all pictures through it would take about {needed:.0f} s"
+    if pace * (len(ground.sample) - len(few)) > LONG:
+        found = extract(other.backbone, dataset, store, engine=other, only=few, progress=progress)
+        if ground.better(ground.raced(first.features, few), ground.raced(found, few)):
+            return f"{name} was dropped after {len(few)} training pictures: it is surely less right"
+    return ""
+
+
+def _not_tried(name: str, error: BackboneError) -> str:
+    return f"{name} was not tried: {error}"
+
+
+def _on_sample(entering: Sequence[tuple[str, Engine]], ground: _Ground, reasons: list[str]) -> list[_Candidate]:
+    """Those that can be run on the sample, with their features and heads; `reasons` why the others cannot."""
+
+    def through(engines: Sequence[Engine]) -> list[Features]:
+        return extract_all(engines, ground.dataset, ground.store, only=ground.sample, progress=ground.progress)
+
+    able, seen = list(entering), list[Features]()
     try:
-        seen = extract_all([other for _, other in entering], dataset, store, only=sample, progress=progress)
+        seen = through([other for _, other in entering])
     except BackboneError:  # one of them
-        entering, seen = _one_by_one(entering, dataset, store, sample, progress, reasons)
-    for (name, other), found in zip(entering, seen, strict=True):
-        candidates.append(_Candidate(name, other, found, raced(found, sample)))
-    first = candidates[0]
+        able = []
+        for name, other in entering:
+            try:
+                seen += through([other])
+                able.append((name, other))
+            except BackboneError as error:
+                reasons.append(_not_tried(name, error))
+    return [
+        _Candidate(name, other, found, ground.raced(found, ground.sample))
+        for (name, other), found in zip(able, seen, strict=True)
+    ]
+
+
+def _chosen(candidates: Sequence[_Candidate], ground: _Ground, reasons: Sequence[str], pair: bool) -> Lineup:
+    """The best of the candidates first, and those beside it that it answers better with, on all pictures that are not sealed."""
+    pool, first = ground.dataset.indices("train"), candidates[0]
     for candidate in candidates[1:]:
-        if better(candidate.heads, first.heads, sample):
+        if ground.better(candidate.heads, first.heads):
             first = candidate
     others = [candidate for candidate in candidates if candidate is not first]
     rivals = others if pair else []
     tried = together([candidate.features for candidate in (first, *rivals)])
-    used = _used(tried, raced(tried, sample))
-    chosen = [first, *(candidate for candidate, here in zip(rivals, used, strict=True) if here)]
-    if stored is None:
-        memo.save({"tried": [other.name for other in candidates[1:]], "reasons": reasons}, {})
-    whole = len(sample) == len(pool)
-    engines = tuple(candidate.engine for candidate in chosen)
-    features = together(extract_all(engines, dataset, store, only=unsealed, progress=progress))
-    lineup = Lineup(engines, features, first.heads, tried, tuple(candidate.engine for candidate in (first, *rivals)))
+    used = _used(tried, ground.raced(tried, ground.sample))
+    engines = (first.engine, *(each.engine for each, here in zip(rivals, used, strict=True) if here))
+    features = together(
+        extract_all(engines, ground.dataset, ground.store, only=ground.unsealed, progress=ground.progress)
+    )
+    lineup = Lineup(engines, features, first.heads, tried, tuple(each.engine for each in (first, *rivals)))
     # What helped on the sample need not help on all of them.
-    lineup = lineup.narrowed(lambda read: raced(read, pool))
-    reasons += [_said(first, others, lineup.engines, lineup.heads, pair)] if others else []
-    if not whole:
+    lineup = lineup.narrowed(lambda read: ground.raced(read, pool))
+    if others:
+        reasons = [*reasons, _said(first, others, lineup.engines, lineup.heads, pair)]
+    if len(ground.sample) < len(pool):
         lineup = replace(lineup, tried=lineup.features, entrants=lineup.engines)
     return replace(lineup, reasons=tuple(reasons))
-
-
-def _one_by_one(
-    entering: Sequence[tuple[str, Engine]],
-    dataset: Dataset,
-    store: Store,
-    sample: NDArray[np.int64],
-    progress: runtime.Progress,
-    reasons: list[str],
-) -> tuple[list[tuple[str, Engine]], list[Features]]:
-    """Those that can be run on the sample, and their features; `reasons` why the others cannot."""
-    able, seen = list[tuple[str, Engine]](), list[Features]()
-    for name, other in entering:
-        try:
-            seen += extract_all([other], dataset, store, only=sample, progress=progress)
-            able.append((name, other))
-        except BackboneError as error:
-            reasons.append(f"{name} was not tried: {error}")
-    return able, seen
 
 
 def _named(engine: Engine) -> str:

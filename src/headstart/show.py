@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from headstart.data.audit import plural
 from headstart.report.text import MODELS
 
 if TYPE_CHECKING:
@@ -31,8 +32,9 @@ _ITEMS = 5
 def show_audit(audit: Audit) -> None:
     """Classes by side, and findings with what to do about them."""
     console = Console(emoji=False)
+    groups = "" if audit.groups is None else f", in {plural(audit.groups, 'group')}"
     console.print(
-        f"[bold]{escape(audit.source)}[/]  {audit.layout}, {audit.usable:,} of {audit.images:,} images usable"
+        f"[bold]{escape(audit.source)}[/]  {audit.layout}, {audit.usable:,} of {audit.images:,} images usable{groups}"
     )
     table = Table("class", *("images", "train", "val", "test"), box=None, header_style="dim")
     for column in table.columns[1:]:

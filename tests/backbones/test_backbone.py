@@ -227,9 +227,12 @@ def test_flops_are_those_of_the_layers(backbone: Backbone) -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"size": 224}, r"InputSpec\(size=224\): expected \(height, width\), such as \(224, 224\)"),
+        ({"size": 224}, r"InputSpec\(size=224\): expected \(height, width\) in whole pixels, such as \(224, 224\)"),
         ({"size": (3, 224, 224)}, r"InputSpec\(size=\(3, 224, 224\)\): expected \(height, width\)"),
         ({"mean": 0.5}, r"InputSpec\(mean=0.5\): expected one number per channel"),
+        ({"std": (0.5, 0.5, 0.0)}, r"InputSpec\(std=\(0.5, 0.5, 0.0\)\): expected one number per channel, .* above 0"),
+        ({"size": (224.5, 224)}, r"expected \(height, width\) in whole pixels"),
+        ({"mean": ("0", "0", "0")}, "expected one number per channel"),
         ({"std": (0.5,)}, r"InputSpec\(std=\(0.5,\)\): expected one number per channel"),
     ],
 )

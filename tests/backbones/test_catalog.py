@@ -259,3 +259,9 @@ def test_what_is_no_side_is_refused(side: str) -> None:
 def test_a_network_of_patches_says_which_sides_it_takes() -> None:
     with pytest.raises(PartitionError, match=r"images of shape \(3, 100, 100\): .* divisible by patch size \(16\)"):
         load_backbone("test_vit@100", pretrained=False)
+
+
+@pytest.mark.parametrize(("given", "said"), [(ConvNet, "the class ConvNet"), (Path("resnet18"), "a PosixPath")])
+def test_what_is_no_network_is_refused(given: object, said: str) -> None:
+    with pytest.raises(BackboneError, match=f"Got {said}, expected a network: an instance"):
+        load_backbone(given)  # type: ignore[arg-type]

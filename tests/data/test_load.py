@@ -217,6 +217,7 @@ def test_given_groups_stay_together(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("\n".join(["path,label,group", *rows]))
     dataset = load_dataset(tmp_path / "t.csv")
     assert dataset.indices("test").size >= 20
+    assert dataset.audit is not None and dataset.audit.groups == 25
     for start in range(0, 150, 6):
         members = [list(dataset.names).index(f"{seed}.png") for seed in range(start, start + 6)]
         assert len(set(dataset.split[members].tolist())) == 1
@@ -434,7 +435,10 @@ def test_a_second_load_reads_from_memory(tmp_path: Path, monkeypatch: pytest.Mon
         ({"unreadable": "ignore"}, "unreadable='ignore': expected one of 'skip', 'error'"),
         ({"rare": "keep"}, "rare='keep': expected one of 'train', 'drop', 'error'"),
         ({"test_fraction": 20}, r"test_fraction=20: expected a share between 0 and 1, such as 0\.2"),
-        ({"folds": 1}, "folds=1: expected 2 or more"),
+        ({"folds": 1}, "folds=1: expected a whole number, 2 or more"),
+        ({"folds": "5"}, "folds='5': expected a whole number, 2 or more"),
+        ({"test_fraction": "0.2"}, "test_fraction='0.2': expected a share between 0 and 1"),
+        ({"seed": -1}, "seed=-1: expected a whole number"),
     ],
 )
 def test_wrong_options_say_what_is_right(option: dict[str, object], words: str) -> None:

@@ -461,6 +461,7 @@ def test_arrays_in_memory() -> None:
         (np.zeros((4, 8, 8)), np.array(["a", math.nan, "b", math.nan], object), "2 of 4 labels are nan"),
         (np.zeros((4, 8, 8)), ["a", math.nan, "b", "b"], "1 of 4 labels are nan"),
         (np.zeros((4, 8, 8)), [0.0, 1.0, math.nan, 1.0], "1 of 4 labels are nan"),
+        (np.zeros((4, 8, 8)), ["a", "", "b", " "], "2 of 4 labels are empty"),
         (torch.zeros(4, 8, 8, requires_grad=True), [0] * 4, r"make no array: .* tensor\.detach\(\)\.cpu\(\)\.float"),
         (torch.zeros(4, 8, 8, dtype=torch.bfloat16), [0] * 4, r"make no array: .* tensor\.detach\(\)"),
         ([np.zeros((4, 4)), np.zeros((5, 4))], [0, 1], "make no array: .* Bring pictures to one size"),

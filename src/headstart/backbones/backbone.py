@@ -7,6 +7,7 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import final
 
 import torch
@@ -26,7 +27,8 @@ class InputSpec:
     "bicubic", "bilinear", ...; `crop` the side of the centre crop as a share of the resized image.
 
     Raises:
-        BackboneError: for a size that is not two numbers, or a mean or std that is not three.
+        BackboneError: for a size that is not two whole numbers above 0, a mean or std that is not three numbers, or a std that is
+            not above 0.
     """
 
     size: tuple[int, int] = (224, 224)
@@ -36,14 +38,19 @@ class InputSpec:
     crop: float = 0.875
 
     def __post_init__(self) -> None:
-        for name, count, example in (
-            ("size", 2, "(height, width), such as (224, 224)"),
-            ("mean", 3, "one number per channel, such as (0.5, 0.5, 0.5)"),
-            ("std", 3, "one number per channel, such as (0.5, 0.5, 0.5)"),
+        each = "one number per channel, such as (0.5, 0.5, 0.5)"
+        for name, count, kind, least, expected in (
+            ("size", 2, Integral, 0, "(height, width) in whole pixels, such as (224, 224)"),
+            ("mean", 3, Real, -math.inf, each),
+            ("std", 3, Real, 0, f"{each}, above 0"),
         ):
             value: object = getattr(self, name)
-            if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != count:
-                raise BackboneError(f"InputSpec({name}={value!r}): expected {example}.")
+            if (
+                not isinstance(value, Sequence)
+                or len(value) != count
+                or not all(isinstance(number, kind) and float(number) > least for number in value)
+            ):
+                raise BackboneError(f"InputSpec({name}={value!r}): expected {expected}.")
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,13 @@ def load_module(
     classifier: name of a submodule to leave out ("fc"), for a network that ends in class scores.
 
     Raises:
-        BackboneError: there is no submodule of that name, or the network cannot be copied. PartitionError: it cannot be cut.
+        BackboneError: it is no network, there is no submodule of that name, or it cannot be copied. PartitionError: it cannot be cut.
     """
+    if not isinstance(network, nn.Module):
+        given = f"the class {network.__name__}" if isinstance(network, type) else f"a {type(network).__name__}"
+        raise BackboneError(
+            f"Got {given}, expected a network: an instance of torch.nn.Module, or the name of a backbone."
+        )
     network = dict(network.named_children()).get("_orig_mod", network)  # what torch.compile has wrapped
     own = _copied(network).eval()
     if classifier is not None:

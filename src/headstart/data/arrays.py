@@ -195,6 +195,9 @@ def _checked(images: ArrayLike, labels: ArrayLike, what: str) -> tuple[NDArray[n
     missing = [name for name in (labels if isinstance(labels, list | tuple) else names.tolist()) if _is_missing(name)]
     if missing:
         raise DataError(f"{what}: {len(missing)} of {len(names)} labels are {missing[0]}. Leave these pictures out.")
+    empty = sum(not str(name).strip() for name in names.tolist())
+    if empty:
+        raise DataError(f"{what}: {empty} of {len(names)} labels are empty. Name them, or leave these pictures out.")
     if names.dtype.kind not in "iuUbO":
         raise DataError(f"{what}: got labels of type {names.dtype}. Expected integers or strings.")
     return _to_bytes(pixels, what), names

@@ -57,7 +57,8 @@ class ClassCount(_Record):
 class Audit(_Record):
     """A data set as found, cleaned and split.
 
-    `images` pictures found; `usable` of them after cleaning.  `ignored` what else lay there: reason -> files.
+    `images` pictures found; `usable` of them after cleaning, of so many given `groups`, None where none were given.
+    `ignored` what else lay there: reason -> files.
     `modes`, `formats` Pillow's names -> pictures.  `sizes` width and height in pixels: smallest, median,
     largest.
     """
@@ -67,6 +68,7 @@ class Audit(_Record):
     layout: str
     images: int
     usable: int
+    groups: int | None = None
     classes: tuple[ClassCount, ...]
     splits: dict[str, int]
     folds: int

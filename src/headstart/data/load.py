@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from typing import Literal
 
 import numpy as np
@@ -52,10 +53,12 @@ class _Rules:
                 raise DataError(
                     f"{name}={getattr(self, name)!r}: expected one of {', '.join(map(repr, allowed(name)))}."
                 )
-        if not 0 < self.test_fraction < 1:
-            raise DataError(f"test_fraction={self.test_fraction}: expected a share between 0 and 1, such as 0.2.")
-        if self.folds < 2:
-            raise DataError(f"folds={self.folds}: expected 2 or more.")
+        if not isinstance(self.test_fraction, Real) or not 0 < self.test_fraction < 1:
+            raise DataError(f"test_fraction={self.test_fraction!r}: expected a share between 0 and 1, such as 0.2.")
+        if not isinstance(self.folds, Integral) or self.folds < 2:
+            raise DataError(f"folds={self.folds!r}: expected a whole number, 2 or more.")
+        if not isinstance(self.seed, Integral) or not 0 <= self.seed < 2**63:
+            raise DataError(f"seed={self.seed!r}: expected a whole number, 0 to 2**63 - 1.")
 
 
 def load_dataset(
@@ -320,6 +323,11 @@ def _counts(dataset: Dataset) -> dict[str, int]:
     return dict(zip(dataset.classes, (int(count) for count in dataset.counts()), strict=True))
 
 
+def _given_groups(dataset: Dataset) -> int | None:
+    given = set() if dataset.particulars is None else {group for group in dataset.particulars.groups if group}
+    return len(given) or None
+
+
 def _report(listing: Listing, facts: Facts, dataset: Dataset, findings: list[Finding]) -> Audit:
     sides = {side: dataset.counts(side) for side in SPLITS}
     readable = facts.readable
@@ -329,6 +337,7 @@ def _report(listing: Listing, facts: Facts, dataset: Dataset, findings: list[Fin
         layout=listing.layout,
         images=len(listing.labels),
         usable=len(dataset),
+        groups=_given_groups(dataset),
         classes=tuple(
             ClassCount(name=name, images=count, **{side: int(sides[side][k]) for side in SPLITS})
             for k, (name, count) in enumerate(_counts(dataset).items())
