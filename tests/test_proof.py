@@ -114,6 +114,10 @@ def test_the_network_from_scratch_ends_a_short_schedule_where_there_is_no_time_f
     )  # fair are 20 epochs
     assert [(run.epochs, run.searched, run.complete) for run in searchless.scratch] == [(20, False, False)]
     assert searchless.scratch_epochs.startswith("20 epochs at the usual rate, all that there was time for")
+    tested = slow.model_copy(update={"tested": 1000})  # which take 14 s
+    proven = starved.model_copy(update={"evidence": tested})
+    found = baselines(dataset, store, proven, climbed_not(), deadline=time.monotonic() + 50.0)
+    assert [run.epochs for run in found.scratch] == [1], "what comes after has its share of the time"
     given = baselines(dataset, store, starved, climbed_not(), deadline=math.inf)
     assert [run.complete for run in given.scratch] == [True]
     again = baselines(dataset, store, starved, climbed_not(), deadline=time.monotonic() + 50.0)

@@ -147,6 +147,13 @@ def scratch_affordable(evidence: Evidence, epochs: int, left: float, trainings: 
     return max(1, min(epochs, int(left / once)))
 
 
+def proving(evidence: Evidence, tuned: bool) -> float:
+    """Estimated seconds of what comes when all is decided: the sealed pictures run through the networks that answer, and through the
+    one that was `tuned` as well; the rest takes about as long as a pass of the training pictures through the first."""
+    once = evidence.decode_seconds + sum(evidence.forward_seconds) + evidence.beside_seconds
+    return (1 + tuned) * evidence.tested * once + evidence.images * sum(evidence.forward_seconds)
+
+
 def _scratch_pass(evidence: Evidence, trainings: int) -> tuple[int, float]:
     """Pictures of an epoch of one training from scratch, and how many times its epochs the search for a rate takes beside it."""
     return (evidence.images, SCRATCH_SEARCH) if trainings == 1 else (round(0.8 * evidence.images), 0.0)

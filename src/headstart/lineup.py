@@ -26,6 +26,7 @@ from headstart.features.store import Store
 from headstart.race import Race, race
 
 TRIED = 400  # training pictures that a candidate is tried on, about; each class has its share, and 20 at least
+CROWD = 2000  # or fewer, 5 at least, where the classes are so many that these would be more pictures
 SIFTED, LONG = 100, 10.0  # of these as many first, where the others would take more seconds than that
 _WARM, _FIRST = 8, 40  # the first of them settle how it runs, the next tell how fast that is
 PASS_SHARE = 0.15  # of the time that is left, which one more pass over all pictures may take
@@ -94,8 +95,7 @@ def line_up(
     Talwalkar 2016, arXiv 1502.07943). What is decided depends on the time that is left, and is remembered: the same run with the
     same `budget` decides the same.
     """
-    pool = dataset.indices("train")
-    ground = _Ground(dataset, store, pool[thinned(dataset.labels[pool], TRIED)], progress)
+    ground = _Ground(dataset, store, _sample(dataset, TRIED), progress)
     spec = {
         "data": dataset.digest,
         "first": engine.backbone.digest(),
@@ -142,6 +142,12 @@ class _Ground:
         return clearly_better(one.best.logits, other.best.logits, self.dataset.labels[pictures], group)
 
 
+def _sample(dataset: Dataset, most: int) -> NDArray[np.int64]:
+    """About `most` of the training pictures (M,)."""
+    pool = dataset.indices("train")
+    return pool[thinned(dataset.labels[pool], most, min(20, max(5, CROWD // len(dataset.classes))))]
+
+
 def _entering(
     first: _Candidate, ground: _Ground, names: Sequence[str], load: Callable[[str], Engine], deadline: float
 ) -> tuple[list[tuple[str, Engine]], list[str]]:
@@ -181,8 +187,7 @@ def _loaded(
 def _left_out(name: str, other: Engine, first: _Candidate, ground: _Ground, deadline: float) -> str:
     """Why `other` is not tried on the whole sample; empty where it is."""
     dataset, store, progress = ground.dataset, ground.store, ground.progress
-    pool = dataset.indices("train")
-    few = pool[thinned(dataset.labels[pool], SIFTED)]
+    few = _sample(dataset, SIFTED)
     pace = _pace(other, dataset, store, ground.sample, progress)
     needed = len(ground.unsealed) * pace
     if needed > PASS_SHARE * (deadline - time.monotonic()):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from headstart import runtime
 from headstart.baselines import Thumbnails, fit_pixels, majority_logits, pixel_features, thumbnails
-from headstart.cost import JUDGES, judgings, refitting, scratch_affordable, scratch_epochs, seconds_of
+from headstart.cost import JUDGES, judgings, proving, refitting, scratch_affordable, scratch_epochs, seconds_of
 from headstart.data.audit import plural
 from headstart.data.dataset import Dataset
 from headstart.data.splits import assign_folds, by_likeness, fold_count
@@ -142,13 +142,17 @@ def baselines(
     seed: int = 0,
     progress: runtime.Progress = runtime.silent,
 ) -> Baselines:
-    """Majority class, pixels, and a small network that gets as much time as transfer."""
+    """Majority class, pixels, and a small network that gets as much time as transfer, or about what the proof leaves of the time until
+    the `deadline`."""
     each = passes(dataset, tuned, seed)
     classes, labels = len(dataset.classes), dataset.labels
     thumbs = thumbnails(dataset, store, side=32 if _usual_side(dataset) <= _SMALL else 64, progress=progress)
     epochs, why = _scratch_epochs(plan, tuned, len(each))
     rates, left = RATES if len(each) == 1 else USUAL_RATES, max(0.0, deadline - time.monotonic())
-    short = None if plan.evidence is None else scratch_affordable(plan.evidence, epochs, left, len(each))
+    short = None
+    if plan.evidence is not None:
+        left -= min(0.5 * left, proving(plan.evidence, bool(tuned.kept)))
+        short = scratch_affordable(plan.evidence, epochs, left, len(each))
     runs: list[Scratch] = []
 
     def majority(one: Pass) -> tuple[NDArray[np.float32], float]:

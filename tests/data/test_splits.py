@@ -155,14 +155,14 @@ def test_no_more_folds_than_the_richest_class_has_groups() -> None:
     assert fold_count(np.zeros(50, np.int64), np.arange(50), 5) == 5
 
 
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=400), st.integers(1, 300))
-def test_a_sample_holds_of_every_class_its_share(drawn: list[int], most: int) -> None:
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=400), st.integers(1, 300), st.integers(1, 30))
+def test_a_sample_holds_of_every_class_its_share(drawn: list[int], most: int, each: int) -> None:
     labels = np.array(drawn, dtype=np.int64)
-    chosen = thinned(labels, most)
+    chosen = thinned(labels, most, each)
     assert np.array_equal(chosen, np.unique(chosen))
     assert len(labels) > most or len(chosen) == len(labels)
     for label, count in Counter(drawn).items():
         inside, share = np.flatnonzero(labels == label), count * min(1.0, most / len(labels))
         held = int((labels[chosen] == label).sum())
-        assert max(share - 1e-9, min(count, 20)) <= held <= max(share + 1, min(count, 20))
+        assert max(share - 1e-9, min(count, each)) <= held <= max(share + 1, min(count, each))
         assert np.array_equal(chosen[labels[chosen] == label], inside[:held]), "the first of each class"

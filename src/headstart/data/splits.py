@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def thinned(labels: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """Positions (M,) of about `most` of N pictures, of each class its share, but no fewer than 20 while it has as many; all of
+def thinned(labels: NDArray[np.int64], most: int, each: int = 20) -> NDArray[np.int64]:
+    """Positions (M,) of about `most` of N pictures, of each class its share, but no fewer than `each` while it has as many; all of
     them where there are no more. Of each class the first are taken: give them in an order that means nothing."""
     if len(labels) <= most:
         return np.arange(len(labels))
     counts = np.bincount(labels)
-    quota = np.maximum(np.ceil(counts * most / len(labels)), np.minimum(counts, 20))
+    quota = np.maximum(np.ceil(counts * most / len(labels)), np.minimum(counts, each))
     order = np.argsort(labels, kind="stable")
     rank = np.empty(len(labels), dtype=np.int64)
     rank[order] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
