@@ -191,7 +191,10 @@ def test_a_race_over_real_features_repeats() -> None:
         assert np.array_equal(a.logits, b.logits)
 
 
-def test_of_very_many_pictures_a_sample_races_and_all_are_fitted(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "most"), [("RACED", 75), ("CELLS", 3 * 75)])
+def test_of_very_many_pictures_a_sample_races_and_all_are_fitted(
+    store: Store, monkeypatch: pytest.MonkeyPatch, name: str, most: int
+) -> None:
     dataset, backbone = striped(150, contrast=25), tiny_backbone()
     features = extract(backbone, dataset, store, engine=Engine(backbone, precision="float32"))
     pool = dataset.indices("train")
@@ -199,7 +202,7 @@ def test_of_very_many_pictures_a_sample_races_and_all_are_fitted(store: Store, m
     few = thinned(labels, 75)
     alone = race(features, labels[few], folds[few], 3, pool[few])
     whole = fit_winner(alone.best, features, labels, 3, pool, Store(store.root / "elsewhere"))
-    monkeypatch.setattr(import_module("headstart.race"), "RACED", 75)
+    monkeypatch.setattr(import_module("headstart.race"), name, most)
     found = race(features, labels, folds, 3, pool, store=store)
     assert np.array_equal(found.pool, pool[few])
     assert np.array_equal(found.best.logits, alone.best.logits)

@@ -33,6 +33,9 @@ Scorer = Callable[[Axes, NDArray[np.int64], NDArray[np.int64], int, tuple[int, .
 _Entrant = tuple[Kind, tuple[int, ...]]
 _SCORERS: dict[Kind, Scorer] = {"ridge": ridge_scores, "logistic": logistic_scores, "centroid": centroid_scores}
 RACED = IN_MEMORY  # pictures that race at most: more cost time and tell no head from another
+CELLS = (
+    10**6
+)  # pictures times classes, about, that race at most: what a step of logistic regression costs is in proportion to it
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,8 +126,9 @@ class _Course:
     group: NDArray[np.int64] | None = None
 
     def thinned(self) -> _Course:
-        """A sample of at most `RACED` pictures."""
-        sample = thinned(self.labels, RACED)
+        """A sample of at most `RACED` pictures, or where classes are very many of about `CELLS`, but 5 of each class."""
+        most = min(RACED, CELLS // self.classes)
+        sample = thinned(self.labels, most, min(20, max(5, most // self.classes)))
         return replace(
             self,
             labels=self.labels[sample],
@@ -183,7 +187,7 @@ def _race(whole: _Course, store: Store | None, progress: runtime.Progress) -> Ra
     combination go on to logistic regression. Their heads and the best ridge are the finalists. Where there are augmented views,
     these are fitted to them as well, and stay so unless the labels are clearly likelier without. The finalists' blend wins unless
     another beats it by more than two standard errors of the paired difference, and by three pictures. Of more than `RACED`
-    pictures a sample races, and none in more views.
+    pictures, or of fewer in very many classes, a sample races, and none in more views.
     """
     course = whole.thinned()
     features, labels, classes, pool = course.features, course.labels, course.classes, course.pool
