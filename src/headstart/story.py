@@ -87,11 +87,12 @@ class Story:
         agreement = "" if way.agreement is None else f", features at a cosine of {way.agreement:.5f} with plain float32"
         self.note(f"engine: {way}{agreement}")
 
-    def heads(self, heads: Race) -> None:
-        """Which head won, and why."""
-        best = heads.best
+    def heads(self, heads: Race, pictures: int) -> None:
+        """Which head won, and why; on how many of the training pictures, where not on all."""
+        best, raced = heads.best, len(heads.pool)
+        sample = f" (of a sample of {raced:,}; then fitted to all {pictures:,})" if raced < pictures else ""
         self.say(
-            f"frozen head: {100 * heads.accuracy:.1f} ± {100 * best.accuracy_se:.1f} % out of fold; {heads.reason}"
+            f"frozen head: {100 * heads.accuracy:.1f} ± {100 * best.accuracy_se:.1f} % out of fold{sample}; {heads.reason}"
         )
 
     def lineup(self, lineup: Lineup) -> None:

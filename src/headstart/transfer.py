@@ -80,7 +80,7 @@ def transfer(
         story.engine(settle(engine, dataset, store))
     with story.phase("head"):
         lineup = Lineup.alone(engine, features, raced(features))
-        story.heads(lineup.heads)
+        story.heads(lineup.heads, len(pool))
         model = on_frozen(lineup, dataset, store)
         first = not folder.holds_model(dataset.digest)  # a resumed or repeated run may have left a better one
         if first:
