@@ -13,7 +13,7 @@ from headstart.features.engine import Engine
 from headstart.features.extract import Features, extract
 from headstart.features.store import Store
 from headstart.race import Race, race
-from headstart.winner import fit_winner
+from headstart.winner import fit_winner, held_out
 from tests.toys import Floats, Labels, clouds, striped, tiny_backbone
 
 
@@ -209,6 +209,12 @@ def test_of_very_many_pictures_a_sample_races_and_all_are_fitted(
     head = fit_winner(found.best, features, labels, 3, pool, store)
     raw = features.stages(head.taps, pool)
     assert (head.kind, head.taps, head.strength) == (whole.kind, whole.taps, whole.strength)
+    held, logits = held_out(found.best, found.pool, features, labels, folds, 3, pool, store)
+    assert set(held) == set(pool[folds == 0]), "all of a fold, whether or not it raced"
+    others = fit_winner(found.best, features, labels[folds != 0], 3, pool[folds != 0], Store(store.root / "apart"))
+    np.testing.assert_allclose(logits, others.answers(features, held), rtol=1e-3, atol=1e-3)
+    everyone, known = held_out(alone.best, alone.pool, features, labels[few], folds[few], 3, pool[few], store)
+    assert everyone is alone.pool and known is alone.best.logits, "where all raced, what the race knows"
     # Not to the last digit: a weak axis of nearly collinear features is made of rounding errors.
     np.testing.assert_allclose(head.logits(raw), whole.logits(raw), atol=0.05 * np.abs(whole.logits(raw)).max())
 

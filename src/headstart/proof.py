@@ -32,7 +32,7 @@ from headstart.scratch import RATES, USUAL_RATES, Scratch, Scratching
 from headstart.solvers import BLOCK
 from headstart.tasks.classification import fit_temperature, softmax
 from headstart.verdict import Verdict, decide_verdict
-from headstart.winner import fit_winner
+from headstart.winner import fit_winner, held_out
 
 REPEATS = 3  # of five-fold cross-validation where no test set could be cut
 _SMALL = 40  # pixels; pictures of this size or less gain nothing from thumbnails of 64
@@ -238,7 +238,8 @@ def prove(
         ran = heads if sealed else race(features, labels[fit], one.fold, classes, fit, groups=groups, store=store)
         score = ran.last if last else ran.best
         fitted = fit_winner(score, features, labels[one.fit], classes, one.fit, store)
-        return fitted.answers(features, one.asked), fit_temperature(score.logits, labels[ran.pool])
+        held, logits = held_out(score, ran.pool, features, labels[one.fit], one.fold, classes, one.fit, store)
+        return fitted.answers(features, one.asked), fit_temperature(logits, labels[held])
 
     def final(one: Pass) -> tuple[NDArray[np.float32], float]:
         asked = dataset.select(one.asked)

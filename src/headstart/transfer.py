@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from headstart import proof, runtime
@@ -38,7 +39,7 @@ from headstart.story import Story
 from headstart.tasks.classification import fit_temperature
 from headstart.unknown import Unknown, learn
 from headstart.views import more_views
-from headstart.winner import fit_winner
+from headstart.winner import fit_winner, held_out
 
 
 def transfer(
@@ -229,8 +230,15 @@ def on_frozen(lineup: Lineup, dataset: Dataset, store: Store) -> Model:
     """The model whose head won the race, on the backbones as they are; the temperature calibrates its out-of-fold answers."""
     pool, heads = dataset.indices("train"), lineup.heads
     head = fit_winner(heads.best, lineup.features, dataset.labels[pool], len(dataset.classes), pool, store)
-    temperature = fit_temperature(heads.best.logits, dataset.labels[heads.pool])
+    held, logits = _held_out(lineup, dataset, store)
+    temperature = fit_temperature(logits, dataset.labels[held])
     return _model(lineup.engines[0].backbone, lineup.engines, head, dataset, temperature)
+
+
+def _held_out(lineup: Lineup, dataset: Dataset, store: Store) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    pool, heads, classes = dataset.indices("train"), lineup.heads, len(dataset.classes)
+    labels, folds = dataset.labels[pool], dataset.fold[pool]
+    return held_out(heads.best, heads.pool, lineup.features, labels, folds, classes, pool, store)
 
 
 def finetuned(lineup: Lineup, tuned: Finetuned, dataset: Dataset) -> Model:
@@ -244,7 +252,7 @@ def knowing(tuned: Finetuned, lineup: Lineup, dataset: Dataset, temperature: flo
     heads, features = lineup.heads, lineup.features
     frozen = min([result.rung.cut for result in tuned.kept], default=len(features.own))
     frozen = 0 if tuned.together else frozen  # the original network beside the trained one has them all
-    held, logits = (tuned.held, tuned.logits) if tuned.kept else (heads.pool, heads.best.logits)
+    held, logits = (tuned.held, tuned.logits) if tuned.kept else _held_out(lineup, dataset, store)
     return learn(features, dataset, frozen, heads.pool, held, logits / np.float32(temperature), store)
 
 

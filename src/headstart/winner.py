@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from headstart.data.splits import thinned
 from headstart.features.extract import Features
 from headstart.features.store import Artifact, Store
 from headstart.heads import LOGISTIC_STRENGTHS, Head, Score, leaves, merged, on_same_rows, solved, subject
@@ -39,6 +40,28 @@ def fit_winner(
         return merged([(whole(part), heat) for part, heat in score.parts], features.widths)
 
     return whole(score)
+
+
+def held_out(
+    score: Score,
+    raced: NDArray[np.int64],
+    features: Features,
+    labels: NDArray[np.int64],
+    folds: NDArray[np.int64],
+    classes: int,
+    pool: NDArray[np.int64],
+    store: Store,
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Pictures (M,) that a head like the winner has not seen, and its answers to them, logits (M, K): those of the race where all of
+    the `pool` (N,) have `raced`, whose `labels` and `folds` (N,) are given. Where a sample has, one fold is asked of a head that is
+    fitted to the others: who has learnt from more pictures is surer than the race knows.
+    """
+    if len(raced) == len(pool):
+        return raced, score.logits
+    out = folds == folds.min()
+    held = pool[out][thinned(labels[out], IN_MEMORY)]
+    head = fit_winner(score, features, labels[~out], classes, pool[~out], store)
+    return held, head.answers(features, held)
 
 
 def solve(
