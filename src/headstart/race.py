@@ -33,9 +33,8 @@ Scorer = Callable[[Axes, NDArray[np.int64], NDArray[np.int64], int, tuple[int, .
 _Entrant = tuple[Kind, tuple[int, ...]]
 _SCORERS: dict[Kind, Scorer] = {"ridge": ridge_scores, "logistic": logistic_scores, "centroid": centroid_scores}
 RACED = IN_MEMORY  # pictures that race at most: more cost time and tell no head from another
-CELLS = (
-    10**6
-)  # pictures times classes, about, that race at most: what a step of logistic regression costs is in proportion to it
+# Pictures times classes, about, that race at most: what a step of logistic regression costs is in proportion to them.
+CELLS = 2 * 10**6
 
 
 @dataclass(frozen=True, eq=False)
