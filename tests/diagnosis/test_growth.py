@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -203,6 +206,19 @@ def test_a_sample_that_raced_foretells_for_all_pictures(case: tuple[Race, Featur
     assert [pictures for pictures, _ in found.measured] == [6, 12, 18, 24]
     assert [each.pictures for each in found.foretold] == [36, 51, 72], "no further than four times those that raced"
     assert found.foretold[0].accuracy > heads.accuracy
+
+
+def test_a_long_curve_is_drawn_while_there_is_time_and_then_no_more(
+    case: tuple[Race, Features, Dataset, Store], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    heads, features, dataset, _ = case
+    store, over = Store(tmp_path), time.monotonic()
+    monkeypatch.setattr(module, "LONG", 36 * 3 - 1)
+    assert growth(heads, features, dataset, store, deadline=over) is None
+    found = growth(heads, features, dataset, store, deadline=math.inf)
+    assert found is not None and growth(heads, features, dataset, store, deadline=over) == found, "known by now"
+    monkeypatch.setattr(module, "LONG", 36 * 3)
+    assert growth(heads, features, dataset, Store(tmp_path / "other"), deadline=over) == found, "takes no time"
 
 
 def test_nothing_is_said_where_nothing_can_be_known(

@@ -62,7 +62,8 @@ def diagnose(
     progress: runtime.Progress = runtime.silent,
 ) -> Diagnosis:
     """Look at what the run has computed, once the test set is open; nothing here changes the model. `engine` runs the backbone as it
-    came; past `deadline` (on `time.monotonic`'s clock) no picture is run any more to look for leaks, or in float32."""
+    came; past `deadline` (on `time.monotonic`'s clock) no picture is run any more to look for leaks, or in float32, and no long
+    learning curve drawn."""
     near = suspected(dataset, heads, features, engine, store, deadline=deadline, progress=progress)
     exact = exactness(model, dataset, proof, store, deadline=deadline)
     findings = (
@@ -78,7 +79,7 @@ def diagnose(
         listed(doubts(heads, dataset.labels, dataset.fold), heads, dataset.labels),
         len(heads.pool),
         gravest_first(findings),
-        growth(heads, features, dataset, store, progress),
+        growth(heads, features, dataset, store, progress, deadline),
         telling(model, heads, features, dataset, proof, store),
         similarity(
             shift(engine.backbone, dataset, features.of(0), store), heads, tuned, dataset, engine.backbone.names

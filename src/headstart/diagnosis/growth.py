@@ -7,6 +7,8 @@ Empirically, arXiv 1712.00409).
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,6 +28,7 @@ from headstart.solvers import SOLVER, principal_axes
 FEWEST = 20  # pictures; with fewer an interval says nothing
 LONE = 0.2  # share of pictures whose class lies in one fold: nobody can answer them now, and twice as many would change that
 FARTHEST = 4  # times the pictures that took part: as far as the intervals were measured
+LONG = 10**6  # pictures times classes that take a minute or more
 TIMES = (1.0, 2**0.5, 2.0, 2**1.5, 4.0)
 _DRAWS = 2000
 
@@ -73,13 +76,18 @@ class Growth:
 
 
 def growth(
-    heads: Race, features: Features, dataset: Dataset, store: Store, progress: runtime.Progress = runtime.silent
+    heads: Race,
+    features: Features,
+    dataset: Dataset,
+    store: Store,
+    progress: runtime.Progress = runtime.silent,
+    deadline: float = math.inf,
 ) -> Growth | None:
     """The learning curve of the head that won the race, on the pictures that raced; what is fitted for it is fitted once per store.
 
     None where they are fewer than `FEWEST`, lie in fewer than three folds, or more than a share `LONE` of them have a class that lies
-    in one; where twice the training pictures would be more than `FARTHEST` times as many; and where the head is no better than the
-    commonest class.
+    in one; where twice the training pictures would be more than `FARTHEST` times as many; where the head is no better than the
+    commonest class; and past `deadline` (on `time.monotonic`'s clock) where pictures times classes are more than `LONG`.
     """
     pool, pictures, best = heads.pool, len(dataset.indices("train")), heads.best
     labels, folds, count, classes = dataset.labels[pool], dataset.fold[pool], len(pool), len(dataset.classes)
@@ -100,6 +108,8 @@ def growth(
     memo = store.artifact("growth", spec)
     stored = memo.load()
     if stored is None:
+        if count * classes > LONG and time.monotonic() > deadline:
+            return None
         rows = [features.in_views(leaf.taps, pool, leaf.views) for leaf, _ in leaves(best)]
         parts = answered(rows, labels, folds, classes, best, progress)
         memo.save({}, {"parts": parts})
