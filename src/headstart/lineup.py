@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from headstart import runtime
 from headstart.choice import clearly_better, numbered
 from headstart.data.dataset import Dataset
-from headstart.data.splits import thinned
+from headstart.data.splits import least_each, thinned
 from headstart.errors import BackboneError
 from headstart.features.engine import Engine
 from headstart.features.extract import Features, extract, extract_all, together
@@ -145,7 +145,7 @@ class _Ground:
 def _sample(dataset: Dataset, most: int) -> NDArray[np.int64]:
     """About `most` of the training pictures (M,)."""
     pool = dataset.indices("train")
-    return pool[thinned(dataset.labels[pool], most, min(20, max(5, CROWD // len(dataset.classes))))]
+    return pool[thinned(dataset.labels[pool], most, least_each(CROWD, len(dataset.classes)))]
 
 
 def _entering(

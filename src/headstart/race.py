@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from headstart import runtime
 from headstart.choice import Ways, Weights, clearly_better, mean_and_error, numbered, paired_gain
-from headstart.data.splits import thinned
+from headstart.data.splits import least_each, thinned
 from headstart.features.extract import Features
 from headstart.features.store import Artifact, Store
 from headstart.heads import (
@@ -127,7 +127,7 @@ class _Course:
     def thinned(self) -> _Course:
         """A sample of at most `RACED` pictures, or where classes are very many of about `CELLS`, but 5 of each class."""
         most = min(RACED, CELLS // self.classes)
-        sample = thinned(self.labels, most, min(20, max(5, most // self.classes)))
+        sample = thinned(self.labels, most, least_each(most, self.classes))
         return replace(
             self,
             labels=self.labels[sample],

@@ -25,6 +25,12 @@ def thinned(labels: NDArray[np.int64], most: int, each: int = 20) -> NDArray[np.
     return np.flatnonzero(rank < quota[labels])
 
 
+def least_each(most: int, classes: int) -> int:
+    """Pictures of each class that a sample of about `most` holds at least: 20, or of very many classes fewer, but one for each of five
+    folds."""
+    return min(20, max(5, most // classes))
+
+
 @dataclass(frozen=True)
 class _Group:
     """Pictures that stay together: their indices, and how many of each class."""
