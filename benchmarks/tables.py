@@ -1,8 +1,8 @@
-"""Write docs/results.md with its plots, and the README's table, from the files in benchmarks/results: no number is typed.
+"""Write docs/results.md and docs/choices.md with their plots, and the README's table, from benchmarks/results: no number is typed.
 
     python benchmarks/tables.py
 
-What the pages say stands in results.md.jinja and readme.md.jinja; the tables come from the modules that these name.
+What the pages say stands in results.md.jinja, choices.md.jinja and readme.md.jinja; tables come from the modules that these name.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ import tables_training
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+PAGES = ("results.md", "choices.md")
 MODULES = (
     aims, calibration, cells, fairness, forecast, main_job, regret, scaling, speed, standings, tables_cost, tables_diagnosis,
     tables_heads, tables_training,
@@ -93,7 +94,8 @@ def main() -> None:
     if "main_job" not in results:
         raise SystemExit("benchmarks/results/main_job.json is not there; run benchmarks/main_job.py first")
     plotted(results, ROOT / "docs")
-    (ROOT / "docs" / "results.md").write_text(page("results.md.jinja", results), encoding="utf-8")
+    for name in PAGES:
+        (ROOT / "docs" / name).write_text(page(f"{name}.jinja", results), encoding="utf-8")
     replaced(ROOT / "README.md", page("readme.md.jinja", results))
 
 

@@ -270,11 +270,12 @@ def test_thresholds_in_the_text_are_those_of_the_code() -> None:
     assert f"Below {load.SMALL_POOL} pictures no test set is cut" in _flowing("README.md")
 
 
-def test_the_page_of_results_is_what_the_results_give(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pages_of_results_are_what_the_results_give(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     tables = importlib.import_module("tables")
     results = tables.loaded(ROOT / "benchmarks" / "results")
-    assert tables.page("results.md.jinja", results) == (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    for name in tables.PAGES:
+        assert tables.page(f"{name}.jinja", results) == (ROOT / "docs" / name).read_text(encoding="utf-8"), name
     assert tables.page("readme.md.jinja", results) in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
