@@ -56,6 +56,15 @@ def lined_up(first: Engine, others: dict[str, Engine], dataset: Dataset, store: 
     return line_up(first, found, dataset, store, list(others), others.__getitem__, **options)
 
 
+def test_no_other_is_tried_beside_one_that_is_surely_right(store: Store) -> None:
+    plain, others = striped(480, contrast=120), {"wider": engine(1, 12)}
+    found = lined_up(engine(0), others, plain, store)
+    assert len(found.engines) == 1 and len(found.heads.pool) > 300 and found.heads.accuracy == 1.0
+    assert "no other was tried" in found.reasons[0] and "99 %" in found.reasons[0]
+    fewer = lined_up(engine(0), others, striped(180, contrast=120), store)  # so few right answers promise less
+    assert fewer.heads.accuracy == 1.0 and "wider 100.0 %" in fewer.reasons[0]
+
+
 def test_stages_of_several_backbones_are_counted_on(dataset: Dataset, store: Store) -> None:
     one, other = (features_of(each, dataset, store) for each in (engine(0), engine(1, 12)))
     both, pool = together([one, other]), dataset.indices("train")

@@ -23,6 +23,7 @@ from headstart.errors import BackboneError
 from headstart.features.engine import Engine
 from headstart.features.extract import Features, extract, extract_all, together
 from headstart.features.store import Store
+from headstart.intervals import exact_share
 from headstart.race import Race, race
 
 TRIED = 400  # training pictures that a candidate is tried on, about; each class has its share, and 20 at least
@@ -30,6 +31,7 @@ CROWD = 2000  # or fewer, 5 at least, where the classes are so many that these w
 SIFTED, LONG = 100, 10.0  # of these as many first, where the others would take more seconds than that
 _WARM, _FIRST = 8, 40  # the first of them settle how it runs, the next tell how fast that is
 PASS_SHARE = 0.15  # of the time that is left, which one more pass over all pictures may take
+FLAWED = 0.01  # of the pictures: where the first is surely wrong of fewer, no other is tried
 _ROOM = 0.25  # of the time that is left, after which no further candidate is loaded: a machine may hold dozens
 
 
@@ -90,12 +92,16 @@ def line_up(
     """Try the networks `names`, which `load` brings, beside `engine`, whose features of all unsealed pictures are given, or, without
     `pair`, in its place alone.
 
-    They are loaded in that order, one after the other; what cannot be loaded, or cut, is told and passed over. One that would take
-    long is first tried on fewer pictures, and dropped where it is surely less right there (successive halving, Jamieson &
-    Talwalkar 2016, arXiv 1502.07943). What is decided depends on the time that is left, and is remembered: the same run with the
-    same `budget` decides the same.
+    None is where the first is surely wrong of less than one picture in a hundred. They are loaded in that order, one after the other;
+    what cannot be loaded, or cut, is told and passed over. One that would take long is first tried on fewer pictures, and dropped
+    where it is surely less right there (successive halving, Jamieson & Talwalkar 2016, arXiv 1502.07943). What is decided depends on
+    the time that is left, and is remembered: the same run with the same `budget` decides the same.
     """
     ground = _Ground(dataset, store, _sample(dataset, TRIED), progress)
+    alone = ground.raced(features, dataset.indices("train"))
+    if _sound(alone):
+        sure = f"it is surely right of {100 * (1 - FLAWED):.0f} % of the pictures, so no other was tried"
+        return replace(Lineup.alone(engine, features, alone), reasons=(f"{_named(engine)} answers alone: {sure}",))
     spec = {
         "data": dataset.digest,
         "first": engine.backbone.digest(),
@@ -114,6 +120,13 @@ def line_up(
     if stored is None:
         memo.save({"tried": [each.name for each in candidates[1:]], "reasons": reasons}, {})
     return _chosen(candidates, ground, reasons, pair)
+
+
+def _sound(heads: Race) -> bool:
+    """Whether hardly anything is left to gain, as pictures and, where they belong together, groups of them say."""
+    count = len(heads.pool)
+    low, _ = exact_share(heads.accuracy * count, count)
+    return min(low, heads.accuracy - 2 * heads.best.accuracy_se) >= 1 - FLAWED
 
 
 @dataclass(frozen=True, eq=False)
