@@ -100,7 +100,7 @@ def line_up(
     ground = _Ground(dataset, store, _sample(dataset, TRIED), progress)
     alone = ground.raced(features, dataset.indices("train"))
     if _sound(alone):
-        sure = f"it is surely right of {100 * (1 - FLAWED):.0f} % of the pictures, so no other was tried"
+        sure = f"it is surely right for {100 * (1 - FLAWED):.0f} % of the pictures, so no other was tried"
         return replace(Lineup.alone(engine, features, alone), reasons=(f"{_named(engine)} answers alone: {sure}",))
     spec = {
         "data": dataset.digest,
