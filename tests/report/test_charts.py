@@ -64,6 +64,15 @@ def test_a_heat_map_draws_each_count_once() -> None:
     assert 'fill-opacity="1.00"' in svg and 'fill-opacity="0.30"' in svg  # 0.12 + 0.88 · 2/10
 
 
+def test_a_heat_map_tells_long_names_apart() -> None:
+    names = [f"Inocybe geophylla var. {kind} sensu lato" for kind in ("lilacina", "violacea")]
+    svg = heat_map([(0, 1, 2)], names)
+    assert f"{names[0]} → {names[1]}: 2" in svg
+    assert all(
+        svg.count(f"<title>{name}</title>Inocybe g…") == 2 for name in names
+    )  # where it stands at rows and columns
+
+
 def test_a_compact_heat_map_is_bounded_and_keeps_the_diagonal() -> None:
     cells = [(k, (k + shift) % 1000, 3) for k in range(1000) for shift in (0, 7, 500)]
     svg = compact_heat_map(cells, 1000)
@@ -83,7 +92,7 @@ def test_a_compact_heat_map_is_bounded_and_keeps_the_diagonal() -> None:
     ],
 )
 def test_durations(seconds: float, said: str) -> None:
-    assert text.duration(seconds) == said
+    assert text.duration(seconds) == said.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def test_quantities_and_memory() -> None:

@@ -216,7 +216,8 @@ def _path(points: Sequence[tuple[float, float]], x: Axis, y: Axis) -> str:
 def heat_map(confusion: Sequence[tuple[int, int, int]], names: Sequence[str]) -> Markup:
     """Rows are labels, columns predictions; a cell's strength is its share of the row, its text the count."""
     cell, count = 30, len(names)
-    labels = [shortened(shown(name), 20) for name in names]
+    whole = [shown(name) for name in names]
+    labels = [shortened(name, 20) for name in whole]
     margin = 14 + 6.4 * max(len(label) for label in labels)
     totals = _row_totals(confusion, count)
     parts = [Markup('<rect class="sheet" x="{0}" y="{0}" width="{1}" height="{1}"/>').format(margin, cell * count)]
@@ -236,8 +237,8 @@ def heat_map(confusion: Sequence[tuple[int, int, int]], names: Sequence[str]) ->
                 cell - 2,
                 cell - 2,
                 0.12 + 0.88 * share,
-                labels[row],
-                labels[column],
+                whole[row],
+                whole[column],
                 number,
                 "count strong" if share > 0.5 else "count",
                 left + cell / 2,
@@ -249,9 +250,9 @@ def heat_map(confusion: Sequence[tuple[int, int, int]], names: Sequence[str]) ->
         middle = margin + (place + 0.5) * cell
         parts.append(
             Markup(
-                '<text x="{0}" y="{1}" dy="4" text-anchor="end">{2}</text>'
-                '<text transform="translate({1} {0}) rotate(-90)" dy="4">{2}</text>'
-            ).format(f"{margin - 7:.1f}", f"{middle:.1f}", label)
+                '<text x="{0}" y="{1}" dy="4" text-anchor="end"><title>{3}</title>{2}</text>'
+                '<text transform="translate({1} {0}) rotate(-90)" dy="4"><title>{3}</title>{2}</text>'
+            ).format(f"{margin - 7:.1f}", f"{middle:.1f}", label, whole[place])
         )
     side = margin + cell * count + 6
     return _figure(side, side, "Confusion matrix", Markup("").join(parts), "matrix")

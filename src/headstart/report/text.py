@@ -41,13 +41,13 @@ def shortened(text: str, length: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """0.42 -> "0.4 s", 75 -> "1 min 15 s", 8000 -> "2 h 13 min"."""
+    """0.42 -> "0.4 s", 75 -> "1 min 15 s", 8000 -> "2 h 13 min", without a place where a line may break."""
     if seconds < 59.95:
-        return f"{seconds:.1f} s"
+        return f"{seconds:.1f}\u00a0s"
     whole = round(seconds)
     if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+        return f"{whole // 60}\u00a0min\u00a0{whole % 60}\u00a0s"
+    return f"{whole // 3600}\u00a0h\u00a0{whole % 3600 // 60}\u00a0min"
 
 
 def quantity(number: float) -> str:
