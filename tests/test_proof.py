@@ -128,7 +128,7 @@ def test_a_network_from_scratch_that_was_cut_off_is_not_said_to_have_had_its_epo
     plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert plan.evidence is not None
-    monkeypatch.setattr(proof, "scratch_affordable", lambda *_: None)  # all of it, as it seemed
+    monkeypatch.setattr(proof, "scratch_affordable", lambda _, epochs, *__: (epochs, True))  # all of it, as it seemed
     dataset = striped(200)
     fast = plan.evidence.model_copy(update={"images": len(dataset.indices("train")), "scratch_seconds": 1e-9})
     hopeful = plan.model_copy(update={"evidence": fast, "scratch_epochs": None})
@@ -152,11 +152,29 @@ def test_the_network_from_scratch_has_the_time_before_pixels_do(plan: Plan, tmp_
     }  # fmt: skip
 
 
-def test_what_may_still_fit_is_not_cut_short(plan: Plan) -> None:
+def test_a_step_fewer_epochs_are_fair_where_all_do_not_fit(plan: Plan) -> None:
     assert plan.evidence is not None  # 800 pictures at 2 ms: 1.6 s an epoch, and 0.3 times as much for the search
-    assert [scratch_affordable(plan.evidence, 10, left, 1) for left in (17.4, 17.2, 8.1, 0.0)] == [None, 10, 5, 1]
-    assert scratch_affordable(plan.evidence, 10, math.inf, 1) is None
-    assert scratch_affordable(plan.evidence, 10, 33.0, 5) == 5  # five trainings on four fifths, without a search
+    known = plan.evidence
+    assert [scratch_affordable(known, 10, left, 1) for left in (math.inf, 20.9)] == [(10, True)] * 2
+    assert [scratch_affordable(known, 10, left, 1) for left in (20.7, 16.7)] == [(8, True)] * 2
+    assert [scratch_affordable(known, 10, left, 1) for left in (16.5, 8.1, 0.0)] == [
+        (10, False),
+        (5, False),
+        (1, False),
+    ]
+    assert scratch_affordable(known, 10, 33.0, 5) == (5, False)  # five trainings on four fifths, without a search
+    assert scratch_affordable(known, 8, 16.5, 1) == (8, False), "no fewer than 8 are fair"
+
+
+def test_a_step_fewer_epochs_from_scratch_end_and_are_told(plan: Plan, tmp_path: Path) -> None:
+    assert plan.evidence is not None
+    dataset = striped(200)
+    count = len(dataset.indices("train"))
+    slow = plan.evidence.model_copy(update={"images": count, "scratch_seconds": 20.0 / count})  # fair are 64 epochs
+    tight = plan.model_copy(update={"evidence": slow, "scratch_epochs": 64})
+    found = baselines(dataset, Store(tmp_path), tight, climbed_not(), deadline=time.monotonic() + 1.3 * 20 * 60)
+    assert [(run.epochs, run.searched, run.complete) for run in found.scratch] == [(51, True, True)]
+    assert found.scratch_epochs == "51 epochs, as there was no time for 64 epochs, as the plan says"
 
 
 def proven(monkeypatch: pytest.MonkeyPatch, sealed: bool, kept: bool = True) -> Proof:

@@ -113,7 +113,7 @@ def _paced(plan: Plan, known: Evidence, budget: Budget, tried: Sequence[Tried]) 
 SCRATCH_SEARCH = 0.3
 SCRATCH_BATCH = 32  # as good in as much time as 64, and better where there are few steps
 _SCRATCH_EPOCHS, _SCRATCH_STEPS, _SCRATCH_MOST = 8, 160, 150  # at least, at least, at most: epochs, steps, epochs
-_SLACK = 1.2  # speeds are measured in a moment: so much longer than there is time for may still fit
+_STEP = 1.25  # epochs are rounded to a power of it: one less is about as fair
 
 
 def scratch_epochs(evidence: Evidence, tuning: float, trainings: int) -> tuple[int, str]:
@@ -126,9 +126,9 @@ def scratch_epochs(evidence: Evidence, tuning: float, trainings: int) -> tuple[i
     once = evidence.decode_seconds + sum(evidence.forward_seconds) + evidence.beside_seconds
     transfer = evidence.images * (1 + evidence.views) * once + tuning
     images, search = _scratch_pass(evidence, trainings)
-    least = max(_SCRATCH_EPOCHS, math.ceil(_SCRATCH_STEPS / math.ceil(images / SCRATCH_BATCH)))
+    least = _least_fair(images)
     epochs = transfer / (trainings * images * evidence.scratch_seconds * (1.0 + search))
-    even = round(1.25 ** round(math.log(max(1.0, epochs), 1.25)))
+    even = round(_STEP ** round(math.log(max(1.0, epochs), _STEP)))
     if even < least:
         return least, f"{least} epochs, the least that is fair (its share of the time would be about {even})"
     most = max(least, _SCRATCH_MOST)
@@ -137,14 +137,22 @@ def scratch_epochs(evidence: Evidence, tuning: float, trainings: int) -> tuple[i
     return even, f"{even} epochs, about as long as transfer took"
 
 
-def scratch_affordable(evidence: Evidence, epochs: int, left: float, trainings: int) -> int | None:
-    """Epochs of each of the `trainings` from scratch that the `left` seconds have room for, without a search for a rate, where the
-    search and all `epochs` clearly do not fit; else None. A short schedule that ends is worth more than a long one cut off."""
+def scratch_affordable(evidence: Evidence, epochs: int, left: float, trainings: int) -> tuple[int, bool]:
+    """Epochs of each of the `trainings` from scratch that the `left` seconds have room for, and whether they are as good as the fair
+    `epochs`: these, or a step of rounding fewer, each with its search for a rate. Else a schedule without a search: a short one that
+    ends is worth more than a long one cut off."""
     images, search = _scratch_pass(evidence, trainings)
     once = trainings * images * evidence.scratch_seconds
-    if once * epochs * (1.0 + search) <= _SLACK * left:
-        return None
-    return max(1, min(epochs, int(left / once)))
+    fewer = min(epochs, max(_least_fair(images), round(epochs / _STEP)))
+    for fair in (epochs, fewer):
+        if once * fair * (1.0 + search) <= left:
+            return fair, True
+    return max(1, min(epochs, int(left / once))), False
+
+
+def _least_fair(images: int) -> int:
+    """Epochs of so many pictures below which the small network is no fair opponent."""
+    return max(_SCRATCH_EPOCHS, math.ceil(_SCRATCH_STEPS / math.ceil(images / SCRATCH_BATCH)))
 
 
 def proving(evidence: Evidence, tuned: bool) -> float:

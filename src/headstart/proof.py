@@ -147,12 +147,12 @@ def baselines(
     each = passes(dataset, tuned, seed)
     classes, labels = len(dataset.classes), dataset.labels
     thumbs = thumbnails(dataset, store, side=32 if _usual_side(dataset) <= _SMALL else 64, progress=progress)
-    epochs, why = _scratch_epochs(plan, tuned, len(each))
+    wanted, why = _scratch_epochs(plan, tuned, len(each))
     rates, left = RATES if len(each) == 1 else USUAL_RATES, max(0.0, deadline - time.monotonic())
-    short = None
+    epochs, fair = wanted, True
     if plan.evidence is not None:
         left -= min(0.5 * left, proving(plan.evidence, bool(tuned.kept)))
-        short = scratch_affordable(plan.evidence, epochs, left, len(each))
+        epochs, fair = scratch_affordable(plan.evidence, wanted, left, len(each))
     runs: list[Scratch] = []
 
     def majority(one: Pass) -> tuple[NDArray[np.float32], float]:
@@ -166,12 +166,15 @@ def baselines(
     def scratch(one: Pass) -> tuple[NDArray[np.float32], None]:
         val, first = dataset.indices("val"), one.fold == by_likeness(labels[one.fit], one.fold)[0]
         fit, held = (one.fit, val) if len(val) >= JUDGES else (one.fit[~first], one.fit[first])
-        wanted = (fit, held, one.fit, one.asked)
-        whole = Scratching(thumbs, dataset, store, epochs, *wanted, rates, seed, deadline, progress)
-        if short is None or whole.is_stored():
+        whole = Scratching(
+            thumbs, dataset, store, wanted, fit, held, one.fit, one.asked, rates, seed, deadline, progress
+        )
+        if whole.is_stored():
             runs.append(whole.run())
+        elif fair:
+            runs.append(replace(whole, epochs=epochs).run())
         else:
-            runs.append(replace(replace(whole, epochs=short, rates=USUAL_RATES).run(), complete=False))
+            runs.append(replace(replace(whole, epochs=epochs, rates=USUAL_RATES).run(), complete=False))
         # The long run has seen what was held out, and short trials are no measure of how sure it is; label smoothing bounds that.
         return runs[-1].logits, None
 
@@ -181,10 +184,12 @@ def baselines(
     if not all(run.complete for run in runs):
         had = (
             "as long as there was time"
-            if short is None
-            else f"{plural(short, 'epoch')} at the usual rate, all that there was time for"
+            if fair
+            else f"{plural(epochs, 'epoch')} at the usual rate, all that there was time for"
         )
         why = f"{had}; fair would have been {why}"
+    elif any(run.epochs < wanted for run in runs):
+        why = f"{plural(epochs, 'epoch')}, as there was no time for {why}"
     return Baselines(thumbs, each, rivals, tuple(runs), why)
 
 
