@@ -172,9 +172,12 @@ def test_a_step_fewer_epochs_from_scratch_end_and_are_told(plan: Plan, tmp_path:
     count = len(dataset.indices("train"))
     slow = plan.evidence.model_copy(update={"images": count, "scratch_seconds": 20.0 / count})  # fair are 64 epochs
     tight = plan.model_copy(update={"evidence": slow, "scratch_epochs": 64})
-    found = baselines(dataset, Store(tmp_path), tight, climbed_not(), deadline=time.monotonic() + 1.3 * 20 * 60)
+    store = Store(tmp_path)
+    found = baselines(dataset, store, tight, climbed_not(), deadline=time.monotonic() + 1.3 * 20 * 60)
     assert [(run.epochs, run.searched, run.complete) for run in found.scratch] == [(51, True, True)]
     assert found.scratch_epochs == "51 epochs, as there was no time for 64 epochs, as the plan says"
+    again = baselines(dataset, store, tight, climbed_not(), deadline=math.inf)
+    assert [run.epochs for run in again.scratch] == [51], "a run again gives the same"
 
 
 def proven(monkeypatch: pytest.MonkeyPatch, sealed: bool, kept: bool = True) -> Proof:

@@ -138,16 +138,20 @@ def scratch_epochs(evidence: Evidence, tuning: float, trainings: int) -> tuple[i
 
 
 def scratch_affordable(evidence: Evidence, epochs: int, left: float, trainings: int) -> tuple[int, bool]:
-    """Epochs of each of the `trainings` from scratch that the `left` seconds have room for, and whether they are as good as the fair
-    `epochs`: these, or a step of rounding fewer, each with its search for a rate. Else a schedule without a search: a short one that
-    ends is worth more than a long one cut off."""
+    """Epochs of each of the `trainings` from scratch that the `left` seconds have room for, and whether they are fair, each with its
+    search for a rate. Else a schedule without a search: a short one that ends is worth more than a long one cut off."""
     images, search = _scratch_pass(evidence, trainings)
     once = trainings * images * evidence.scratch_seconds
-    fewer = min(epochs, max(_least_fair(images), round(epochs / _STEP)))
-    for fair in (epochs, fewer):
+    for fair in scratch_fair(evidence, epochs, trainings):
         if once * fair * (1.0 + search) <= left:
             return fair, True
     return max(1, min(epochs, int(left / once))), False
+
+
+def scratch_fair(evidence: Evidence, epochs: int, trainings: int) -> tuple[int, int]:
+    """The fair `epochs` of each training from scratch, and a step of rounding fewer, where that is still as many as are fair."""
+    images, _ = _scratch_pass(evidence, trainings)
+    return epochs, min(epochs, max(_least_fair(images), round(epochs / _STEP)))
 
 
 def _least_fair(images: int) -> int:

@@ -17,7 +17,16 @@ from numpy.typing import NDArray
 
 from headstart import runtime
 from headstart.baselines import Thumbnails, fit_pixels, majority_logits, pixel_features, thumbnails
-from headstart.cost import JUDGES, judgings, proving, refitting, scratch_affordable, scratch_epochs, seconds_of
+from headstart.cost import (
+    JUDGES,
+    judgings,
+    proving,
+    refitting,
+    scratch_affordable,
+    scratch_epochs,
+    scratch_fair,
+    seconds_of,
+)
 from headstart.data.audit import plural
 from headstart.data.dataset import Dataset
 from headstart.data.splits import assign_folds, by_likeness, fold_count
@@ -149,8 +158,9 @@ def baselines(
     thumbs = thumbnails(dataset, store, side=32 if _usual_side(dataset) <= _SMALL else 64, progress=progress)
     wanted, why = _scratch_epochs(plan, tuned, len(each))
     rates, left = RATES if len(each) == 1 else USUAL_RATES, max(0.0, deadline - time.monotonic())
-    epochs, fair = wanted, True
+    epochs, fair, both = wanted, True, (wanted, wanted)
     if plan.evidence is not None:
+        both = scratch_fair(plan.evidence, wanted, len(each))
         left -= min(0.5 * left, proving(plan.evidence, bool(tuned.kept)))
         epochs, fair = scratch_affordable(plan.evidence, wanted, left, len(each))
     runs: list[Scratch] = []
@@ -169,8 +179,9 @@ def baselines(
         whole = Scratching(
             thumbs, dataset, store, wanted, fit, held, one.fit, one.asked, rates, seed, deadline, progress
         )
-        if whole.is_stored():
-            runs.append(whole.run())
+        stored = [known for count in both if (known := replace(whole, epochs=count)).is_stored()]
+        if stored:
+            runs.append(stored[0].run())
         elif fair:
             runs.append(replace(whole, epochs=epochs).run())
         else:
@@ -189,7 +200,7 @@ def baselines(
         )
         why = f"{had}; fair would have been {why}"
     elif any(run.epochs < wanted for run in runs):
-        why = f"{plural(epochs, 'epoch')}, as there was no time for {why}"
+        why = f"{plural(runs[0].epochs, 'epoch')}, as there was no time for {why}"
     return Baselines(thumbs, each, rivals, tuple(runs), why)
 
 
