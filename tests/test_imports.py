@@ -15,8 +15,8 @@ import headstart
 SOURCE = Path(headstart.__file__).parent
 ROOMS = (
     "options", "data", "tasks", "backbones", "features", "request", "folder", "solvers", "heads", "choice", "winner", "race",
-    "lineup", "views", "unknown", "model", "forecast", "plan", "cost", "planner", "suffix", "train", "tuning", "judge",
-    "ladder", "baselines", "scratch", "evidence", "intervals", "evaluate", "verdict", "proof", "diagnosis", "card", "bundle",
+    "intervals", "lineup", "views", "unknown", "model", "forecast", "plan", "cost", "planner", "suffix", "train", "tuning", "judge",
+    "ladder", "baselines", "scratch", "evidence", "evaluate", "verdict", "proof", "diagnosis", "card", "bundle",
     "report", "story", "run", "transfer", "fit", "serve", "demo", "show", "cli",
 )  # fmt: skip
 SEEN_BY_ALL = ("errors", "runtime")
