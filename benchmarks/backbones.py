@@ -3,7 +3,9 @@
     python benchmarks/backbones.py --data ../shared/data --seeds 0 1 2
 
 Pictures of each class are drawn from the training side; the line-up of the backbones that come with the installation chooses on
-them, and what it chose is tested on the test side, beside the first backbone alone and its last stage alone.
+them, and what it chose is tested on the test side, beside the first backbone alone and its last stage alone. So are, whatever was
+chosen, the best pair with the first backbone and this backbone alone, with what out-of-fold answers say of that pair: how many of
+them it has right, and how likely it makes the labels.
 """
 
 from __future__ import annotations
@@ -15,12 +17,15 @@ from typing import Any
 from common import case_by_case
 from headstart import runtime  # noqa: F401  (before torch, which then takes its patience with threads)
 from headstart.backbones.catalog import load_backbone
+from headstart.choice import Ways
+from headstart.data.dataset import Dataset
 from headstart.data.load import load_dataset
 from headstart.features.engine import Engine
 from headstart.features.extract import extract, together
 from headstart.features.store import Store
 from headstart.lineup import line_up
 from headstart.race import race
+from headstart.tasks.classification import softmax, surprise
 from headstart.winner import fit_winner
 
 import numpy as np  # isort: skip
@@ -56,9 +61,29 @@ def measured(source: Path, seed: int) -> dict[str, Any]:
             whole = together([extract(each.backbone, dataset, store, engine=each) for each in engines])
             row[name] = float((head.answers(whole, test).argmax(1) == dataset.labels[test]).mean())
         row["told"], row["alone_told"] = found.heads.accuracy, alone.accuracy
+        row["pair"] = _pair(dataset, few, store)
         rows[str(size or "all")] = row
         print(source.name, seed, size, row, flush=True)
     return rows
+
+
+def _pair(dataset: Dataset, few: Dataset, store: Store) -> dict[str, Any]:
+    """The best pair with the first backbone, as out-of-fold answers see it and as the test does."""
+    names = (FIRST, *OTHERS)
+    seen = together([extract(engine(name).backbone, few, store, engine=engine(name)) for name in names])
+    whole = together([extract(engine(name).backbone, dataset, store, engine=engine(name)) for name in names])
+    pool, test, classes = np.arange(len(few)), dataset.indices("test"), len(dataset.classes)
+    heads = race(seen, few.labels, few.fold, classes, pool, groups=few.groups, store=store)
+    pair = heads.candidates[-1]  # the last that raced, whether it won or not
+    first = pair.parts[0][0]
+    ways = Ways.of([pair.logits, first.logits], few.labels, few.groups)
+    row: dict[str, Any] = {"won": heads.best is pair, "gain": ways.gain(0, 1), "nats": ways.likelier(0, 1)}
+    row["loss"] = [float(each.mean()) for each in ways.loss]
+    for name, score in (("both", pair), ("first", first)):
+        answers = fit_winner(score, seen, few.labels, classes, pool, store).answers(whole, test) / score.temperature
+        row[f"{name}_test"] = float((answers.argmax(1) == dataset.labels[test]).mean())
+        row[f"{name}_loss"] = float(surprise(dataset.labels[test], softmax(answers)).mean())
+    return row
 
 
 if __name__ == "__main__":
