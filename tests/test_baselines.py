@@ -15,7 +15,15 @@ from headstart.baselines import Thumbnails, fit_pixels, majority_logits, pixel_f
 from headstart.data.dataset import Dataset
 from headstart.data.splits import thinned
 from headstart.features.store import Store
-from headstart.scratch import RATES, FromThumbnails, Scratching, SmallNet, scratch_backbone, scratch_seconds
+from headstart.scratch import (
+    RATES,
+    USUAL_RATES,
+    FromThumbnails,
+    Scratching,
+    SmallNet,
+    scratch_backbone,
+    scratch_seconds,
+)
 from headstart.tasks.classification import softmax
 from tests.toys import striped, stripes
 
@@ -145,13 +153,14 @@ def scratching(dataset: Dataset, thumbs: Thumbnails, **changes: Any) -> Scratchi
     pool, test = dataset.indices("train"), dataset.indices("test")
     few = pool[:32]  # enough to tell whether it is trained at all
     parts = {"fit": few[8:], "held": few[:8], "whole": few, "test": test}
-    return Scratching(thumbs, dataset, Store(), **{"epochs": 2, **parts, **changes})
+    return Scratching(thumbs, dataset, Store(), **{"epochs": 2, "rates": USUAL_RATES, **parts, **changes})
 
 
 def test_the_network_from_scratch_learns_what_can_be_learnt(dataset: Dataset, thumbs: Thumbnails) -> None:
     pool = dataset.indices("train")
     fold = dataset.fold[pool]
-    found = scratching(dataset, thumbs, epochs=25, fit=pool[fold != 0], held=pool[fold == 0], whole=pool).run()
+    sides = {"fit": pool[fold != 0], "held": pool[fold == 0], "whole": pool}
+    found = scratching(dataset, thumbs, epochs=25, rates=RATES, **sides).run()
     truth = dataset.labels[dataset.indices("test")]
     assert (found.logits.argmax(1) == truth).mean() > 0.6
     assert found.rate in RATES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import replace
 from importlib import import_module
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 import headstart as hs
+from headstart.backbones.catalog import load_backbone
 from headstart.backbones.from_module import load_module
 from headstart.choice import clearly_better
 from headstart.data.dataset import Dataset
@@ -263,14 +265,11 @@ def test_better_beyond_chance_takes_more_than_a_few_pictures() -> None:
     assert not clearly_likelier(sure, sure, labels)
 
 
-def test_fit_races_the_networks_that_came_with_it(tmp_path: Path) -> None:
+def test_fit_races_the_networks_that_came_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
+    monkeypatch.setattr("headstart.views.VIEWS", 1)
     pictures, labels = stripes(126, contrast=12)
-    plan = {"backbone": "timm:tf_efficientnet_lite0", "stages": [], "rungs": [], "scratch_epochs": 1}
-    from headstart.backbones.catalog import load_backbone
-
-    plan["stages"] = list(load_backbone("tf_efficientnet_lite0").names)
-    import json
-
+    stages = list(load_backbone("tf_efficientnet_lite0").names)
+    plan = {"backbone": "timm:tf_efficientnet_lite0", "stages": stages, "rungs": [], "scratch_epochs": 1}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     run = hs.fit((pictures, labels), tmp_path / "run", Options(plan=str(tmp_path / "plan.json"), budget=None))
     log = (tmp_path / "run" / "log.txt").read_text()

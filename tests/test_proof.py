@@ -95,10 +95,11 @@ def test_a_pass_has_two_folds_to_choose_by_however_few_the_groups(pieces: tuple[
 
 
 def test_the_network_from_scratch_ends_a_short_schedule_where_there_is_no_time_for_a_fair_one(
-    plan: Plan, tmp_path: Path
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cut off in its search for a rate it would answer as it was born."""
     assert plan.evidence is not None
+    monkeypatch.setattr("headstart.scratch._SEARCH_STEPS", 4)  # it need not find a good one
     dataset = striped(200)
     count = len(dataset.indices("train"))
     slow = plan.evidence.model_copy(update={"images": count, "scratch_seconds": 20.0 / count})  # 20 s an epoch
@@ -166,18 +167,21 @@ def test_a_step_fewer_epochs_are_fair_where_all_do_not_fit(plan: Plan) -> None:
     assert scratch_affordable(known, 8, 16.5, 1) == (8, False), "no fewer than 8 are fair"
 
 
-def test_a_step_fewer_epochs_from_scratch_end_and_are_told(plan: Plan, tmp_path: Path) -> None:
+def test_a_step_fewer_epochs_from_scratch_end_and_are_told(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert plan.evidence is not None
+    monkeypatch.setattr("headstart.scratch._SEARCH_STEPS", 4)  # it need not find a good one
     dataset = striped(200)
     count = len(dataset.indices("train"))
-    slow = plan.evidence.model_copy(update={"images": count, "scratch_seconds": 20.0 / count})  # fair are 64 epochs
-    tight = plan.model_copy(update={"evidence": slow, "scratch_epochs": 64})
+    slow = plan.evidence.model_copy(update={"images": count, "scratch_seconds": 20.0 / count})  # an epoch
+    tight = plan.model_copy(update={"evidence": slow, "scratch_epochs": 40})
     store = Store(tmp_path)
-    found = baselines(dataset, store, tight, climbed_not(), deadline=time.monotonic() + 1.3 * 20 * 60)
-    assert [(run.epochs, run.searched, run.complete) for run in found.scratch] == [(51, True, True)]
-    assert found.scratch_epochs == "51 epochs, as there was no time for 64 epochs, as the plan says"
+    found = baselines(dataset, store, tight, climbed_not(), deadline=time.monotonic() + 1.3 * 20 * 36)
+    assert [(run.epochs, run.searched, run.complete) for run in found.scratch] == [(32, True, True)]
+    assert found.scratch_epochs == "32 epochs, as there was no time for 40 epochs, as the plan says"
     again = baselines(dataset, store, tight, climbed_not(), deadline=math.inf)
-    assert [run.epochs for run in again.scratch] == [51], "a run again gives the same"
+    assert [run.epochs for run in again.scratch] == [32], "a run again gives the same"
 
 
 def proven(monkeypatch: pytest.MonkeyPatch, sealed: bool, kept: bool = True) -> Proof:
