@@ -25,7 +25,7 @@ from headstart.features.extract import extract, together
 from headstart.features.store import Store
 from headstart.lineup import line_up
 from headstart.race import race
-from headstart.tasks.classification import softmax, surprise
+from headstart.tasks.classification import fit_temperature, softmax, surprise
 from headstart.winner import fit_winner
 
 import numpy as np  # isort: skip
@@ -80,9 +80,10 @@ def _pair(dataset: Dataset, few: Dataset, store: Store) -> dict[str, Any]:
     row: dict[str, Any] = {"won": heads.best is pair, "gain": ways.gain(0, 1), "nats": ways.likelier(0, 1)}
     row["loss"] = [float(each.mean()) for each in ways.loss]
     for name, score in (("both", pair), ("first", first)):
-        answers = fit_winner(score, seen, few.labels, classes, pool, store).answers(whole, test) / score.temperature
+        answers = fit_winner(score, seen, few.labels, classes, pool, store).answers(whole, test)
+        likely = softmax(answers, fit_temperature(score.logits, few.labels))
         row[f"{name}_test"] = float((answers.argmax(1) == dataset.labels[test]).mean())
-        row[f"{name}_loss"] = float(surprise(dataset.labels[test], softmax(answers)).mean())
+        row[f"{name}_loss"] = float(surprise(dataset.labels[test], likely).mean())
     return row
 
 
