@@ -16,7 +16,7 @@ import torch
 import headstart as hs
 from headstart.backbones.catalog import load_backbone
 from headstart.backbones.from_module import load_module
-from headstart.choice import clearly_better
+from headstart.choice import Ways, clearly_better
 from headstart.data.dataset import Dataset
 from headstart.errors import PartitionError
 from headstart.features.engine import Engine
@@ -26,7 +26,7 @@ from headstart.ladder import Ladder
 from headstart.lineup import Lineup, line_up
 from headstart.options import Options
 from headstart.plan import Plan, Rung
-from headstart.race import race
+from headstart.race import WORTH, race
 from headstart.tuning import Tuning
 from headstart.winner import fit_winner
 from tests.toys import SPEC, TinyNet, clearly_likelier, striped, stripes
@@ -87,7 +87,8 @@ def test_two_backbones_answer_with_the_mean_of_their_calibrated_logits(dataset: 
     assert np.array_equal(first.logits, alone[0].best.logits) and np.array_equal(second.logits, alone[1].best.logits)
     np.testing.assert_allclose(pair.logits, 0.5 * (first.logits / heat + second.logits / warmth), rtol=1e-4, atol=1e-4)
     assert min(second.taps) >= len(both.own) > max(first.taps)
-    joined = clearly_likelier(pair.logits, first.logits, labels) and pair.accuracy >= first.accuracy
+    nats, error = Ways.of([pair.logits, first.logits], labels).likelier(0, 1)
+    joined = nats > 0 and nats + error > WORTH
     assert (found.best is pair) == joined
     assert not joined or "once cleared of that choice" in found.reason
     told = alone[0].accuracy + found.best.accuracy - alone[0].best.accuracy
@@ -123,7 +124,7 @@ def test_a_network_that_adds_nothing_is_left_out(dataset: Dataset, store: Store)
     found = lined_up(first, {"blind": blind()}, dataset, store)
     assert found.engines == (first,) and not found.features.beside
     assert max(found.heads.best.taps) < len(found.features.own)
-    assert "no other network clearly adds to it" in found.reasons[-1]
+    assert "no other network adds to it" in found.reasons[-1]
 
 
 def test_one_that_helps_stands_beside_the_first_and_its_cost_is_told(dataset: Dataset, store: Store) -> None:

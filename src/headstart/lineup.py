@@ -1,8 +1,8 @@
 """The line-up: whether another network on this machine is worth having beside the first, or before it.
 
-Candidates run over a sample of the training pictures, small ones first. One whose frozen head is clearly better
-takes the first place, which is the one that is fine-tuned; one whose head makes the first's answers more likely stands beside it, and
-both answer together. Networks that saw the same source err on different pictures, and their mean gains most where pictures are few.
+Candidates run over a sample of the training pictures, small ones first. One whose frozen head is clearly better takes the first
+place, which is the one that is fine-tuned; one whose head makes the labels likelier beside the first's stands there, and both answer
+together. Networks that saw the same source err on different pictures, and their mean gains most where pictures are few.
 """
 
 from __future__ import annotations
@@ -286,7 +286,7 @@ def _said(first: _Candidate, others: Sequence[_Candidate], engines: Sequence[Eng
     alone = ", ".join(f"{each.name} {100 * each.heads.accuracy:.1f} %" for each in (first, *others))
     count = len(first.heads.pool)
     if len(engines) == 1:
-        why = "no other network clearly adds to it" if pair else "a pair was not wanted, and no other is surely better"
+        why = "no other network adds to it" if pair else "a pair was not wanted, and no other is surely better"
         return f"{first.name} answers alone: {why} (on {count} training pictures, {alone})"
     cost = sum(sum(each.backbone.flops) for each in engines) / max(1, sum(engines[0].backbone.flops))
     names = " and ".join(map(_named, engines))
