@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from statistics import mean
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from calibration import ENOUGH
 from cells import by_size, headed, percent, sets_of, ways_of
+from headstart.race import WORTH
 from standings import SAID
 
 
@@ -92,10 +93,13 @@ def seen_again(cases: dict[str, list[dict[str, Any]]]) -> list[str]:
     return rows
 
 
+_SIZES = ("5", "20", "all")
+
+
 def lined_up(cases: dict[str, Any]) -> list[str]:
     """Heads on one backbone and on what the line-up chose: mean over sets of the mean over seeds, by pictures of each class."""
     rows = headed("| pictures of each class | draws | last stage | one backbone | line-up | two were chosen |")
-    for size in ("5", "20", "all"):
+    for size in _SIZES:
         by_set = sets_of({case: sizes[size] for case, sizes in cases.items() if size in sizes})
         if not by_set:
             continue
@@ -103,6 +107,39 @@ def lined_up(cases: dict[str, Any]) -> list[str]:
         draws = [row for those in by_set.values() for row in those]
         two = 100 * mean(len(row["chosen"]) == 2 for row in draws)
         rows.append(f"| {size} | {len(draws)} of {len(by_set)} sets | {' | '.join(means)} | {two:.0f} % |")
+    return rows
+
+
+_PAIRED: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "never": lambda _: False,
+    "right no less often, labels likelier by more than a standard error": lambda pair: (
+        pair["gain"][0] >= 0 and pair["nats"][0] > pair["nats"][1]
+    ),
+    "labels likelier by more than a standard error": lambda pair: pair["nats"][0] > pair["nats"][1],
+    f"labels likelier, by {WORTH} nats as far as the standard error tells": lambda pair: (
+        pair["nats"][0] > 0 and sum(pair["nats"]) > WORTH
+    ),
+    "unless labels are less likely by more than a standard error": lambda pair: pair["nats"][0] > -pair["nats"][1],
+    "always": lambda _: True,
+}
+
+
+def paired(cases: dict[str, Any]) -> list[str]:
+    """What each rule by which a second backbone answers, too, gives on the test pictures: the mean over all draws of each size."""
+    rows = headed("| a second backbone answers, too | pairs | 5 | 20 | all | mean | better, worse | log-loss |")
+    draws = [(size, row["pair"]) for sizes in cases.values() for size, row in sizes.items()]
+    for rule, takes in _PAIRED.items():
+        way = ["both" if takes(pair) else "first" for _, pair in draws]
+        right, loss = (
+            [pair[f"{name}_{what}"] for name, (_, pair) in zip(way, draws, strict=True)] for what in ("test", "loss")
+        )
+        by = [mean(each for each, (size, _) in zip(right, draws, strict=True) if size == wanted) for wanted in _SIZES]
+        more = [each - pair["first_test"] for each, (_, pair) in zip(right, draws, strict=True)]
+        ahead = f"{sum(each > 0 for each in more)}, {sum(each < 0 for each in more)}" if any(more) else ""
+        rows.append(
+            f"| {rule} | {way.count('both')} of {len(way)} | {' | '.join(map(percent, [*by, mean(right)]))} | {ahead} | "
+            f"{mean(loss):.3f} |"
+        )
     return rows
 
 

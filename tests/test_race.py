@@ -12,7 +12,7 @@ from headstart.data.splits import thinned
 from headstart.features.engine import Engine
 from headstart.features.extract import Features, extract
 from headstart.features.store import Store
-from headstart.race import Race, race
+from headstart.race import WORTH, Race, race
 from headstart.winner import fit_winner, held_out
 from tests.toys import Floats, Labels, clouds, striped, tiny_backbone
 
@@ -32,6 +32,17 @@ class Lanes:
     def stages(self, taps: tuple[int, ...], indices: Labels | None = None) -> Floats:
         whole = np.concatenate([self._stages[tap] for tap in taps], axis=1)
         return whole if indices is None else whole[indices]
+
+
+class Two(Lanes):
+    """Two backbones of one stage each."""
+
+    def __init__(self, one: Floats, other: Floats) -> None:
+        super().__init__([one, other])
+        self.own, self.beside, self.spans = self.widths[:1], (other,), (range(1), range(1, 2))
+
+    def of(self, place: int) -> Lanes:
+        return Lanes([self._stages[place]])
 
 
 def raced(stages: list[Floats], y: Labels, copies: int = 1, grouped: bool = False) -> Race:
@@ -67,6 +78,22 @@ def test_where_all_heads_are_always_right_none_is_said_to_be_ahead() -> None:
     assert found.reason.endswith(
         "is as often right as the last stage alone out of fold; no single head is clearly better"
     )
+
+
+def test_a_second_backbone_answers_too_where_answers_favour_it_and_something_is_left_to_gain() -> None:
+    unproven = 0
+    for seed in range(8):
+        for apart, clear in ((0.8, False), (9.0, True)):
+            (x, y), noise = clouds(count=45, apart=apart, seed=seed), np.random.default_rng(seed)
+            again = x + noise.standard_normal(x.shape).astype(np.float32)
+            folds = np.arange(45) // 3 % 5
+            found = race(Two(x, again), y, folds, 3, np.arange(45))  # type: ignore[arg-type]
+            pair = found.candidates[-1]
+            nats, error = Ways.of([pair.logits, pair.parts[0][0].logits], y).likelier(0, 1)
+            assert (found.best is pair) == (nats > 0 and nats + error > WORTH)
+            assert not clear or found.best is not pair, "all answers are right and sure without it"
+            unproven += found.best is pair and nats < error
+    assert unproven, "more need not be shown"
 
 
 def test_a_mean_of_heads_is_one_linear_layer_that_answers_as_they_do(store: Store) -> None:
