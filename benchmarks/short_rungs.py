@@ -46,7 +46,7 @@ def measured(source: Path, seed: int) -> dict[str, Any]:
             state = Split(seen, nobody, net.backbone, net.linear(state.head.kind, state.head.strength))
         own = case._shown(state.backbone, state.head)
         right = [float(case._right(own).mean()), float(case._with(own, head).mean())]
-        row[f"{epochs} of {usual.epochs} epochs"] = [*right, epochs * len(fit) / len(pool) + ON_EPOCHS]
+        row[f"{100 * share:.0f} % of its epochs"] = [*right, epochs * len(fit) / len(pool) + ON_EPOCHS]
     print(name, seed, row, flush=True)
     return row
 

@@ -160,19 +160,30 @@ def test_what_the_time_has_no_room_for_is_dropped_with_its_reason() -> None:
     # The pass for the first caches what the second starts from.
     pictures, share = evidence().images, sum(evidence().forward_seconds[:2]) + evidence().decode_seconds
     assert seconds(evidence(), whole.rungs[1], "fold") - second == pytest.approx(4 * pictures * share)
-    # The pace of the first rung decides on the second, unless twice the speed would not do either.
+    usual = whole.rungs[0].epochs
+    shortest = seconds(evidence(), whole.rungs[0].model_copy(update={"epochs": math.ceil(usual / 2)}), "fold")
+    # The pace of the first rung decides on the second, unless twice the speed would not do either. Before nothing is fine-tuned at
+    # all, the first has fewer epochs.
     for left, expected in (
         (2 * (first + second) + 1, [4, 2]),
         (first + second + 1, [4, 2]),
         (first + second - 1, [4]),
         (2 * first + 1, [4]),
-        (2 * first - 1, []),
+        (2 * first - 1, [4]),
+        (2 * shortest + 1, [4]),
+        (2 * shortest - 1, []),
     ):
         found = plan(Budget(seconds=left + 30, spent_seconds=30))
         assert [rung.cut for rung in found.rungs] == expected
         dropped = [reason for reason in found.reasons if "it would take about" in reason]
         assert len(dropped) == 2 - len(expected)
-    assert f"no rung from four on: it would take about {first:.0f} s, and {first - 0.5:.0f} s are left" in found.reasons
+    assert (
+        f"no rung from four on: it would take about {first:.0f} s, and {shortest - 0.5:.0f} s are left" in found.reasons
+    )
+    for left, epochs in ((2 * first + 1, usual), (2 * first - 1, usual - 1), (2 * shortest + 1, math.ceil(usual / 2))):
+        rung = plan(Budget(seconds=left)).rungs[0]
+        assert rung.epochs == epochs
+        assert rung.reason.endswith(f"; {epochs} of {usual} epochs, for which there is time") == (epochs < usual)
     assert plan(Budget(seconds=10, spent_seconds=30)).reasons[-1].endswith("and 0 s are left")
 
 

@@ -12,7 +12,7 @@ from headstart.plan import Budget, Evidence, Judge, Plan, Rung
 
 Mode = Literal["auto", "head", "full"]
 MODES: tuple[Mode, ...] = get_args(Mode)
-RULES = 10  # of `decide`: a plan that was decided by others is not taken up again
+RULES = 11  # of `decide`: a plan that was decided by others is not taken up again
 # Pictures below which a rung is judged on several folds: a single fold of them decides nothing.
 FEW_IMAGES = 500
 FEW_EACH = 20  # training pictures a class: so few, or fewer than `FEW_IMAGES` in all, were most recorded runs'
@@ -22,6 +22,8 @@ LADDER = (0.75, 0.45)
 FEW_LADDER = (0.33, 0.75)
 # Speeds are measured in a moment: the pace of the first rung decides on what lies below it, unless all take so many times too long.
 _HOPELESS = 2.0
+# Where there is no time for any rung as it should be, the first gets fewer epochs, down to this share (benchmarks/short_rungs.py).
+SHORTEST = 0.5
 WHOLE_VIEWS = 16  # where all stages train from pictures: nothing is cached, so that one view more costs nothing
 
 
@@ -57,11 +59,16 @@ def decide(evidence: Evidence, budget: Budget, *, backbone: str, mode: Mode = "a
             f"what held-out pictures approve of, promises {100 * expected.promise:.1f}, not worth its time"
         )
     else:
-        for cuts in _ladders(evidence.flops, judge):
-            rungs, more = _within(evidence, _ladder(evidence, cuts), budget, judge)
-            reasons += [reason for reason in more if reason not in reasons]
+        for least in (1.0, SHORTEST):
+            refused = list[str]()
+            for cuts in _ladders(evidence.flops, judge):
+                rungs, more = _within(evidence, _ladder(evidence, cuts), budget, judge, least)
+                refused += [reason for reason in more if reason not in refused]
+                if rungs:
+                    break
             if rungs:
                 break
+        reasons += refused
         if rungs and expected is not None:
             reasons.append(f"from runs on other data, fine-tuning is expected to gain {expected}")
     if rungs and 0 < evidence.validation < JUDGES and evidence.tested:
@@ -152,8 +159,11 @@ def epochs_for(images: int) -> int:
     return max(6, least, min(12, round(6 * math.sqrt(1500 / max(1, images)))))
 
 
-def _within(evidence: Evidence, rungs: list[Rung], budget: Budget, judge: Judge) -> tuple[list[Rung], list[str]]:
-    """Drop what neither the time nor the store has room for, deepest first, each with its reason."""
+def _within(
+    evidence: Evidence, rungs: list[Rung], budget: Budget, judge: Judge, least: float
+) -> tuple[list[Rung], list[str]]:
+    """Drop what neither the time nor the store has room for, deepest first, each with its reason; the first may have fewer epochs, but
+    no less than the share `least` of them."""
     kept: list[Rung] = []
     reasons: list[str] = []
     left, spent = for_rungs(budget), 0.0
@@ -170,6 +180,8 @@ def _within(evidence: Evidence, rungs: list[Rung], budget: Budget, judge: Judge)
                 )
                 continue
             fitting = stored
+        if not kept:
+            fitting = _shortened(evidence, fitting, judge, left, least)
         cost = seconds(evidence, fitting, judge, kept)
         if spent + cost > (_HOPELESS if kept else 1.0) * left:
             reasons.append(
@@ -182,6 +194,16 @@ def _within(evidence: Evidence, rungs: list[Rung], budget: Budget, judge: Judge)
         if room is not None and fitting.cut:  # the rung above is still in use while this one is judged
             room = max(0, room - fitting.views * _view_bytes(evidence, fitting))
     return kept, reasons
+
+
+def _shortened(evidence: Evidence, rung: Rung, judge: Judge, left: float, least: float) -> Rung:
+    """The rung in as many epochs as there is time for, but no less than the share `least`; as it is where that is not enough."""
+    for epochs in range(rung.epochs, math.ceil(least * rung.epochs) - 1, -1):
+        fewer = rung.model_copy(update={"epochs": epochs})
+        if seconds(evidence, fewer, judge) <= left:
+            why = f"; {epochs} of {rung.epochs} epochs, for which there is time" if epochs < rung.epochs else ""
+            return fewer.model_copy(update={"reason": rung.reason + why})
+    return rung
 
 
 def _gigabytes(count: int) -> str:
