@@ -29,7 +29,6 @@ from headstart.forecast import PROMISING, Forecast
 from headstart.plan import Budget, Evidence, Judge, Plan, Rung, load_plan
 from headstart.planner import FEW_IMAGES, WHOLE_VIEWS, cut_for, decide, foreseen, frozen_share
 from tests.data.pictures import class_folders
-from tests.toys import budgeted
 
 STAGES = ["stem", "one", "two", "three", "four"]
 
@@ -163,6 +162,16 @@ def test_nothing_is_tuned_where_nothing_could_be_shown_or_gained() -> None:
         assert len(plan(changes={"images": images, "head_accuracy": accuracy}).rungs) == rungs
 
 
+def budgeted(left: float) -> Budget:
+    """The budget that leaves rungs so many seconds, 30 s after the start."""
+    low, high = 0.0, 1e6
+    for _ in range(60):
+        middle = (low + high) / 2
+        enough = for_rungs(evidence(), Budget(seconds=30 + middle, spent_seconds=30)) > left
+        low, high = (low, middle) if enough else (middle, high)
+    return Budget(seconds=30 + high, spent_seconds=30)
+
+
 @pytest.mark.parametrize("changes", [{}, {"tested": 2000}, {"views": 3}, {"beside_seconds": 0.03, "tested": 900}])
 @pytest.mark.parametrize("left", [60.0, 150.0, 333.0, 570.0])
 def test_rungs_leave_the_proof_its_time_and_the_network_from_scratch_a_fair_share(
@@ -197,7 +206,7 @@ def test_what_the_time_has_no_room_for_is_dropped_with_its_reason() -> None:
         (shortest + 0.5, [4]),
         (shortest - 0.5, []),
     ):
-        found = plan(budgeted(evidence(), left))
+        found = plan(budgeted(left))
         assert [rung.cut for rung in found.rungs] == expected
         dropped = [reason for reason in found.reasons if "it would take about" in reason]
         assert len(dropped) == 2 - len(expected)
@@ -205,7 +214,7 @@ def test_what_the_time_has_no_room_for_is_dropped_with_its_reason() -> None:
         f"no rung from four on: it would take about {first:.0f} s, and {shortest - 0.5:.0f} s are left" in found.reasons
     )
     for left, epochs in ((first + 0.5, usual), (first - 0.5, usual - 1), (shortest + 0.5, math.ceil(usual / 2))):
-        rung = plan(budgeted(evidence(), left)).rungs[0]
+        rung = plan(budgeted(left)).rungs[0]
         assert rung.epochs == epochs
         assert rung.reason.endswith(f"; {epochs} of {usual} epochs, for which there is time") == (epochs < usual)
     assert plan(Budget(seconds=10, spent_seconds=30)).reasons[-1].endswith("and 0 s are left")

@@ -14,11 +14,9 @@ from torch import Tensor, nn
 from headstart.backbones.backbone import Backbone, InputSpec
 from headstart.backbones.from_module import load_module
 from headstart.choice import Ways
-from headstart.cost import for_rungs
 from headstart.data.dataset import Dataset
 from headstart.data.load import load_dataset
 from headstart.features.precision import has_fast_bfloat16
-from headstart.plan import Budget, Evidence
 
 SIDE = 32
 SPEC = InputSpec(size=(SIDE, SIDE), mean=(0.5, 0.4, 0.3), std=(0.25, 0.3, 0.2), interpolation="bilinear", crop=1.0)
@@ -143,13 +141,3 @@ def tiny_backbone(seed: int = 0) -> Backbone:
 def clearly_likelier(a: Floats, b: Floats, labels: Labels) -> bool:
     """Whether logits `a` (N, K), calibrated, make the labels likelier than `b` do, by more than a standard error."""
     return Ways.of([a, b], labels).clearly_likelier(0, 1)
-
-
-def budgeted(evidence: Evidence, left: float) -> Budget:
-    """The budget that leaves rungs so many seconds, 30 s after the start."""
-    low, high = 0.0, 1e9
-    for _ in range(80):
-        middle = (low + high) / 2
-        enough = for_rungs(evidence, Budget(seconds=30 + middle, spent_seconds=30)) > left
-        low, high = (low, middle) if enough else (middle, high)
-    return Budget(seconds=30 + high, spent_seconds=30)
