@@ -70,15 +70,9 @@ def training_seconds(evidence: Evidence, rung: Rung, epochs: float) -> float:
     return evidence.images * epochs * step
 
 
-def for_rungs(evidence: Evidence, budget: Budget) -> float:
-    """Seconds that rungs may take: half of what is left, or less, so that the proof has its time, and the network from scratch about
-    as much as all of transfer took: its epochs are rounded, and one step of that less is fair."""
-    if budget.seconds is None:
-        return math.inf
-    left = budget.seconds - budget.spent_seconds
-    unproven = left - min(0.5 * left, proving(evidence, tuned=True))
-    enough = 1 / math.sqrt(_STEP)  # of the time that transfer took: a step less than half a step more
-    return min(TRANSFER_SHARE * left, (unproven - enough * _passes(evidence)) / (1 + enough))
+def for_rungs(budget: Budget) -> float:
+    """Seconds that rungs may take."""
+    return math.inf if budget.seconds is None else TRANSFER_SHARE * (budget.seconds - budget.spent_seconds)
 
 
 def too_long(plan: Plan, rung: Rung, tried: Sequence[Tried]) -> str:
@@ -112,7 +106,7 @@ def _paced(plan: Plan, known: Evidence, budget: Budget, tried: Sequence[Tried]) 
     times = pace(known, [(rung, share * epochs, took) for rung, epochs, took in tried])
     above = [rung for rung, *_ in tried]
     spent = sum(seconds_of(known, rung, share * epochs, above[:n], times) for n, (rung, epochs, _) in enumerate(tried))
-    return times, for_rungs(known, budget) - spent
+    return times, for_rungs(budget) - spent
 
 
 # The search for its learning rate takes this many times the epochs of the small network's one training.
@@ -129,7 +123,8 @@ def scratch_epochs(evidence: Evidence, tuning: float, trainings: int) -> tuple[i
     8 epochs or 160 steps the small network is no fair opponent; after 150 epochs it has long converged. Rounded to a power of 1.25, so
     that the noise of the measured speeds seldom changes it. Only where a test set was cut does it search for a learning rate.
     """
-    transfer = _passes(evidence) + tuning
+    once = evidence.decode_seconds + sum(evidence.forward_seconds) + evidence.beside_seconds
+    transfer = evidence.images * (1 + evidence.views) * once + tuning
     images, search = _scratch_pass(evidence, trainings)
     least = _least_fair(images)
     epochs = transfer / (trainings * images * evidence.scratch_seconds * (1.0 + search))
@@ -167,17 +162,8 @@ def _least_fair(images: int) -> int:
 def proving(evidence: Evidence, tuned: bool) -> float:
     """Estimated seconds of what comes when all is decided: the sealed pictures run through the networks that answer, and through the
     one that was `tuned` as well; the rest takes about as long as a pass of the training pictures through the first."""
-    return (1 + tuned) * evidence.tested * _once(evidence) + evidence.images * sum(evidence.forward_seconds)
-
-
-def _passes(evidence: Evidence) -> float:
-    """Seconds of one pass of the training pictures for every view that heads were fitted to."""
-    return evidence.images * (1 + evidence.views) * _once(evidence)
-
-
-def _once(evidence: Evidence) -> float:
-    """Seconds that a picture takes through all networks that answer."""
-    return evidence.decode_seconds + sum(evidence.forward_seconds) + evidence.beside_seconds
+    once = evidence.decode_seconds + sum(evidence.forward_seconds) + evidence.beside_seconds
+    return (1 + tuned) * evidence.tested * once + evidence.images * sum(evidence.forward_seconds)
 
 
 def _scratch_pass(evidence: Evidence, trainings: int) -> tuple[int, float]:

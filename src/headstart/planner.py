@@ -166,7 +166,7 @@ def _within(
     no less than the share `least` of them."""
     kept: list[Rung] = []
     reasons: list[str] = []
-    left, spent = for_rungs(evidence, budget), 0.0
+    left, spent = for_rungs(budget), 0.0
     room = budget.store_bytes
     for rung in rungs:
         fitting = rung
