@@ -109,6 +109,7 @@ def test_no_difference_seen_on_few_images_is_no_tie(images: int, overkill: bool)
     assert decide_verdict(evaluate(labelled(images), beliefs)).overkill is overkill
 
 
+@pytest.mark.parametrize("repeats", [1, 3])
 @pytest.mark.parametrize(
     ("rare", "found", "said"),
     [
@@ -117,12 +118,15 @@ def test_no_difference_seen_on_few_images_is_no_tie(images: int, overkill: bool)
         (12, 1, "it should not be used as it is"),
     ],
 )
-def test_a_model_that_finds_the_rare_class_is_not_called_useless(rare: int, found: int, said: str) -> None:
+def test_a_model_that_finds_the_rare_class_is_not_called_useless(
+    rare: int, found: int, said: str, repeats: int
+) -> None:
     labels = np.r_[np.zeros(200, int), np.ones(rare, int)]
     right = np.r_[np.arange(200) >= 10 * (rare == 12), np.arange(rare) < found]
     final = np.eye(2)[np.where(right, labels, 1 - labels)]
     beliefs = {"final": 0.98 * final + 0.01, "majority": np.tile([0.9, 0.1], (len(labels), 1))}
-    warned = decide_verdict(evaluate(labels, beliefs)).warnings
+    beliefs = {name: np.tile(each, (repeats, 1)) for name, each in beliefs.items()}
+    warned = decide_verdict(evaluate(np.tile(labels, repeats), beliefs, repeats=repeats)).warnings
     assert any(said in each for each in warned), warned
     assert all("it should not be used" not in each for each in warned) or "it should not be used" in said
 

@@ -113,7 +113,7 @@ def fit(
         str,
         typer.Option(
             help="Pretrained network; see 'headstart backbones'. auto: those on this machine race, and two answer together where "
-            "that is better. A name: that one alone, which is faster. NAME@288: on pictures of so many pixels a side."
+            "that promises more. A name: that one alone, which is faster. NAME@288: on pictures of so many pixels a side."
         ),
     ] = Options.backbone,
     weights: Annotated[Path | None, typer.Option(help="Local weights file for it: .safetensors, or .pth.")] = None,
@@ -143,7 +143,7 @@ def fit(
     pair: Annotated[
         bool,
         typer.Option(
-            help="Whether two networks may answer together where that is better; a prediction then costs as much as both."
+            help="Whether two networks may answer together where that promises more; a prediction then costs as much as both."
         ),
     ] = Options.pair,
     path_column: PathColumn = Options.path_column,

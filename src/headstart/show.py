@@ -138,7 +138,7 @@ def show_backbones(entries: Sequence[Entry], *, as_json: bool) -> None:
     console.print(table)
     console.print("[dim]To bring one that is not here:  headstart backbones get NAME[/]", soft_wrap=True)
     console.print(
-        "[dim]Any timm name works with a network, or with a local file:  headstart fit DATA --backbone NAME --weights FILE[/]",
+        "[dim]Any timm name works, from the internet or from a local file:  headstart fit DATA --backbone NAME --weights FILE[/]",
         soft_wrap=True,
     )
 

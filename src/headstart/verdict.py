@@ -217,9 +217,10 @@ def _no_better(report: TestReport, final: str) -> str:
     """Of a model that is not surely right more often than the commonest class."""
     commonest = max(report.classes, key=lambda row: row.support, default=None)
     balanced, above = report.difference(final, "majority", "balanced_accuracy"), _paired(report, final, "majority")
-    if commonest is not None and report.images - commonest.support < DECIDES:
+    others = report.images - (commonest.support // report.repeats if commonest else 0)
+    if commonest is not None and others < DECIDES:
         return (
-            f"All but {report.images - commonest.support} of the {report.images:,} images tested are of one class, "
+            f"All but {others} of the {report.images:,} images tested are of one class, "
             f"'{commonest.name}': accuracy cannot show "
             "whether this model finds the others. Add pictures of them."
         )
