@@ -82,6 +82,8 @@ def test_help_names_every_command(headstart: Headstart) -> None:
         assert re.search(rf"\b{command}\b", said.out)
         assert headstart(command, "--help").code == 0
     assert "headstart fit photos/" in said.out
+    version = headstart("--version")
+    assert (version.code, version.out.strip()) == (0, f"headstart {hs.__version__}")
 
 
 def test_fit_shows_the_verdict_and_where_things_are(

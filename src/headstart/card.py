@@ -161,7 +161,7 @@ def read_card(folder: Path) -> Card:
         raw: Any = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BundleError(
-            f"'{folder}' holds no model ({CARD}: {error.strerror}). Give the folder that 'headstart fit --out' wrote."
+            f"'{folder}' holds no model ({CARD}: {error.strerror}). Give the run folder that 'headstart fit' wrote."
         ) from error
     except ValueError as error:
         raise BundleError(f"'{path}' is no valid JSON: {error}.") from error

@@ -62,6 +62,23 @@ Views = Annotated[
 ]
 
 
+def _versioned(wanted: bool) -> None:
+    if wanted:
+        import headstart
+
+        typer.echo(f"headstart {headstart.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_versioned, is_eager=True)
+    ] = False,
+) -> None:
+    """What comes before the name of a command."""
+
+
 def command() -> None:
     """The process `headstart`: `main`, and then its end at once. Taking an interpreter with torch in it apart takes a second."""
     code: int | str | None = 0

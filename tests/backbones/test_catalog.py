@@ -176,7 +176,7 @@ def test_a_weights_file_of_another_network_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": {"a": torch.zeros(1)}, "config": Path("x"), "net": ConvNet()}, tmp_path / "code.pth")
-    with pytest.raises(WeightsError, match=r"files that would run code are refused.*safetensors.torch.save_file"):
+    with pytest.raises(WeightsError, match=r"would run code, which is refused.*safetensors.torch.save_file"):
         load_backbone("test_resnet", weights=tmp_path / "code.pth")
 
 

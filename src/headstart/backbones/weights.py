@@ -58,7 +58,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         raise WeightsError(
-            f"{path} cannot be read as plain weights; files that would run code are refused ({_first_line(error)}). "
+            f"{path} cannot be read as plain weights: it is none, or would run code, which is refused. "
             "Convert it on the machine where it was made, with safetensors.torch.save_file(state_dict, path)."
         ) from error
     if isinstance(loaded, Mapping):
@@ -129,7 +129,3 @@ def classifier_of(weights: Mapping[str, Tensor], spare: frozenset[str], width: i
     if len(given) != 2 or len(matrices) != 1 or len(rows) != 1 or len(rows[0]) != len(matrices[0]):
         return None
     return matrices[0].detach().float(), rows[0].detach().float()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
