@@ -173,9 +173,9 @@ def _within(
         if room is not None and rung.cut:
             stored = _stored(evidence, rung, room)
             if stored is None or stored.cut in {other.cut for other in kept}:
-                least = 2 * _view_bytes(evidence, rung.model_copy(update={"rounded": True}))
+                needed = 2 * _view_bytes(evidence, rung.model_copy(update={"rounded": True}))
                 reasons.append(
-                    f"no rung from {evidence.stages[rung.cut]} on: two views of it take {_gigabytes(least)}, "
+                    f"no rung from {evidence.stages[rung.cut]} on: two views of it take {_gigabytes(needed)}, "
                     f"the store has room for {_gigabytes(room)}"
                 )
                 continue

@@ -141,6 +141,13 @@ def test_a_hub_checkpoint_in_the_cache_needs_no_network(nowhere: Path) -> None:
     assert backbone.origin.source == "hub timm/test_resnet.r160_in1k"
     assert len(backbone.origin.digest) == 64
     assert fetch("test_resnet") == snapshot / "model.safetensors"
+    whole_file = (snapshot / "model.safetensors").read_bytes()
+    for damaged in (whole_file[:-100], b"nothing of the kind", b""):
+        (snapshot / "model.safetensors").write_bytes(damaged)
+        with pytest.raises(
+            WeightsError, match=r"it is damaged, or of another network\. Delete it, and type: headstart"
+        ):
+            load_backbone("test_resnet")
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])

@@ -20,8 +20,8 @@ from headstart.backbones.bundled import BUNDLED, CLASSIFIER, locate
 from headstart.backbones.catalog import unknown
 from headstart.backbones.from_pip import by_pip
 from headstart.backbones.partition import partition
-from headstart.backbones.weights import classifier_of, from_file, load_strictly, sha256_of
-from headstart.errors import BackboneError, UnknownBackbone
+from headstart.backbones.weights import UNREADABLE, classifier_of, from_file, load_strictly, sha256_of
+from headstart.errors import BackboneError, UnknownBackbone, WeightsError
 
 _PROBE_SECONDS = 5
 
@@ -147,8 +147,16 @@ def _from_hub(name: str, size: tuple[int, int] | None) -> tuple[nn.Module, Path,
 
     timm loads the whole checkpoint strictly (it knows how to convert foreign ones); the classifier is left out.
     """
+    from safetensors import SafetensorError
+
     file = fetch_timm(name)
-    whole = _create(name, size, classes=None, file=file)
+    try:
+        whole = _create(name, size, classes=None, file=file)
+    except (SafetensorError, OSError, *UNREADABLE) as error:  # a download that broke off, a disk that failed
+        again = f"headstart backbones get {name}"
+        raise WeightsError(
+            f"{file} holds no weights of timm:{name}: it is damaged, or of another network. Delete it, and type: {again}"
+        ) from error
     network = build(name, size)
     given, spare = whole.state_dict(), _classifier_names(name, network)
     load_strictly(network, given, str(file), spare)

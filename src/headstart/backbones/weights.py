@@ -15,7 +15,7 @@ from headstart.errors import WeightsError
 
 COUNTER = "num_batches_tracked"
 # What torch.load raises for files that it has not written.
-_UNREADABLE = (
+UNREADABLE = (
     pickle.UnpicklingError,
     RuntimeError,
     EOFError,
@@ -56,7 +56,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             raise WeightsError(f"{path} is not a safetensors file ({error}). Download it again.") from error
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise WeightsError(
             f"{path} cannot be read as plain weights: it is none, or would run code, which is refused. "
             "Convert it on the machine where it was made, with safetensors.torch.save_file(state_dict, path)."
