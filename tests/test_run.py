@@ -34,6 +34,11 @@ def test_a_new_folder_is_made_and_holds_the_options(tmp_path: Path) -> None:
 def test_the_same_options_may_come_back_and_others_may_not(tmp_path: Path) -> None:
     with claim(tmp_path / "run"):
         pass
+    with claim(tmp_path / "run", seed=2):  # what was interrupted before there was a model may be begun otherwise
+        pass
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["options"]["seed"] == 2
+    with claim(tmp_path / "run") as folder:
+        folder.write("model.json", "{}")
     with claim(tmp_path / "run"):
         pass
     for changes in ({"seed": 1}, {"plan": "head"}, {"budget": None}):
@@ -42,8 +47,12 @@ def test_the_same_options_may_come_back_and_others_may_not(tmp_path: Path) -> No
     with pytest.raises(OutputError, match=r"holds a run on other data.*--overwrite to replace it"):
         claim(tmp_path / "run", "other photos")
     with claim(tmp_path / "run", overwrite=True, seed=1) as folder:
+        assert folder.stale
+    with claim(tmp_path / "bare"):
+        pass
+    with claim(tmp_path / "bare", overwrite=True, seed=1) as folder:
         assert not folder.stale, "nothing is there to lose"
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["options"]["seed"] == 1
+    assert json.loads((tmp_path / "bare" / "config.json").read_text())["options"]["seed"] == 1
     assert not (tmp_path / "run" / ".lock").exists()
 
 
@@ -94,8 +103,8 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
 
 
 def test_a_refused_claim_lets_go_of_the_folder(tmp_path: Path) -> None:
-    with claim(tmp_path / "run"):
-        pass
+    with claim(tmp_path / "run") as folder:
+        folder.write("model.json", "{}")
     with pytest.raises(OutputError, match="other options"):
         claim(tmp_path / "run", seed=1)
     with claim(tmp_path / "run"):

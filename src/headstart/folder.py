@@ -101,7 +101,7 @@ class Folder:
         same = before is not None and all(
             before.get(key) == self.config[key] for key in ("source", "options", "network")
         )
-        if before is not None and not same and not overwrite:
+        if before is not None and others and not same and not overwrite:  # without others nothing is there to lose
             raise OutputError(f"'{self.path}' holds a run on other data or with other options. {more} replace it.")
         if before is None and others and not overwrite:
             raise OutputError(f"'{self.path}' is not empty and holds no run ({others[0]}, …). {more} write into it.")
