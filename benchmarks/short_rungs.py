@@ -28,8 +28,7 @@ SHARES = (1.0, 0.67, 0.5, 0.33)  # of the usual epochs
 
 def measured(source: Path, seed: int) -> dict[str, Any]:
     """Share of right answers, alone and with the head, and passes, by the share of the usual epochs."""
-    name = next(name for name, place in PLACES.items() if source.match(place))
-    case = Case.of(name, source.resolve(), "600", seed)
+    case = Case.of(source.name, source.resolve(), "600", seed)
     tuning, evidence = case.tuning, case.plan.evidence
     assert evidence is not None
     head, pool, nobody = case._answers(case.heads.best), case.dataset.indices("train"), np.empty(0, np.int64)
@@ -47,7 +46,7 @@ def measured(source: Path, seed: int) -> dict[str, Any]:
         own = case._shown(state.backbone, state.head)
         right = [float(case._right(own).mean()), float(case._with(own, head).mean())]
         row[f"{100 * share:.0f} % of its epochs"] = [*right, epochs * len(fit) / len(pool) + ON_EPOCHS]
-    print(name, seed, row, flush=True)
+    print(source.name, seed, row, flush=True)
     return row
 
 

@@ -187,6 +187,15 @@ def test_what_the_time_has_no_room_for_is_dropped_with_its_reason() -> None:
     assert plan(Budget(seconds=10, spent_seconds=30)).reasons[-1].endswith("and 0 s are left")
 
 
+def test_a_rung_is_shortened_also_where_the_one_above_has_no_room_in_the_store() -> None:
+    growing = {"activation_bytes": [5_000, 10_000, 20_000, 800_000, 400_000]}
+    (alone,) = plan(Budget(store_bytes=10**8), growing).rungs
+    cost = seconds(evidence(**growing), alone, "fold")
+    found = plan(Budget(seconds=2 * cost - 1, store_bytes=10**8), growing)
+    assert [(rung.cut, rung.epochs) for rung in found.rungs] == [(2, alone.epochs - 1)]
+    assert any("no rung from four on: two views of it take" in reason for reason in found.reasons)
+
+
 @pytest.mark.parametrize("images", [300, 800])
 def test_what_heads_cache_ahead_is_what_plans_cut_at_and_costs_nothing_again(images: int) -> None:
     known = {"images": images, "views": 3}

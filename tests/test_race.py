@@ -81,7 +81,7 @@ def test_where_all_heads_are_always_right_none_is_said_to_be_ahead() -> None:
 
 
 def test_a_second_backbone_answers_too_where_answers_favour_it_and_something_is_left_to_gain() -> None:
-    unproven = 0
+    unproven = refused = 0
     for seed in range(8):
         for apart, clear in ((0.8, False), (9.0, True)):
             (x, y), noise = clouds(count=45, apart=apart, seed=seed), np.random.default_rng(seed)
@@ -93,7 +93,9 @@ def test_a_second_backbone_answers_too_where_answers_favour_it_and_something_is_
             assert (found.best is pair) == (nats > 0 and nats + error > WORTH)
             assert not clear or found.best is not pair, "all answers are right and sure without it"
             unproven += found.best is pair and nats < error
+            refused += found.best is not pair and not clear
     assert unproven, "more need not be shown"
+    assert refused, "nor is it taken in any case"
 
 
 def test_a_mean_of_heads_is_one_linear_layer_that_answers_as_they_do(store: Store) -> None:

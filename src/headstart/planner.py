@@ -59,15 +59,7 @@ def decide(evidence: Evidence, budget: Budget, *, backbone: str, mode: Mode = "a
             f"what held-out pictures approve of, promises {100 * expected.promise:.1f}, not worth its time"
         )
     else:
-        for least in (1.0, SHORTEST):
-            refused = list[str]()
-            for cuts in _ladders(evidence.flops, judge):
-                rungs, more = _within(evidence, _ladder(evidence, cuts), budget, judge, least)
-                refused += [reason for reason in more if reason not in refused]
-                if rungs:
-                    break
-            if rungs:
-                break
+        rungs, refused = _fitting(evidence, budget, judge)
         reasons += refused
         if rungs and expected is not None:
             reasons.append(f"from runs on other data, fine-tuning is expected to gain {expected}")
@@ -157,6 +149,18 @@ def epochs_for(images: int) -> int:
     """Passes over so many pictures. Fewer get more: what trains needs a number of steps, not of epochs."""
     least = min(24, round(1200 / max(1, images)))  # 75 steps of 16 pictures
     return max(6, least, min(12, round(6 * math.sqrt(1500 / max(1, images)))))
+
+
+def _fitting(evidence: Evidence, budget: Budget, judge: Judge) -> tuple[list[Rung], list[str]]:
+    """The first ladder that there is time for, with fewer epochs where none has time for all; and why others are left out."""
+    for least in (1.0, SHORTEST):
+        refused = dict[str, None]()
+        for cuts in _ladders(evidence.flops, judge):
+            rungs, more = _within(evidence, _ladder(evidence, cuts), budget, judge, least)
+            refused |= dict.fromkeys(more)
+            if rungs:
+                return rungs, list(refused)
+    return [], list(refused)
 
 
 def _within(

@@ -140,7 +140,7 @@ def unknown(name: str, reason: str = "") -> UnknownBackbone:
     if reason:
         return UnknownBackbone(
             f"backbone '{name}': {reason}. On this machine: {here}. Use one of these, give a file with "
-            f"--weights FILE, or, with internet, type: headstart backbones get {name.removeprefix('timm:')}"
+            f"--weights FILE, or, connected to the internet, type: headstart backbones get {name.removeprefix('timm:')}"
         )
     near = difflib.get_close_matches(rest, _SOURCES[source].names(), n=4, cutoff=0.5)
     meant = f" Did you mean {', '.join(near)}?" if near else ""

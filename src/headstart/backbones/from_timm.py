@@ -149,7 +149,7 @@ def _from_hub(name: str, size: tuple[int, int] | None) -> tuple[nn.Module, Path,
     """
     from safetensors import SafetensorError
 
-    file = fetch_timm(name)
+    file, network = fetch_timm(name), build(name, size)
     try:
         whole = _create(name, size, classes=None, file=file)
     except (SafetensorError, OSError, *UNREADABLE) as error:  # a download that broke off, a disk that failed
@@ -157,7 +157,6 @@ def _from_hub(name: str, size: tuple[int, int] | None) -> tuple[nn.Module, Path,
         raise WeightsError(
             f"{file} holds no weights of timm:{name}: it is damaged, or of another network. Delete it, and type: {again}"
         ) from error
-    network = build(name, size)
     given, spare = whole.state_dict(), _classifier_names(name, network)
     load_strictly(network, given, str(file), spare)
     return network, file, given, spare

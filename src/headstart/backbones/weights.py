@@ -58,7 +58,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
         raise WeightsError(
-            f"{path} cannot be read as plain weights: it is none, or would run code, which is refused. "
+            f"{path} cannot be read as plain weights: it is none, is damaged, or would run code, which is refused. "
             "Convert it on the machine where it was made, with safetensors.torch.save_file(state_dict, path)."
         ) from error
     if isinstance(loaded, Mapping):
