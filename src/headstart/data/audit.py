@@ -173,7 +173,7 @@ def shape_findings(facts: Facts, chosen: Sequence[int], names: Sequence[str]) ->
                 "elongated",
                 "warning",
                 f"{plural(len(long), 'picture')} at least {ELONGATED:g} times as long as wide: the "
-                "central crop sees little of them.",
+                f"central crop sees little of {'it' if len(long) == 1 else 'them'}.",
                 "Crop them to what matters, if that is not their middle.",
                 [described[i] for i in long],
             )
