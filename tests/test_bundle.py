@@ -336,7 +336,7 @@ def test_an_unknown_backbone_is_said(folder: Path) -> None:
 
 def test_missing_and_malformed_files_are_said(folder: Path) -> None:
     with pytest.raises(
-        BundleError, match=r"holds no model \(model\.json: No such file or directory\)\. Give the folder"
+        BundleError, match=r"holds no model \(model\.json: No such file or directory\)\. Give the run folder"
     ):
         load(folder.parent / "nowhere")
     (folder / WEIGHTS).rename(folder / "elsewhere")

@@ -91,7 +91,7 @@ def load(folder: str | Path, *, module: nn.Module | None = None, trainable: bool
         payload = (folder / WEIGHTS).read_bytes()
     except OSError as error:
         raise BundleError(
-            f"'{folder}' has no readable {WEIGHTS}: {error.strerror}. Give the folder that 'headstart fit' wrote."
+            f"'{folder}' has no readable {WEIGHTS}: {error.strerror}. Give the run folder that 'headstart fit' wrote."
         ) from error
     found = hashlib.sha256(payload).hexdigest()
     if found != card.sha256:

@@ -214,7 +214,9 @@ def report_of(run: Path) -> Path:
     """
     page = run / "report.html"
     if not page.is_file():
-        raise OutputError(f"'{run}' has no report.html. Give the folder that 'headstart fit' wrote, or run fit again.")
+        raise OutputError(
+            f"'{run}' has no report.html. Give the run folder that 'headstart fit' wrote, or run fit again."
+        )
     return page.resolve()
 
 
