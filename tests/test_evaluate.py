@@ -280,6 +280,29 @@ def test_few_groups_make_no_interval_narrower(groups: int) -> None:
     assert any(f"are of {groups} group" in said for said in verdict.warnings)
 
 
+@pytest.mark.parametrize(("groups", "alike"), [(3, 0.1), (4, 0.4), (8, 0.2), (8, 0.8), (20, 0.4)])
+def test_intervals_over_few_groups_cover_the_truth(groups: int, alike: float) -> None:
+    """Of each group a share of answers is right that varies from group to group, 0.85 of all."""
+    unit, spread, covered = np.repeat(np.arange(groups), 20), 1 / alike - 1, 0
+    labels = np.tile([0, 1], 10 * groups)
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        right = rng.random(len(unit)) < rng.beta(0.85 * spread, 0.15 * spread, groups)[unit]
+        belief = np.eye(2)[np.where(right, labels, 1 - labels)]
+        found = evaluate(labels, {"final": belief}, groups=unit, resamples=100, seed=seed).models["final"]
+        covered += found.accuracy.low <= 0.85 <= found.accuracy.high
+        covered += found.balanced_accuracy.low <= 0.85 <= found.balanced_accuracy.high
+    assert covered >= 0.91 * 400
+
+
+def test_one_wrong_answer_in_few_groups_still_promises_little() -> None:
+    labels, unit = np.tile([0, 1], 30), np.arange(60) // 20
+    belief = np.eye(2)[labels]
+    belief[0] = belief[0, ::-1]
+    low = evaluate(labels, {"final": belief}, groups=unit, resamples=100).models["final"].accuracy.low
+    assert 0.6 < low < 0.75, "one by one, 60 pictures would promise 91 %"
+
+
 def test_groups_of_one_picture_change_nothing() -> None:
     labels, beliefs = made(60, 4, {"final": 2.0, "pixels": 1.0})
     plain, alone = (

@@ -18,6 +18,7 @@ from headstart.intervals import (
     calibration,
     exact_share,
     exact_tail,
+    independent,
     percentiles,
     sign_test,
     unshifted,
@@ -143,9 +144,9 @@ def evaluate(
 
     Intervals are 95 % percentile intervals over `resamples` bootstrap draws; those of macro-F1 and ECE are shifted by the bootstrap's
     estimate of their bias, and that of ECE begins at 0 where a perfectly calibrated model would show as much. That of accuracy is no
-    narrower than the exact one (Clopper & Pearson 1934), that of balanced accuracy than one whose variance counts two more pictures
-    of the overall accuracy in each class: few pictures hardly vary from resample to resample. A share of 0 or 1, which no image
-    speaks against, has exact intervals.
+    narrower than the exact one (Clopper & Pearson 1934) of as many independent images as those of the groups are worth, that of
+    balanced accuracy than one whose variance counts two more pictures of the overall accuracy in each class: few pictures hardly vary
+    from resample to resample. A share of 0 or 1, which no image speaks against, has exact intervals.
 
     Raises:
         DataError: where shapes, labels or probabilities do not fit together.
@@ -235,10 +236,11 @@ def _scores(
             ends = unshifted if name == "macro_f1" else percentiles
             found[name] = widest([ends(value, each[name]) for each in draws])
     often = right.reshape(-1, len(unit)).mean(0)
-    low, high = exact_share(float(often.sum()), len(unit))
+    counted = independent(often, unit)
+    low, high = exact_share(float(often.mean()) * counted, counted)
     found["accuracy"] = widest([found["accuracy"], Interval(value=found["accuracy"].value, low=low, high=high)])
     if len(np.unique(belief.argmax(1))) > 1:  # who answers all alike has the same mean recall on any pictures
-        found["balanced_accuracy"] = widest([found["balanced_accuracy"], balanced(often, labels[: len(unit)])])
+        found["balanced_accuracy"] = widest([found["balanced_accuracy"], balanced(often, labels[: len(unit)], counted)])
     if right.all() or not right.any():
         # Resampling answers without an exception gives no exception; that is not yet a proof of none.
         pairs = np.unique(np.stack([labels[: len(unit)], unit]), axis=1)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
-from scipy.special import bdtr, betaincinv, expit, logit
+from scipy.special import bdtr, betaincinv, expit, logit, stdtrit
 
 from headstart.tasks import classification
 
@@ -69,16 +69,39 @@ def by_chance(belief: NDArray[np.floating], seed: int) -> NDArray[np.float64]:
     return np.concatenate(found)
 
 
-def balanced(right: NDArray[np.float64], labels: NDArray[np.int64]) -> Interval:
+def independent(right: NDArray[np.float64], unit: NDArray[np.int64]) -> float:
+    """As how many independent pictures those of a few groups count in an exact interval of their share.
+
+    Between n² / Σ m², where each group of m pictures is right or wrong together, and n (the design effect's count, Korn & Graubard
+    1998). That few groups tell little of how alike their pictures are is in the count, too: it falls with the quantile of Student's t
+    for G - 1 degrees of freedom.
+
+    right (N,) how often each picture was answered right; unit (N,) its group, 0 to G - 1.
+    """
+    sizes = np.bincount(unit)
+    pictures, groups = len(unit), len(sizes)
+    if groups == pictures:
+        return float(pictures)
+    least = pictures**2 / float((sizes**2).sum())
+    off = right - right.mean()
+    if groups == 1 or not off.any():  # nothing tells how alike the pictures of a group are
+        return least
+    apart, together = (off**2).sum() / (1 - 1 / pictures), (np.bincount(unit, off) ** 2).sum() / (1 - 1 / groups)
+    surer = (stdtrit(pictures - 1, 1 - _TAIL) / stdtrit(groups - 1, 1 - _TAIL)) ** 2
+    return float(np.clip(pictures * apart / max(apart, together) * surer, least, pictures))
+
+
+def balanced(right: NDArray[np.float64], labels: NDArray[np.int64], counted: float) -> Interval:
     """Mean recall of how often each picture was answered right (N,), with an interval on the logit's scale.
 
-    A recall of two pictures varies by more than they show: its variance counts `_BORROWED` more, of the overall accuracy.
+    A recall of two pictures varies by more than they show: its variance counts `_BORROWED` more, of the overall accuracy. The pictures
+    tell as much as `counted` independent ones.
     """
     count = np.bincount(labels)
     hits, count = np.bincount(labels, right)[count > 0], count[count > 0]
     value, overall = float((hits / count).mean()), (hits.sum() + 1) / (count.sum() + 2)
     shrunk = (hits + _BORROWED * overall) / (count + _BORROWED)
-    error = float((shrunk * (1 - shrunk) / count).sum() ** 0.5) / len(count)
+    error = float((shrunk * (1 - shrunk) / count).sum() * len(labels) / counted) ** 0.5 / len(count)
     inner = float(np.clip(value, 0.5 / count.sum(), 1 - 0.5 / count.sum()))
     reach = 1.96 * error / (inner * (1 - inner))
     low, high = expit(logit(inner) - reach), expit(logit(inner) + reach)
