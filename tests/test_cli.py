@@ -383,6 +383,7 @@ def test_errors_are_one_message_and_exit_code_two(headstart: Headstart, trained:
     assert (unknown.code, unknown.out) == (2, "")
     assert "error: there is no backbone 'timm:tf_efficientnet_lite9'" in unknown.err.replace("'tf_", "'timm:tf_")
     assert "Did you mean" in unknown.err and "headstart backbones" in unknown.err
+    assert not (tmp_path / "a").exists() and "images" not in unknown.err, "told before anything is read"
     nothing = headstart("fit", tmp_path / "nowhere", "--out", tmp_path / "b")
     assert nothing.code == 2 and "nowhere" in nothing.err
     few = headstart("inspect", tmp_path / "nowhere")

@@ -144,7 +144,8 @@ def fit(
     budget: Annotated[
         str,
         typer.Option(
-            help="Wall time to aim at, such as 90s, 10m, 2h; or none. It bounds fine-tuning and the network from scratch."
+            help="Wall time to aim at, such as 90s, 10m, 2h (a bare number is seconds); or none. It bounds fine-tuning and the "
+            "network from scratch."
         ),
     ] = "10m",
     seed: Seed = Options.seed,
@@ -175,7 +176,9 @@ def fit(
             "auto: eager, or on long jobs openvino (CPU) or compile (GPU), where that is faster and gives the same features."
         ),
     ] = Options.engine,
-    store_limit: Annotated[str, typer.Option(help="Room for cached results: 500MB, 20GB, 1.5TB or none.")] = "20GB",
+    store_limit: Annotated[
+        str, typer.Option(help="Room for cached results: 500MB, 20GB, 1.5TB (a bare number is bytes); or none.")
+    ] = "20GB",
     overwrite: Annotated[bool, typer.Option(help="Replace another run in the run folder.")] = False,
 ) -> None:
     """Make the best classifier that a pretrained network can honestly be made into, with proof.

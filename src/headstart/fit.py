@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from headstart import runtime
 from headstart.backbones.bundled import usual_transform
-from headstart.backbones.catalog import at_side, first_and_others
+from headstart.backbones.catalog import check_name, first_and_others
 from headstart.data.ahead import Ahead
 from headstart.errors import OptionError, WeightsError
 from headstart.features.store import Store
@@ -108,7 +108,7 @@ def _checked(options: Options, module: nn.Module | None) -> Plan | None:
     """What can be told before anything is read or written is not wrong with the options; the plan that they name, if it is a file.
 
     Raises:
-        OptionError: a value that cannot be. UnknownBackbone: the side of pictures is none. WeightsError: there is no file of weights.
+        OptionError: a value that cannot be. UnknownBackbone: there is none of that name. WeightsError: there is no file of weights.
         PlanError: the plan is none of the usual ones, and no plan file that can be read.
     """
     for name in CHOICES:
@@ -130,7 +130,7 @@ def _checked(options: Options, module: nn.Module | None) -> Plan | None:
             raise OptionError(f"{name}={getattr(options, name)!r}: expected {expected}.")
     if module is not None and (options.backbone != "auto" or options.weights is not None):
         raise OptionError("Got a network of your own, and a backbone or weights in the options. Give one of them.")
-    at_side(options.backbone)
+    check_name(options.backbone)
     if options.weights is not None and not Path(options.weights).is_file():
         raise WeightsError(
             f"there is no weights file at {options.weights}. Give the path of a .safetensors or .pth file."

@@ -17,6 +17,7 @@ from torch import nn
 
 from headstart.backbones import from_torchvision
 from headstart.backbones.backbone import InputSpec
+from headstart.backbones.bundled import BUNDLED
 from headstart.backbones.catalog import (
     _KNOWN,
     DEFAULT_BACKBONE,
@@ -50,7 +51,7 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_catalog_is_true_to_the_networks() -> None:
-    for name, (parameters, side, _) in _KNOWN.items():
+    for name, (parameters, side, _, tag) in _KNOWN.items():
         if name.startswith("torchvision:"):
             backbone = load_backbone(name, pretrained=False)
             assert sum(p.numel() for p in backbone.parameters()) == parameters
@@ -60,6 +61,7 @@ def test_the_catalog_is_true_to_the_networks() -> None:
             network = timm.create_model(name, num_classes=0)
         assert sum(p.numel() for p in network.parameters()) == parameters, name
         assert network.pretrained_cfg["input_size"][1:] == (side, side), name
+        assert tag == ("in1k" if name in BUNDLED else network.pretrained_cfg["tag"]), name
 
 
 def test_the_catalog_says_what_is_here(nowhere: Path) -> None:
@@ -77,6 +79,18 @@ def test_the_catalog_says_what_is_here(nowhere: Path) -> None:
     here = {entry.name: entry.parameters for entry in catalog() if entry.on_this_machine}
     assert here["ghostnet_100.in1k"] == 1_000 and "ViT-B-16-SigLIP" not in here, "another library's file"
     assert first_and_others("auto")[1][0] == "ghostnet_100.in1k", "the smallest is tried first"
+
+
+def test_another_pretraining_in_the_cache_goes_by_its_own_name(nowhere: Path) -> None:
+    """`resnet50` means timm's default weights: others of that network do not make these present."""
+    for name in ("resnet50.tv_in1k", "mobilenetv2_100.ra_in1k", "convnext_tiny.in12k_ft_in1k"):
+        checkpoint = nowhere / "HF_HUB_CACHE" / f"models--timm--{name}" / "snapshots" / "abc"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "model.safetensors").write_bytes(bytes(4_000))
+    here = {entry.name: entry.on_this_machine for entry in catalog()}
+    assert here["resnet50.tv_in1k"] and not here["resnet50"]
+    assert here["mobilenetv2_100.ra_in1k"] and not here["mobilenetv2_100"], "by pip come other weights"
+    assert here["convnext_tiny"] and "convnext_tiny.in12k_ft_in1k" not in here
 
 
 def test_listing_imports_no_torch() -> None:

@@ -36,20 +36,20 @@ class Entry:
     how_to_get: str
 
 
-# Backbones worth naming: parameters without the classifier, input side, licence. Any other timm or
-# torchvision name works as well. Numbers are pinned, so that listing them builds nothing; a test compares
-# them with the networks.
-_KNOWN: dict[str, tuple[int, int, str]] = {
-    "tf_efficientnet_lite0": (3_371_008, 224, "Apache-2.0"),
-    "tf_efficientnet_lite1": (4_135_680, 240, "Apache-2.0"),
-    "tf_efficientnet_lite2": (4_811_072, 260, "Apache-2.0"),
-    "mobilenetv2_100": (2_223_872, 224, "BSD-3-Clause"),
-    "mobilenetv3_large_100": (4_202_032, 224, "Apache-2.0"),
-    "efficientnet_b0": (4_007_548, 224, "Apache-2.0"),
-    "resnet50": (23_508_032, 224, "Apache-2.0"),
-    "convnext_tiny": (27_820_128, 224, "Apache-2.0"),
-    "vit_small_patch14_dinov2": (22_056_192, 518, "Apache-2.0"),
-    "torchvision:resnet18": (11_176_512, 224, "BSD-3-Clause"),
+# Backbones worth naming: parameters without the classifier, input side, licence, and timm's tag of the pretraining that the bare name
+# stands for. Any other timm or torchvision name works as well. All are pinned, so that listing them builds nothing; a test compares
+# them with the networks and with timm.
+_KNOWN: dict[str, tuple[int, int, str, str]] = {
+    "tf_efficientnet_lite0": (3_371_008, 224, "Apache-2.0", "in1k"),
+    "tf_efficientnet_lite1": (4_135_680, 240, "Apache-2.0", "in1k"),
+    "tf_efficientnet_lite2": (4_811_072, 260, "Apache-2.0", "in1k"),
+    "mobilenetv2_100": (2_223_872, 224, "BSD-3-Clause", "in1k"),
+    "mobilenetv3_large_100": (4_202_032, 224, "Apache-2.0", "ra_in1k"),
+    "efficientnet_b0": (4_007_548, 224, "Apache-2.0", "ra_in1k"),
+    "resnet50": (23_508_032, 224, "Apache-2.0", "a1_in1k"),
+    "convnext_tiny": (27_820_128, 224, "Apache-2.0", "in12k_ft_in1k"),
+    "vit_small_patch14_dinov2": (22_056_192, 518, "Apache-2.0", "lvd142m"),
+    "torchvision:resnet18": (11_176_512, 224, "BSD-3-Clause", ""),
 }
 
 
@@ -101,6 +101,21 @@ def at_side(name: str) -> tuple[str, int | None]:
     return short, int(side)
 
 
+def check_name(name: str) -> None:
+    """That some source knows a backbone of this name, or it is "auto"; a listed one is looked up, any other asks the library.
+
+    Raises:
+        UnknownBackbone: none does, or the side of its pictures is none.
+    """
+    full, _ = at_side(name)
+    source, rest = _split(full)
+    if full == "auto" or not {full, rest}.isdisjoint(entry.name for entry in catalog()):
+        return
+    with runtime.importing():
+        if rest.partition(".")[0] not in _SOURCES[source].names():
+            raise unknown(full)
+
+
 def first_and_others(name: str) -> tuple[str, tuple[str, ...]]:
     """The backbone to begin with, and those to try beside it: none where a name is given, and for "auto" those on this machine,
     by their parameters."""
@@ -125,11 +140,9 @@ def catalog() -> list[Entry]:
     """The known backbones and every other timm checkpoint in this machine's hub cache; builds nothing, asks
     no network."""
     entries, cached = [_known(name, *facts) for name, facts in _KNOWN.items()], _hub_cached()
-    listed = {entry.name for entry in entries}
-    for name in sorted(cached.keys() - listed):
-        if name.partition(".")[0] not in listed:
-            parameters = cached[name] // 4
-            entries.append(Entry(name, parameters, 0, "see its page", "Hugging Face hub", True, "is here"))
+    listed = {name: f"{name}.{facts[-1]}" for name, facts in _KNOWN.items()}
+    for name in sorted(cached.keys() - listed.keys() - set(listed.values())):
+        entries.append(Entry(name, cached[name] // 4, 0, "see its page", "Hugging Face hub", True, "is here"))
     return entries
 
 
@@ -150,7 +163,7 @@ def unknown(name: str, reason: str = "") -> UnknownBackbone:
     )
 
 
-def _known(name: str, parameters: int, side: int, licence: str) -> Entry:
+def _known(name: str, parameters: int, side: int, licence: str, tag: str) -> Entry:
     bundled, get = BUNDLED.get(name), f"headstart backbones get {name}"
     if bundled:
         source, here = bundled.source, locate(bundled) is not None
@@ -160,7 +173,7 @@ def _known(name: str, parameters: int, side: int, licence: str) -> Entry:
         source, here = "torchvision", bool(list(_torch_hub().glob(f"{name.partition(':')[2]}-*.pth")))
     else:
         source = "Hugging Face hub"
-        here = any(cached.partition(".")[0] == name for cached in _hub_cached())
+        here = not {name, f"{name}.{tag}"}.isdisjoint(_hub_cached())  # other pretrainings of it go by their own names
     return Entry(name, parameters, side, licence, source, here, "is here" if here else get)
 
 
