@@ -22,6 +22,7 @@ from cells import headed, percent
 from common import SETS, commit, keep, results
 
 RESULTS = Path(__file__).parent / "results" / "main_job.json"
+SPEEDS = ("images", "tested", "decode_seconds", "forward_seconds", "beside_seconds", "scratch_seconds")  # planned by
 
 
 def whole(source: Path, seed: int) -> dict[str, Any]:
@@ -46,6 +47,7 @@ def whole(source: Path, seed: int) -> dict[str, Any]:
         "ece": {name: scores["ece"]["value"] for name, scores in models.items()},
         "rungs": metrics["rungs"],
         "planned": [{"cut": rung["cut"], "epochs": rung["epochs"], "views": rung["views"]} for rung in plan["rungs"]],
+        "speeds": {name: plan["evidence"][name] for name in SPEEDS},
         "stages": plan["stages"],
         "reasons": plan["reasons"],
     }

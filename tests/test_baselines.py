@@ -192,6 +192,15 @@ def test_a_second_baseline_from_scratch_trains_nothing(
             scratching(dataset, thumbs, **changes).run()
 
 
+def test_a_slow_pace_of_the_short_trainings_shortens_the_long_one(dataset: Dataset, thumbs: Thumbnails) -> None:
+    several: dict[str, Any] = {"epochs": 4, "rates": RATES, "fewer": 3}
+    slow = scratching(dataset, thumbs, **several, due=-math.inf)
+    shorter = slow.run()
+    assert (shorter.epochs, shorter.complete) == (3, True)
+    assert replace(slow, epochs=3).is_stored() and not slow.is_stored(), "kept as what it is"
+    assert scratching(dataset, thumbs, **several).run().epochs == 4, "with time enough, all"
+
+
 def test_a_baseline_cut_short_answers_and_is_finished_by_a_later_run(dataset: Dataset, thumbs: Thumbnails) -> None:
     short = scratching(dataset, thumbs, deadline=-math.inf).run()
     assert not short.complete

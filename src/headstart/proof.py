@@ -158,11 +158,12 @@ def baselines(
     thumbs = thumbnails(dataset, store, side=32 if _usual_side(dataset) <= _SMALL else 64, progress=progress)
     wanted, why = _scratch_epochs(plan, tuned, len(each))
     rates, left = RATES if len(each) == 1 else USUAL_RATES, max(0.0, deadline - time.monotonic())
-    epochs, fair, both = wanted, True, (wanted, wanted)
+    epochs, fair, both, due = wanted, True, (wanted, wanted), deadline
     if plan.evidence is not None:
         both = scratch_fair(plan.evidence, wanted, len(each))
-        left -= min(0.5 * left, proving(plan.evidence, bool(tuned.kept)))
-        epochs, fair = scratch_affordable(plan.evidence, wanted, left, len(each))
+        after = min(0.5 * left, proving(plan.evidence, bool(tuned.kept)))
+        epochs, fair = scratch_affordable(plan.evidence, wanted, left - after, len(each))
+        due = deadline - after
     runs: list[Scratch] = []
 
     def majority(one: Pass) -> tuple[NDArray[np.float32], float]:
@@ -177,7 +178,7 @@ def baselines(
         val, first = dataset.indices("val"), one.fold == by_likeness(labels[one.fit], one.fold)[0]
         fit, held = (one.fit, val) if len(val) >= JUDGES else (one.fit[~first], one.fit[first])
         whole = Scratching(
-            thumbs, dataset, store, wanted, fit, held, one.fit, one.asked, rates, seed, deadline, progress
+            thumbs, dataset, store, wanted, fit, held, one.fit, one.asked, rates, seed, deadline, both[1], due, progress
         )
         stored = [known for count in both if (known := replace(whole, epochs=count)).is_stored()]
         if stored:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, final
 
@@ -103,7 +104,8 @@ class Scratch:
 class Scratching:
     """One baseline from scratch: the learning rate that does best on `held` at the end of a short training on `fit` trains on `whole`.
 
-    A single rate is taken as it is.
+    A single rate is taken as it is. Where the pace of the short trainings says that `epochs` would not end until `due`, it is `fewer`
+    epochs; at the `deadline` (both on `time.monotonic`'s clock) it is cut off.
     """
 
     thumbs: Thumbnails
@@ -117,6 +119,8 @@ class Scratching:
     rates: tuple[float, ...] = RATES
     seed: int = 0
     deadline: float = math.inf
+    fewer: int | None = None
+    due: float = math.inf
     progress: runtime.Progress = runtime.silent
 
     def is_stored(self) -> bool:
@@ -149,14 +153,25 @@ class Scratching:
                 if trials
                 else self.rates[0]
             )
-            last = self._train(rate, self.epochs, self.whole, nobody, self.test, advance)
+            ending = replace(self, epochs=self._epochs_until_due(trials))
+            last = ending._train(rate, ending.epochs, self.whole, nobody, self.test, advance)
+            advance(self.epochs - ending.epochs)
         took = time.monotonic() - began
         complete = last.complete and all(trial.complete for trial in trials)
         if complete:
+            memo = self.store.artifact("scratch", ending._spec())
             memo.save({"rate": rate, "seconds": took}, {"logits": last.logits})
             for trial in (*trials, last):
                 trial.checkpoint.drop()
-        return Scratch(last.logits, rate, self.epochs, took, complete, len(self.rates) > 1)
+        return Scratch(last.logits, rate, ending.epochs, took, complete, len(self.rates) > 1)
+
+    def _epochs_until_due(self, trials: Sequence[_Trial]) -> int:
+        """All epochs, or the fewer ones where these would take too long at the pace of the trials."""
+        pictures = len(self.fit) * sum(trial.epochs for trial in trials)
+        if self.fewer is None or not pictures:
+            return self.epochs
+        takes = self.epochs * len(self.whole) * sum(trial.seconds for trial in trials) / pictures
+        return self.epochs if time.monotonic() + takes <= self.due else self.fewer
 
     def _train(
         self,
@@ -186,7 +201,8 @@ class Scratching:
             advance=advance,
         )
         accuracy = done.curve[-1].val_accuracy if done.curve else 0.0
-        return _Trial(rate, accuracy, held_out_logits(net, source, asked, _precision()), done.complete, checkpoint)
+        logits, seconds = held_out_logits(net, source, asked, _precision()), sum(each.seconds for each in done.curve)
+        return _Trial(rate, accuracy, logits, done.complete, len(done.curve), seconds, checkpoint)
 
     def _spec(self) -> dict[str, Any]:
         parts = {"fit": self.fit, "held": self.held, "whole": self.whole, "test": self.test}
@@ -266,6 +282,8 @@ class _Trial:
     accuracy: float
     logits: NDArray[np.float32]
     complete: bool
+    epochs: int
+    seconds: float
     checkpoint: Checkpoint
 
 
