@@ -139,7 +139,7 @@ def test_few_pictures_get_one_deep_rung_or_a_shallow_one_where_time_is_short() -
 def test_nothing_is_tuned_where_nothing_could_be_shown_or_gained() -> None:
     untested = plan(changes={"tested": 0, "images": 80})
     assert untested.rungs == []
-    assert untested.reasons[-1].startswith("only the head is trained: 80 images are too few to cut a test set")
+    assert untested.reasons[-1].startswith("only the head is trained: of 80 images no test set could be cut")
     perfect = plan(changes={"head_accuracy": 1.0})
     assert perfect.rungs == []
     assert "about 0.0 mistakes are expected on the pictures that would judge more" in perfect.reasons[-1]

@@ -44,7 +44,7 @@ def decide(evidence: Evidence, budget: Budget, *, backbone: str, mode: Mode = "a
         rungs = [rung_from(evidence, 0, "all stages train, as asked for").model_copy(update=gentle)]
     elif not evidence.tested:
         reasons.append(
-            f"only the head is trained: {evidence.images} images are too few to cut a test set that could prove what more adds"
+            f"only the head is trained: of {evidence.images} images no test set could be cut that could prove what more adds"
         )
     elif (
         mistakes := _mistakes(evidence.head_accuracy, evidence.images, evidence.folds, judge, evidence.validation)

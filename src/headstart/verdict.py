@@ -171,8 +171,9 @@ def _reasons(report: TestReport, final: str, head: str, simple: str | None) -> l
             "Each group counts as one in intervals and tests, as its pictures tend to be right or wrong together."
         )
     if report.protocol != "sealed test":
+        few = "the data" if report.groups is None else "the data, or the groups that they come in,"
         reasons.append(
-            f"No test set was cut, because the data are too few: each image was predicted {report.repeats} "
+            f"No test set was cut, because {few} are too few: each image was predicted {report.repeats} "
             f"time{'s' if report.repeats > 1 else ''} by models that had not seen it."
         )
     return reasons

@@ -225,6 +225,19 @@ def test_given_groups_stay_together(tmp_path: Path) -> None:
         assert len(set(dataset.groups[members].tolist())) == 1
 
 
+def test_groups_too_large_for_a_test_set_are_told(tmp_path: Path) -> None:
+    rows = []
+    for seed in range(SMALL_POOL):
+        write(tmp_path / f"{seed}.png", seed)
+        rows.append(f"{seed}.png,{'xy'[seed % 2]},dish {seed % 2 ^ (seed % 3 == 0)}")
+    (tmp_path / "t.csv").write_text("\n".join(["path,label,group", *rows]))
+    told = load_dataset(tmp_path / "t.csv")
+    found = kinds(told.audit)["no_test"]
+    assert told.indices("test").size == 0 and found.severity == "warning"
+    assert found.message.startswith("The pictures are of 2 groups: too few, or too large")
+    assert "other groups" in found.next_step
+
+
 def test_a_group_in_two_given_splits_is_told(tmp_path: Path) -> None:
     root = class_folders(tmp_path, {"x": 12, "y": 12})
     rows = [

@@ -255,6 +255,8 @@ def _split(dataset: Dataset, rules: _Rules) -> tuple[Dataset, list[Finding]]:
             contents = [dataset.digests[i] for i in pool]
             test = assign_test(dataset.labels[pool], dataset.groups[pool], contents, rules.test_fraction, rules.seed)
             split[pool[test]] = "test"
+            if not test.any():
+                findings.append(_uncut(dataset.labels[pool], dataset.groups[pool]))
     train = np.flatnonzero(split == "train")
     labels, groups = dataset.labels[train], dataset.groups[train]
     folds = fold_count(labels, groups, rules.folds)
@@ -275,6 +277,20 @@ def _split(dataset: Dataset, rules: _Rules) -> tuple[Dataset, list[Finding]]:
             finding("untested", "warning", message, "Nothing will be known about how well they do.", untested)
         )
     return done, findings
+
+
+def _uncut(labels: NDArray[np.int64], groups: NDArray[np.int64]) -> Finding:
+    """Why enough pictures give no test set: each class must keep some to train on, and groups stay whole."""
+    if np.bincount(labels).max() < 3:
+        message, more = (
+            "No class has the three pictures that one could be sealed of for a test.",
+            "Add pictures of each class.",
+        )
+    else:
+        number = plural(len(np.unique(groups)), "group")
+        message = f"The pictures are of {number}: too few, or too large, to seal some for a test."
+        more = "Add pictures of other groups: more of the same do not help."
+    return finding("no_test", "warning", message, f"Figures come from repeated cross-validation. {more}")
 
 
 def _without_partial_val(dataset: Dataset) -> tuple[Dataset, list[Finding]]:
