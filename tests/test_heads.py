@@ -121,6 +121,17 @@ def test_centroid_is_the_nearest_mean() -> None:
     assert (head.logits(x).argmax(1) == nearest_mean(z, np.ones(len(y), bool), y, 3)).all()
 
 
+def test_a_class_of_one_picture_does_not_set_the_temperature_of_the_nearest_mean() -> None:
+    x, y = clouds(width=12)
+    folds = thirds(len(y))
+    plain, *_ = centroid_scores(principal_axes(x), y, folds, 3, (0,))
+    y = np.append(y, 3)
+    score, *_ = centroid_scores(principal_axes(np.concatenate([x, x[:1] + 1])), y, np.append(folds, 0), 4, (0,))
+    assert score.logits[-1].argmax() != 3, "no fold that it is asked in knows its mean"
+    assert score.log_loss < plain.log_loss + 0.3, "with an infinite distance it would be as if all were guessed, 1.39"
+    assert score.temperature < 5 * plain.temperature
+
+
 @pytest.mark.parametrize("kind", ["logistic", "ridge", "centroid"])
 @pytest.mark.parametrize("width", [12, 200])
 def test_a_folded_head_answers_as_in_the_axes(kind: str, width: int) -> None:

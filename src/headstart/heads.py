@@ -185,9 +185,13 @@ def centroid_scores(
     logits = torch.empty(len(labels), classes, device=clean.device)
     for fold in np.unique(folds):
         outs = torch.from_numpy(np.tile(folds == fold, 1 + views)).to(clean.device)
-        w, b = centroids(axes.z[~outs].T @ targets[~outs], targets[~outs].sum(0))
+        seen = targets[~outs].sum(0)
+        w, b = centroids(axes.z[~outs].T @ targets[~outs], seen)
         out = outs[: len(labels)]
-        logits[out] = clean[out] @ w + b
+        found = clean[out] @ w + b
+        # A class without a mean comes behind the farthest, by no more: its pictures must not set the temperature alone.
+        found[:, seen == 0] = found[:, seen > 0].amin(1, keepdim=True) - 1e-3
+        logits[out] = found
     return [replace(_score("centroid", taps, 0.0, logits, labels, _temperature(logits, labels)), views=views)]
 
 
