@@ -109,6 +109,17 @@ def test_what_holds_no_picture_is_a_row_beside_others(model: Model, picture: Pat
             told(model, alone)
 
 
+def test_a_pattern_names_pictures_before_other_files_and_folders(picture: Path, tmp_path: Path) -> None:
+    (inside := tmp_path / "all" / "inside").mkdir(parents=True)
+    for file in (tmp_path / "all" / "a.png", tmp_path / "all" / "b.PNG", inside / "c.png", inside / "d.dat"):
+        file.write_bytes(picture.read_bytes())
+    (tmp_path / "all" / "notes.txt").write_text("no picture")
+    asked = Asked([f"{tmp_path}/all/*"])
+    assert [Path(path).name for path in asked] == ["a.png", "b.PNG"] and asked.aside == {".txt": 1}
+    assert [Path(path).name for path in Asked([f"{tmp_path}/a*"])] == ["a.png", "b.PNG", "c.png"], "a folder alone"
+    assert [Path(path).name for path in Asked([f"{tmp_path}/all/inside/*.dat"])] == ["d.dat"], "asked for by its ending"
+
+
 def test_a_picture_is_not_written_over(
     model: Model, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,17 +74,25 @@ class Asked:
             elif os.path.isdir(path):  # noqa: PTH112  (a Path would normalise what the person typed)
                 yield from self._in_folder(path)
             elif any(mark in path for mark in "*?[") and not os.path.exists(path):  # noqa: PTH110
-                found = sorted(glob.glob(path, recursive=True))  # noqa: PTH207
-                yield from found or self._without(
-                    path, f"No file matches '{path}'. Check the pattern, or put it in quotes."
-                )
+                yield from self._matching(path)
             else:
                 yield path
+
+    def _matching(self, pattern: str) -> Iterator[str]:
+        """The pictures that a pattern names; where it names none, its files as they are, or what lies in its folders."""
+        found, known = sorted(glob.glob(pattern, recursive=True)), extensions()  # noqa: PTH207
+        files = [path for path in found if not os.path.isdir(path)]  # noqa: PTH112
+        pictures = [path for path in files if _ending(path) in known]
+        if pictures:
+            self.aside.update(_ending(path) or "without an ending" for path in files if _ending(path) not in known)
+        elif not found:
+            pictures = self._without(pattern, f"No file matches '{pattern}'. Check the pattern, or put it in quotes.")
+        yield from pictures or files or (file for folder in found for file in self._in_folder(folder))
 
     def _in_folder(self, path: str) -> Iterator[str]:
         known, empty, others = extensions(), True, Counter[str]()
         for file in _visible(path):
-            ending = os.path.splitext(file)[1].lower()  # noqa: PTH122
+            ending = _ending(file)
             if ending in known:
                 empty = False
                 yield file
@@ -102,6 +110,10 @@ class Asked:
             raise DataError(words)
         self.why[path] = words
         return [path]
+
+
+def _ending(path: str) -> str:
+    return os.path.splitext(path)[1].lower()  # noqa: PTH122
 
 
 def _visible(path: str) -> Iterator[str]:
