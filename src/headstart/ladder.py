@@ -277,13 +277,15 @@ class Ladder:
         else:
             return splits[0].backbone, splits[0].head, False
         if refitted is None:
-            reasons.append("the time was used up before the refit ended: the model of the first split is kept")
+            reasons.append(
+                "the refit did not end, for want of time or as it diverged: the model of the first split is kept"
+            )
             return splits[0].backbone, splits[0].head, False
         return *refitted, True
 
     def _on(self, split: Split, last: Rung, number: int) -> tuple[Backbone, Head] | None:
         """Backbone and head of a split after a few more epochs of the `last` rung, at a small rate, over all training pictures; None
-        where the time was used up."""
+        where that did not end."""
         rates = {"lr_body": ON_RATE * last.lr_body, "lr_head": ON_RATE * last.lr_head}
         rung = last.model_copy(update={"epochs": ON_EPOCHS, **rates})
         pool, nobody = self.tuning.dataset.indices("train"), np.empty(0, np.int64)
@@ -295,8 +297,8 @@ class Ladder:
         return net.backbone, net.linear(split.head.kind, split.head.strength)
 
     def refit(self, rungs: Sequence[tuple[Rung, float]]) -> tuple[Backbone, Head] | None:
-        """Backbone and head after rungs, each with its share of what training changed, on all training pictures; None where the
-        time was used up."""
+        """Backbone and head after rungs, each with its share of what training changed, on all training pictures; None where that
+        did not end."""
         pool, nobody = self.tuning.dataset.indices("train"), np.empty(0, np.int64)
         state = self.tuning.start(self.heads.last, pool, nobody)
         with self.tuning.progress("Refitting on all", sum(rung.epochs for rung, _ in rungs), "epochs") as advance:
