@@ -192,8 +192,11 @@ def test_a_second_baseline_from_scratch_trains_nothing(
             scratching(dataset, thumbs, **changes).run()
 
 
-def test_a_slow_pace_of_the_short_trainings_shortens_the_long_one(dataset: Dataset, thumbs: Thumbnails) -> None:
-    several: dict[str, Any] = {"epochs": 4, "rates": RATES, "fewer": 3}
+@pytest.mark.parametrize("rates", [RATES, USUAL_RATES])
+def test_a_slow_pace_of_the_short_trainings_shortens_the_long_one(
+    dataset: Dataset, thumbs: Thumbnails, rates: tuple[float, ...]
+) -> None:
+    several: dict[str, Any] = {"epochs": 4, "rates": rates, "fewest": 3}
     slow = scratching(dataset, thumbs, **several, due=-math.inf)
     shorter = slow.run()
     assert (shorter.epochs, shorter.complete) == (3, True)

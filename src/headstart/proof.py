@@ -158,9 +158,9 @@ def baselines(
     thumbs = thumbnails(dataset, store, side=32 if _usual_side(dataset) <= _SMALL else 64, progress=progress)
     wanted, why = _scratch_epochs(plan, tuned, len(each))
     rates, left = RATES if len(each) == 1 else USUAL_RATES, max(0.0, deadline - time.monotonic())
-    epochs, fair, both, due = wanted, True, (wanted, wanted), deadline
+    epochs, fair, fewest, due = wanted, True, wanted, deadline
     if plan.evidence is not None:
-        both = scratch_fair(plan.evidence, wanted, len(each))
+        _, fewest = scratch_fair(plan.evidence, wanted, len(each))
         after = min(0.5 * left, proving(plan.evidence, bool(tuned.kept)))
         epochs, fair = scratch_affordable(plan.evidence, wanted, left - after, len(each))
         due = deadline - after
@@ -178,15 +178,20 @@ def baselines(
         val, first = dataset.indices("val"), one.fold == by_likeness(labels[one.fit], one.fold)[0]
         fit, held = (one.fit, val) if len(val) >= JUDGES else (one.fit[~first], one.fit[first])
         whole = Scratching(
-            thumbs, dataset, store, wanted, fit, held, one.fit, one.asked, rates, seed, deadline, both[1], due, progress
+            thumbs, dataset, store, wanted, fit, held, one.fit, one.asked, rates, seed, deadline, progress=progress
         )
-        stored = [known for count in both if (known := replace(whole, epochs=count)).is_stored()]
-        if stored:
-            runs.append(stored[0].run())
+        tried = (replace(whole, epochs=count) for count in range(wanted, fewest - 1, -1))
+        stored = next((known for known in tried if known.is_stored()), None)
+        if stored is not None:
+            runs.append(stored.run())
         elif fair:
-            runs.append(replace(whole, epochs=epochs).run())
+            paced = fewest if len(rates) > 1 else None
+            runs.append(replace(whole, epochs=epochs, fewest=paced, due=due).run())
         else:
-            runs.append(replace(replace(whole, epochs=epochs, rates=USUAL_RATES).run(), complete=False))
+            now = time.monotonic()
+            until = now + (due - now) / (len(each) - len(runs))
+            short = replace(whole, epochs=epochs, rates=USUAL_RATES, fewest=1, due=until)
+            runs.append(replace(short.run(), complete=False))
         # The long run has seen what was held out, and short trials are no measure of how sure it is; label smoothing bounds that.
         return runs[-1].logits, None
 
@@ -197,7 +202,7 @@ def baselines(
         had = (
             "as long as there was time"
             if fair
-            else f"{plural(epochs, 'epoch')} at the usual rate, all that there was time for"
+            else f"{plural(min(run.epochs for run in runs), 'epoch')} at the usual rate, all that there was time for"
         )
         why = f"{had}; fair would have been {why}"
     elif any(run.epochs < wanted for run in runs):

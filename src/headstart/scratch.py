@@ -104,8 +104,9 @@ class Scratch:
 class Scratching:
     """One baseline from scratch: the learning rate that does best on `held` at the end of a short training on `fit` trains on `whole`.
 
-    A single rate is taken as it is. Where the pace of the short trainings says that `epochs` would not end until `due`, it is `fewer`
-    epochs; at the `deadline` (both on `time.monotonic`'s clock) it is cut off.
+    A single rate is taken as it is. Where the pace of the short trainings (of a single rate one epoch) says that `epochs` would not
+    end until `due`, it is as many as do, but no fewer than `fewest`, and all where that is None; at the `deadline` it is cut off. Both
+    are on `time.monotonic`'s clock.
     """
 
     thumbs: Thumbnails
@@ -119,7 +120,7 @@ class Scratching:
     rates: tuple[float, ...] = RATES
     seed: int = 0
     deadline: float = math.inf
-    fewer: int | None = None
+    fewest: int | None = None
     due: float = math.inf
     progress: runtime.Progress = runtime.silent
 
@@ -144,7 +145,9 @@ class Scratching:
         began = time.monotonic()
         steps = math.ceil(len(self.fit) / SCRATCH_BATCH)
         short = max(round(_SEARCH * self.epochs), math.ceil(_SEARCH_STEPS / steps))
-        nobody, searched = np.empty(0, np.int64), self.rates if len(self.rates) > 1 else ()
+        nobody, searched = np.empty(0, np.int64), self.rates
+        if len(self.rates) == 1:
+            short, searched = 1, self.rates if self.fewest is not None else ()
         with self.progress("Baseline from scratch", short * len(searched) + self.epochs, "epochs") as advance:
             trials = [self._train(rate, short, self.fit, self.held, self.held, advance) for rate in searched]
             # Of equals the rate that is the best in most trials, and not the first, which is the slowest.
@@ -166,12 +169,12 @@ class Scratching:
         return Scratch(last.logits, rate, ending.epochs, took, complete, len(self.rates) > 1)
 
     def _epochs_until_due(self, trials: Sequence[_Trial]) -> int:
-        """All epochs, or the fewer ones where these would take too long at the pace of the trials."""
+        """As many epochs as end until then at the pace of the trials, within what may be."""
         pictures = len(self.fit) * sum(trial.epochs for trial in trials)
-        if self.fewer is None or not pictures:
+        if self.fewest is None or not pictures:
             return self.epochs
-        takes = self.epochs * len(self.whole) * sum(trial.seconds for trial in trials) / pictures
-        return self.epochs if time.monotonic() + takes <= self.due else self.fewer
+        once = len(self.whole) * sum(trial.seconds for trial in trials) / pictures
+        return int(min(self.epochs, max(self.fewest, (self.due - time.monotonic()) / once)))
 
     def _train(
         self,
