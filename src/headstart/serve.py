@@ -295,6 +295,7 @@ def measure(
                 [
                     f"{listing.source} has labels that the model does not know: {', '.join(unknown[:5])}.",
                     f"It knows: {', '.join(model.classes[:10])}{', …' if len(model.classes) > 10 else ''}.",
+                    "Rename those, or leave them out.",
                     *listing.warnings,
                     *listing.notes,
                 ]
