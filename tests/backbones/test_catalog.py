@@ -22,6 +22,7 @@ from headstart.backbones.catalog import (
     _KNOWN,
     DEFAULT_BACKBONE,
     catalog,
+    check_name,
     fetch,
     first_and_others,
     load_backbone,
@@ -114,6 +115,13 @@ def test_a_misspelt_name_is_met_with_near_ones() -> None:
         load_backbone("resnet5o")
     with pytest.raises(UnknownBackbone, match=r"Did you mean .*convnext_tiny"):
         load_backbone("torchvision:convnext_tny")
+    with pytest.raises(UnknownBackbone, match=r"no backbone 'timm:tf_efficientnet_b0_ns'"):
+        load_backbone("tf_efficientnet_b0_ns")  # as timm called it once
+    for name in ("resnet5o", "timm:resnet5o.a1_in1k", "torchvision:convnext_tny", "tf_efficientnet_b0_ns"):
+        with pytest.raises(UnknownBackbone, match="no backbone"):
+            check_name(name)
+    for name in ("auto", "resnet50", "timm:resnet34.a1_in1k", "torchvision:convnext_tiny", "tf_efficientnet_lite0@288"):
+        check_name(name)
     with pytest.raises(UnknownBackbone, match="no source 'tim' in 'tim:resnet50', expected one of: timm, torchvision"):
         load_backbone("tim:resnet50")
 

@@ -78,9 +78,10 @@ def config_of(name: str) -> Any:
     Raises:
         UnknownBackbone: timm has no such name.
     """
-    if not timm.is_model(name):
-        raise unknown(f"timm:{name}")
-    config = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    config = None
+    if timm.is_model(name):
+        with contextlib.suppress(RuntimeError):  # a former name, of which timm keeps no record
+            config = timm.get_pretrained_cfg(name, allow_unregistered=False)
     if config is None:
         raise unknown(f"timm:{name}")
     return config
